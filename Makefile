@@ -1,0 +1,42 @@
+# make train and make test work from a bare clone: both set up $(VENV) first, which costs seconds once it is there.
+VENV ?= .venv
+# The Python that $(VENV) is made from. If it has torch and detectron2 already, those are used.
+PYTHON ?=
+# Another Detectron2: git+https://..., a folder, or "pinned". tools/setup_env.sh --help says more.
+DETECTRON2 ?=
+# More arguments: make train ARGS="--eval-only SOLVER.MAX_ITER 10", make test ARGS="-k equalization"
+ARGS ?=
+
+CONFIG ?= configs/MiniLVIS/eql_faster_rcnn.yaml
+OUTPUT ?= output/mini_lvis_eql
+
+.DEFAULT_GOAL := help
+.PHONY: help setup train test lint clean
+
+help:
+	@echo 'make train   set up, then train and evaluate EQL Faster R-CNN on MiniLVIS (about 10 minutes on 2 CPU cores)'
+	@echo 'make test    set up, then ruff and the tests'
+	@echo 'make setup   only make $(VENV) with torch, Detectron2 and eql_d2 in it'
+	@echo 'make lint    set up, then ruff'
+	@echo 'make clean   remove caches and build files; $(VENV), output/ and datasets/ stay'
+	@echo
+	@echo 'PYTHON=/path/to/python3   use the torch and Detectron2 of that environment'
+	@echo 'DETECTRON2=git+https://github.com/facebookresearch/detectron2   build that Detectron2'
+	@echo 'VENV=folder   another environment; one of your own is added to'
+	@echo 'ARGS="..."   more arguments for train_net.py or pytest'
+
+setup:
+	@VENV='$(VENV)' PYTHON='$(PYTHON)' DETECTRON2='$(DETECTRON2)' tools/setup_env.sh
+
+train: setup
+	$(VENV)/bin/python tools/train_net.py --config-file $(CONFIG) $(ARGS) OUTPUT_DIR $(OUTPUT)
+
+lint: setup
+	$(VENV)/bin/python -m ruff check .
+
+test: lint
+	$(VENV)/bin/python -m pytest tests $(ARGS)
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache
+	find . -path './$(VENV)' -prune -o -name __pycache__ -type d -exec rm -rf {} +

@@ -1,0 +1,47 @@
+"""The config keys that this package adds to Detectron2's."""
+
+import yacs.config
+from detectron2.config import CfgNode
+
+from eql_d2.losses import CLS_LOSS_REGISTRY
+from eql_d2.losses.hyper_parameters import NODE, config_node
+
+
+def add_eql_config(cfg: CfgNode) -> None:
+    """Add the keys of eql_d2 to ``cfg``; call it before merging a file or a list.
+
+    Every loss that is registered by now gets a node with its hyper-parameters, so import a loss of your own first.
+    """
+    losses = cfg.MODEL.ROI_BOX_HEAD.CLS_LOSS = CfgNode()
+    # Registered name of the classification loss. "" is the loss that a named head (EQLROIHeads, ...) stands for,
+    # and SoftmaxCrossEntropy in the generic LongTail...ROIHeads.
+    losses.NAME = ""
+    # Category counts written by tools/make_class_counts.py; "" counts DATASETS.TRAIN.
+    losses.COUNTS_FILE = ""
+    for name, loss_class in CLS_LOSS_REGISTRY:
+        losses[name] = config_node(loss_class)
+    _let_an_int_replace_a_float()
+
+    # Keys of the original EQL project, so that its YAML files still merge and mean what they meant. LAMBDA
+    # and PRIOR_PROB are those of the loss's own node; FREQ_INFO was never read there either.
+    cfg.MODEL.ROI_HEADS.LAMBDA = None
+    cfg.MODEL.ROI_HEADS.PRIOR_PROB = None
+    cfg.MODEL.ROI_HEADS.FREQ_INFO = ""
+
+    # Learning rate of the classifier layer (cls_score), as a multiple of BASE_LR.
+    cfg.SOLVER.CLASSIFIER_LR_FACTOR = 1.0
+
+
+def _let_an_int_replace_a_float() -> None:
+    """`GAMMA: 2` means 2.0 in a loss's node; yacs alone, which has no hook for this, refuses it."""
+    check = yacs.config._check_and_coerce_cfg_value_type
+    if hasattr(check, "before_eql_d2"):
+        return
+
+    def check_and_coerce(replacement, original, key, full_key):
+        if full_key.startswith(f"{NODE}.") and (type(replacement), type(original)) == (int, float):
+            replacement = float(replacement)
+        return check(replacement, original, key, full_key)
+
+    check_and_coerce.before_eql_d2 = check
+    yacs.config._check_and_coerce_cfg_value_type = check_and_coerce

@@ -1,0 +1,53 @@
+"""Registers MiniLVIS: `mini_lvis_*`, the long-tailed set, and `mini_lvis_base_*`, other glyphs to pre-train on.
+
+Both are generated on first use under `$DETECTRON2_DATASETS` (by default `./datasets`), like Detectron2's own sets.
+"""
+
+import json
+import os
+from pathlib import Path
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets.lvis import load_lvis_json
+
+from eql_d2.data.mini_lvis import MiniLVISSpec, ensure
+
+SPECS = {
+    "mini_lvis": MiniLVISSpec(),
+    "mini_lvis_base": MiniLVISSpec(
+        num_categories=80, first_glyph=90, tail_exponent=0.0, num_val_images=100
+    ),
+}
+
+
+def datasets_root() -> Path:
+    """`$DETECTRON2_DATASETS`, or `./datasets`, as Detectron2 has it."""
+    return Path(os.getenv("DETECTRON2_DATASETS", "datasets")).expanduser()
+
+
+def register_mini_lvis(name: str, spec: MiniLVISSpec, root: Path) -> None:
+    """Register `<name>_train` and `<name>_val`, which are made at `root` when they are first asked for."""
+    for split in ("train", "val"):
+        _register_split(f"{name}_{split}", spec, root, root / f"mini_lvis_{split}.json")
+
+
+def _register_split(dataset: str, spec: MiniLVISSpec, root: Path, json_file: Path) -> None:
+    metadata = MetadataCatalog.get(dataset)
+
+    def load():
+        ensure(spec, root)
+        categories = json.loads(json_file.read_text())["categories"]
+        metadata.set(thing_classes=[c["name"] for c in sorted(categories, key=lambda c: c["id"])])
+        return load_lvis_json(str(json_file), f"{root}{os.sep}")
+
+    DatasetCatalog.register(dataset, load)
+    metadata.set(
+        json_file=str(json_file),
+        image_root=str(root),
+        evaluator_type="lvis",
+        prepare=lambda: ensure(spec, root),
+    )
+
+
+for _name, _spec in SPECS.items():
+    register_mini_lvis(_name, _spec, datasets_root() / _name)

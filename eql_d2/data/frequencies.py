@@ -1,0 +1,355 @@
+"""How often each category occurs in the training set, and which categories are the tail.
+
+Shape shorthand: K is the number of foreground categories, in the order of Detectron2's contiguous ids [0, K).
+"""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Optional, Sequence
+
+import numpy as np
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.utils.file_io import PathManager
+
+from eql_d2.data.mini_lvis import frequency_letter
+
+COUNTS_KEY = "MODEL.ROI_BOX_HEAD.CLS_LOSS.COUNTS_FILE"
+SHIPPED_COUNTS = {
+    name: Path(__file__).parent / "counts" / f"{name}.json"
+    for name in ("lvis_v0.5_train", "lvis_v1_train")
+}
+DEFAULT_MAX_IMAGE_COUNT = 100  # LVIS's rare and common categories
+
+
+class FrequenciesNotFound(ValueError):
+    """No counts, no annotation file and no metadata: a model can score without them, but not train."""
+
+
+@dataclass(frozen=True, eq=False)
+class ClassFrequencies:
+    """Counts of a training set by category.
+
+    Args:
+        image_count: (K,) int64, images that contain the category; sequences are converted.
+        instance_count: (K,) int64, annotated objects of the category, or None where the source lacks it.
+        num_images: images with at least one annotation, the denominator of :attr:`frequency`; None if unknown.
+        groups: K letters "r", "c", "f"; by default LVIS's rule on ``image_count``.
+        source: where the counts come from, for messages.
+
+    Raises:
+        ValueError: counts that are negative, of different lengths, or larger than the number of images.
+    """
+
+    image_count: torch.Tensor
+    instance_count: Optional[torch.Tensor] = None
+    num_images: Optional[int] = None
+    groups: Optional[str] = None
+    source: str = "counts passed as arguments"
+
+    def __post_init__(self):
+        for name in ("image_count", "instance_count"):
+            value = getattr(self, name)
+            if value is not None:
+                object.__setattr__(self, name, torch.as_tensor(value, dtype=torch.int64))
+        if self.groups is None:
+            letters = map(frequency_letter, self.image_count.tolist())
+            object.__setattr__(self, "groups", "".join(letters))
+        self._validate()
+
+    def _validate(self):
+        K = len(self)
+        if K == 0 or self.image_count.dim() != 1 or (self.image_count < 0).any():
+            raise ValueError(
+                f"image_count must hold one number >= 0 for each category; "
+                f"{self.source} gives shape {tuple(self.image_count.shape)}"
+            )
+        if self.instance_count is not None and self.instance_count.shape != self.image_count.shape:
+            raise ValueError(
+                f"image_count has {K} categories but instance_count has shape "
+                f"{tuple(self.instance_count.shape)} in {self.source}"
+            )
+        if len(self.groups) != K or set(self.groups) - set("rcf"):
+            raise ValueError(
+                f"groups must be {K} letters of 'r', 'c', 'f', got {len(self.groups)} letters "
+                f"{sorted(set(self.groups))} from {self.source}"
+            )
+        if self.num_images is not None and not self.num_images >= max(1, self.image_count.max()):
+            raise ValueError(
+                f"{self.source} has {self.num_images} annotated images, but a category occurs in "
+                f"{int(self.image_count.max())}: an empty training set, or counts of two datasets mixed?"
+            )
+
+    def __len__(self) -> int:
+        return len(self.image_count)
+
+    @property
+    def frequency(self) -> torch.Tensor:
+        """(K,) float64 in [0, 1]: the share of annotated images that contain the category, f_j of the EQL paper."""
+        if self.num_images is None:
+            raise ValueError(
+                f"{self.source} has image counts but not the number of annotated images, so a category's share "
+                f"of images is unknown: use a rule by image count or group (TAIL.MAX_IMAGE_COUNT, "
+                f"TAIL.GROUPS), or give a counts file that has it ({COUNTS_KEY})"
+            )
+        return self.image_count.double() / self.num_images
+
+    def require_instance_count(self) -> torch.Tensor:
+        """(K,) int64 instance counts, or a ValueError that says where to get them."""
+        if self.instance_count is None:
+            raise ValueError(
+                f"{self.source} has no instance counts: give a counts file that has them "
+                f"({COUNTS_KEY}; make one with tools/make_class_counts.py)"
+            )
+        return self.instance_count
+
+    # ---- sources ----
+
+    @classmethod
+    def from_annotations(cls, json_file, category_order: Optional[dict] = None) -> "ClassFrequencies":
+        """Count a COCO- or LVIS-format annotation file; crowd regions, which are never trained on, are skipped.
+
+        Args:
+            json_file: path of the annotation file.
+            category_order: dataset id -> contiguous id; by default ascending ids, as Detectron2 does.
+        """
+        return cls(**count_annotations(json_file, category_order), source=str(json_file))
+
+    @classmethod
+    def from_counts_file(cls, path) -> "ClassFrequencies":
+        """Read a file that :meth:`save` or ``tools/make_class_counts.py`` wrote."""
+        counts = _read_json(path, required=("image_count",))
+        known = ("image_count", "instance_count", "num_images", "groups")
+        return cls(**{key: counts.get(key) for key in known}, source=str(path))
+
+    @classmethod
+    def from_dataset(cls, name: str, cache_dir: Optional[str] = None) -> "ClassFrequencies":
+        """Counts of a registered dataset: shipped ones (LVIS), else its annotation file, else its metadata.
+
+        Args:
+            name: name in Detectron2's DatasetCatalog.
+            cache_dir: where to keep the result of counting an annotation file; it is used again as long
+                as the file's size and modification time are the same.
+
+        Raises:
+            FrequenciesNotFound: none of the sources is there.
+        """
+        if name in SHIPPED_COUNTS:
+            return cls.from_counts_file(SHIPPED_COUNTS[name])
+        if name not in DatasetCatalog.list():
+            raise FrequenciesNotFound(
+                f"dataset '{name}' of DATASETS.TRAIN is not registered, so its categories cannot be counted: "
+                f"register it, or give {COUNTS_KEY}"
+            )
+        metadata = MetadataCatalog.get(name)
+        json_file = _annotation_file(metadata)
+        if json_file is not None:
+            return cls._from_annotations_cached(name, metadata, json_file, cache_dir)
+        if "class_image_count" in metadata.as_dict():
+            counts = sorted(metadata.class_image_count, key=lambda c: c["id"])
+            return cls([c["image_count"] for c in counts], source=f"the metadata of {name}")
+        raise FrequenciesNotFound(
+            f"the annotation file of '{name}' is not there ({metadata.get('json_file', 'none registered')}), so its "
+            f"categories cannot be counted: set DETECTRON2_DATASETS, or give {COUNTS_KEY} "
+            f"(made by tools/make_class_counts.py)"
+        )
+
+    @classmethod
+    def _from_annotations_cached(cls, name, metadata, json_file, cache_dir):
+        stat = os.stat(json_file)
+        key = {"file": str(Path(json_file).resolve()), "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+        cache = Path(cache_dir) / f"class_counts_{name}.json" if cache_dir else None
+        if cache is not None and cache.is_file() and _read_json(cache).get("counted") == key:
+            return cls.from_counts_file(cache)
+        order = metadata.get("thing_dataset_id_to_contiguous_id")
+        frequencies = cls.from_annotations(json_file, order)
+        if cache is not None:
+            frequencies.save(cache, counted=key)
+        return frequencies
+
+    @classmethod
+    def from_config(cls, cfg) -> "ClassFrequencies":
+        """Counts for ``cfg.DATASETS.TRAIN`` (summed if several), or of ``CLS_LOSS.COUNTS_FILE`` where it is set.
+
+        Raises:
+            FrequenciesNotFound: no source of counts is there.
+            ValueError: the counts are not of ``MODEL.ROI_HEADS.NUM_CLASSES`` categories.
+        """
+        counts_file, names = cfg.MODEL.ROI_BOX_HEAD.CLS_LOSS.COUNTS_FILE, cfg.DATASETS.TRAIN
+        if counts_file:
+            frequencies = cls.from_counts_file(PathManager.get_local_path(counts_file))
+        elif not names:
+            raise FrequenciesNotFound(f"DATASETS.TRAIN is empty and {COUNTS_KEY} is not set: nothing to count")
+        else:
+            frequencies = cls.sum([cls.from_dataset(name, cfg.OUTPUT_DIR) for name in names])
+        if len(frequencies) != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
+            raise ValueError(
+                f"MODEL.ROI_HEADS.NUM_CLASSES is {cfg.MODEL.ROI_HEADS.NUM_CLASSES}, but {frequencies.source} "
+                f"(DATASETS.TRAIN {tuple(names)}) has {len(frequencies)} categories: set NUM_CLASSES "
+                f"{len(frequencies)}, or give the right {COUNTS_KEY}"
+            )
+        return frequencies
+
+    @classmethod
+    def sum(cls, parts: Sequence["ClassFrequencies"]) -> "ClassFrequencies":
+        """Counts of several training sets together; an image that is in two of them counts twice."""
+        if len(parts) == 1:
+            return parts[0]
+        sizes = [len(p) for p in parts]
+        if len(set(sizes)) > 1:
+            raise ValueError(
+                f"the datasets of DATASETS.TRAIN have {sizes} categories: they must be the same"
+            )
+        instances = [p.instance_count for p in parts]
+        images = [p.num_images for p in parts]
+        return cls(
+            image_count=torch.stack([p.image_count for p in parts]).sum(0),
+            instance_count=None if None in instances else torch.stack(instances).sum(0),
+            num_images=None if None in images else sum(images),
+            source=" + ".join(p.source for p in parts),
+        )
+
+    def save(self, path, **extra) -> None:
+        """Write the counts as JSON at ``path``, atomically; ``extra`` goes in beside them."""
+        content = {
+            "source": self.source,
+            "num_images": self.num_images,
+            "image_count": self.image_count.tolist(),
+            "instance_count": None if self.instance_count is None else self.instance_count.tolist(),
+            "groups": self.groups,
+            **extra,
+        }
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+        temporary.write_text(json.dumps(content, separators=(",", ":")) + "\n")
+        os.replace(temporary, path)
+
+
+def count_annotations(json_file, category_order: Optional[dict] = None) -> dict:
+    """Count images and instances of each category; see :meth:`ClassFrequencies.from_annotations`.
+
+    Returns:
+        dict with ``image_count`` and ``instance_count`` (K int64 each), ``num_images`` and ``groups`` (the
+        file's own letters where every category has one, else None).
+    """
+    data = _read_json(json_file, required=("images", "annotations", "categories"))
+    categories = sorted(data["categories"], key=lambda c: c["id"])
+    order = category_order or {c["id"]: i for i, c in enumerate(categories)}
+    annotations = [a for a in data["annotations"] if not a.get("iscrowd", 0)]
+    unknown = {a["category_id"] for a in annotations} - order.keys()
+    if unknown:
+        raise ValueError(
+            f"{json_file}: annotations use category ids {sorted(unknown)[:5]} that `categories` does not list"
+        )
+    K = len(order)
+    classes = np.fromiter((order[a["category_id"]] for a in annotations), np.int64, len(annotations))
+    _, images = np.unique([a["image_id"] for a in annotations], return_inverse=True)
+    image_class_pairs = np.unique(images.astype(np.int64) * K + classes)
+    letters = [c.get("frequency") for c in categories if c["id"] in order]
+    return {
+        "image_count": np.bincount(image_class_pairs % K, minlength=K),
+        "instance_count": np.bincount(classes, minlength=K),
+        "num_images": int(images.max()) + 1 if len(images) else 0,
+        "groups": "".join(letters) if all(x in ("r", "c", "f") for x in letters) else None,
+    }
+
+
+def _annotation_file(metadata) -> Optional[str]:
+    """Local path of the dataset's annotation file, or None; datasets that make themselves (MiniLVIS) do so here."""
+    if metadata.get("json_file") is None:
+        return None
+    prepare = metadata.get("prepare")
+    if prepare is not None:
+        prepare()
+    try:
+        path = PathManager.get_local_path(metadata.json_file)
+    except OSError:
+        return None
+    return path if os.path.isfile(path) else None
+
+
+def _read_json(path, required=()) -> dict:
+    try:
+        with open(path) as f:
+            data = json.load(f)
+    except FileNotFoundError as error:
+        raise ValueError(f"there is no file {path}") from error
+    except ValueError as error:
+        raise ValueError(f"{path} is not a JSON file: {error}") from error
+    missing = [key for key in required if not isinstance(data, dict) or key not in data]
+    if missing:
+        raise ValueError(f"{path} lacks {missing}; expected a JSON object with {list(required)}")
+    return data
+
+
+@dataclass(frozen=True)
+class TailRule:
+    """Which categories are the tail: T of the EQL paper (Tan et al., CVPR 2020, Eq. 4), by one of three rules.
+
+    Args:
+        lambda_: a category is tail if its share of annotated images is strictly below this number in (0, 1].
+        max_image_count: a category is tail if it has at most so many training images.
+        groups: LVIS frequency letters that are tail, "r" or "rc"; "" is an empty tail.
+
+    With none of them, ``max_image_count`` is 100: LVIS's rare and common categories. That is what the paper's
+    lambda selects on LVIS v0.5 (0.00177), and 0.0010062 on v1, while a lambda itself must be found anew for each dataset.
+
+    Raises:
+        ValueError: more than one rule, or a value out of its range.
+    """
+
+    lambda_: Optional[float] = None
+    max_image_count: Optional[int] = None
+    groups: Optional[str] = None
+
+    def __post_init__(self):
+        given = {k: v for k, v in vars(self).items() if v is not None}
+        if len(given) > 1:
+            raise ValueError(
+                f"a tail has one rule, got {given}: keep one of TAIL.LAMBDA, TAIL.MAX_IMAGE_COUNT and TAIL.GROUPS"
+            )
+        if not given:
+            object.__setattr__(self, "max_image_count", DEFAULT_MAX_IMAGE_COUNT)
+        if self.lambda_ is not None and not 0 < self.lambda_ <= 1:
+            raise ValueError(
+                f"lambda is a share of images in (0, 1], got {self.lambda_}: set TAIL.LAMBDA, or for a number of "
+                f"images TAIL.MAX_IMAGE_COUNT"
+            )
+        if self.max_image_count is not None and self.max_image_count < 0:
+            raise ValueError(f"TAIL.MAX_IMAGE_COUNT must be >= 0, got {self.max_image_count}")
+        if self.groups is not None and set(self.groups) - set("rcf"):
+            raise ValueError(f"TAIL.GROUPS takes letters of 'r', 'c', 'f', got '{self.groups}'")
+
+    def __str__(self) -> str:
+        if self.lambda_ is not None:
+            return f"share of images < {self.lambda_}"
+        if self.max_image_count is not None:
+            return f"image count <= {self.max_image_count}"
+        return f"groups '{self.groups}'"
+
+    def mask(self, frequencies: ClassFrequencies) -> torch.Tensor:
+        """(K,) bool, True for the tail."""
+        if self.lambda_ is not None:
+            return frequencies.frequency < self.lambda_
+        if self.max_image_count is not None:
+            return frequencies.image_count <= self.max_image_count
+        return torch.tensor([letter in self.groups for letter in frequencies.groups])
+
+    def describe(self, frequencies: ClassFrequencies) -> str:
+        """One line: how many categories of each group are tail, and the paper's tail ratio TR (Eq. 5)."""
+        tail = self.mask(frequencies)
+        letters = [g for g, is_tail in zip(frequencies.groups, tail.tolist()) if is_tail]
+        return (
+            f"{len(letters)} of {len(frequencies)} classes are tail: {letters.count('r')} rare, "
+            f"{letters.count('c')} common, {letters.count('f')} frequent "
+            f"({self}; tail ratio TR = {tail_ratio(frequencies, tail):.4f}; {frequencies.source})"
+        )
+
+
+def tail_ratio(frequencies: ClassFrequencies, tail: torch.Tensor) -> float:
+    """TR(lambda) of the EQL paper (Eq. 5): the tail's share of the image counts, in [0, 1]."""
+    total = frequencies.image_count.sum()
+    return float(frequencies.image_count[tail].sum() / total) if total > 0 else 0.0

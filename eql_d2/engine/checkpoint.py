@@ -1,0 +1,55 @@
+"""Checkpoints whose classifier has another width than the model's."""
+
+import logging
+
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+
+from eql_d2.modeling import LongTailFastRCNNOutputLayers
+
+logger = logging.getLogger(__name__)
+
+
+class LongTailCheckpointer(DetectionCheckpointer):
+    """Detectron2's checkpointer, which also loads a classifier with or without the background row.
+
+    A softmax model has K + 1 rows in ``cls_score``, a sigmoid model K. Detectron2 would drop the whole layer with a
+    log line; here the background row is dropped or appended as zeros, and any other width is an error.
+    """
+
+    def _load_model(self, checkpoint):
+        weights = checkpoint["model"]
+        for name, module in self.model.named_modules():
+            if isinstance(module, LongTailFastRCNNOutputLayers):
+                for parameter in ("weight", "bias"):
+                    fit_cls_score(weights, f"{name}.cls_score.{parameter}", module)
+        return super()._load_model(checkpoint)
+
+
+def fit_cls_score(weights: dict, name: str, predictor: LongTailFastRCNNOutputLayers) -> None:
+    """Give the parameter ``name`` of ``weights`` as many rows as ``predictor.cls_score`` has, in place.
+
+    Raises:
+        ValueError: the number of rows is neither the model's, nor that with or without background.
+    """
+    name = name if name in weights else f"module.{name}"  # saved from a DistributedDataParallel model
+    if name not in weights:
+        return
+    rows = torch.as_tensor(weights[name])
+    K, wanted = predictor.num_classes, predictor.cls_score.out_features
+    if len(rows) == wanted:
+        return
+    if len(rows) == K + 1 and wanted == K:
+        weights[name] = rows[:K]
+        logger.info("%s: dropped the background row, since the loss has %d logits", name, K)
+    elif len(rows) == K and wanted == K + 1:
+        weights[name] = torch.cat([rows, torch.zeros_like(rows[:1])])
+        logger.warning(
+            "%s has no background row: appended a zero one. Train on before you trust the scores.", name
+        )
+    else:
+        raise ValueError(
+            f"{name} of the checkpoint has {len(rows)} rows, but the model ({type(predictor.cls_loss).__name__}, "
+            f"{K} classes) has {wanted}: set MODEL.ROI_HEADS.NUM_CLASSES and MODEL.ROI_BOX_HEAD.CLS_LOSS.NAME to what "
+            f"the checkpoint was trained with"
+        )

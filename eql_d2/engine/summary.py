@@ -1,0 +1,34 @@
+"""The last lines of a run: its results, and where everything is."""
+
+import os
+from typing import Dict
+
+from tabulate import tabulate
+
+from eql_d2.engine.trainer import PICTURE
+
+
+def summarize_run(cfg, results: Dict[str, dict]) -> str:
+    """A table of the results, and the paths of what the run wrote.
+
+    Args:
+        results: task -> {metric -> score}, or dataset -> task -> {metric -> score} with several test sets.
+    """
+    by_dataset = results if len(cfg.DATASETS.TEST) > 1 else dict.fromkeys(cfg.DATASETS.TEST, results)
+    lines = []
+    for dataset, tasks in by_dataset.items():
+        for task, scores in (tasks or {}).items():
+            row = {name: f"{score:.2f}" for name, score in scores.items() if "-" not in name}
+            lines += [f"{task} on {dataset}:", tabulate([row], headers="keys", tablefmt="pipe")]
+    paths = {
+        "checkpoint": os.path.join(cfg.OUTPUT_DIR, "model_final.pth"),
+        "log": os.path.join(cfg.OUTPUT_DIR, "log.txt"),
+        "curves": os.path.join(cfg.OUTPUT_DIR, "metrics.json"),
+        "config": os.path.join(cfg.OUTPUT_DIR, "config.yaml"),
+        **{
+            f"picture of {dataset}": os.path.join(cfg.OUTPUT_DIR, "inference", dataset, PICTURE)
+            for dataset in cfg.DATASETS.TEST
+        },
+    }
+    lines += [f"{name}: {path}" for name, path in paths.items() if os.path.exists(path)]
+    return "\n".join(["done.", *lines])

@@ -1,0 +1,141 @@
+"""A picture of ground truth beside predictions, for the images with the rarest objects."""
+
+import logging
+from pathlib import Path
+
+import numpy as np
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.detection_utils import read_image
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.structures import BoxMode
+from detectron2.utils import comm
+
+from eql_d2.data import ClassFrequencies
+
+logger = logging.getLogger(__name__)
+
+GROUP_COLORS = {"r": "#ff3b30", "c": "#ffb000", "f": "#35a7ff"}  # rare, common, frequent
+PANEL_PIXELS = 420  # longer side of one panel
+
+
+class PredictionPicture(DatasetEvaluator):
+    """Draws ground truth beside predictions to ``path``; its results are empty.
+
+    The images are those with the rarest ground-truth categories. Of each image as many of the highest-scoring predictions
+    are drawn as it has objects, so that no score threshold has to be chosen: scores of rare categories are low.
+
+    Args:
+        dataset_name: a registered dataset with annotations.
+        path: PNG to write.
+        frequencies: counts of the training set, which rank and colour the categories.
+        num_images: how many images to draw.
+    """
+
+    def __init__(
+        self, dataset_name: str, path, frequencies: ClassFrequencies, num_images: int = 8
+    ):
+        self._names = MetadataCatalog.get(dataset_name).get("thing_classes")
+        self._path, self._groups = Path(path), frequencies.groups
+        self._images = rarest_images(
+            DatasetCatalog.get(dataset_name), frequencies.image_count.numpy(), num_images
+        )
+        self.reset()
+
+    def reset(self):
+        self._instances = {}
+
+    def process(self, inputs, outputs):
+        for image, output in zip(inputs, outputs):
+            if image["image_id"] in self._images and "instances" in output:
+                self._instances[image["image_id"]] = output["instances"].to("cpu")
+
+    def evaluate(self):
+        instances = {k: v for part in comm.gather(self._instances) for k, v in part.items()}
+        if comm.is_main_process() and instances:
+            self._draw(instances)
+            logger.info("Ground truth beside predictions: %s", self._path)
+
+    def _draw(self, instances: dict) -> None:
+        import matplotlib
+
+        matplotlib.use("agg")
+        from matplotlib import pyplot as plt
+        from matplotlib.patches import Patch
+
+        columns = 2
+        rows = -(-len(instances) // columns)
+        figure, axes = plt.subplots(
+            rows, 2 * columns, figsize=(4.2 * 2 * columns, 4.5 * rows), squeeze=False
+        )
+        for axis in axes.flat:
+            axis.set_axis_off()
+        # In the order of rarity, whatever order they were predicted in.
+        drawn = [image_id for image_id in self._images if image_id in instances]
+        for pair, image_id in zip(axes.reshape(-1, 2), drawn):
+            truth, predictions = self._images[image_id], instances[image_id]
+            image = read_image(truth["file_name"], format="RGB")
+            classes = [a["category_id"] for a in truth["annotations"]]
+            boxes = [
+                BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS)
+                for a in truth["annotations"]
+            ]
+            pair[0].imshow(self._panel(image, boxes, classes, [None] * len(classes)))
+            pair[0].set_title(f"image {image_id}: ground truth", fontsize=11)
+            best = predictions[predictions.scores.argsort(descending=True)[: len(classes)]]
+            pair[1].imshow(
+                self._panel(
+                    image,
+                    best.pred_boxes.tensor.numpy(),
+                    best.pred_classes.tolist(),
+                    best.scores.tolist(),
+                )
+            )
+            pair[1].set_title(f"top {len(best)} of {len(predictions)} predictions", fontsize=11)
+        handles = [
+            Patch(color=GROUP_COLORS[g], label=label)
+            for g, label in zip("rcf", ("rare", "common", "frequent"))
+        ]
+        figure.legend(handles=handles, loc="lower center", ncols=3, frameon=False, fontsize=12)
+        figure.tight_layout(rect=(0, 0.4 / figure.get_figheight(), 1, 1))
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(self._path, dpi=80)
+        plt.close(figure)
+
+    def _panel(self, image, boxes, classes, scores) -> np.ndarray:
+        """The image with labelled boxes in the colours of their groups."""
+        from detectron2.utils.visualizer import Visualizer  # here, since it imports pyplot
+
+        visualizer = Visualizer(image, scale=PANEL_PIXELS / max(image.shape[:2]))
+        for box, category, score in zip(boxes, classes, scores):
+            name = self._names[category] if self._names else str(category)
+            label = name if score is None else f"{name} {score:.2g}"
+            color = GROUP_COLORS[self._groups[category]]
+            visualizer.draw_box(box, alpha=1.0, edge_color=color)
+            visualizer.draw_text(
+                label, (box[0], box[1]), color=color, font_size=9, horizontal_alignment="left"
+            )
+        return visualizer.output.get_image()
+
+
+def rarest_images(dataset_dicts: list, image_count: np.ndarray, num_images: int) -> dict:
+    """The images with the rarest objects, each for another category where there are enough.
+
+    Args:
+        dataset_dicts: Detectron2's standard format.
+        image_count: (K,) training images of each category.
+
+    Returns:
+        image id -> dataset dict, rarest first.
+    """
+    candidates = [
+        (image_count[a["category_id"]], a["category_id"], i)
+        for i, d in enumerate(dataset_dicts)
+        for a in d["annotations"]
+    ]
+    chosen, seen = {}, set()
+    for new_category_only in (True, False):
+        for _, category, i in sorted(candidates):
+            if len(chosen) < num_images and not (new_category_only and category in seen):
+                chosen.setdefault(dataset_dicts[i]["image_id"], dataset_dicts[i])
+                seen.add(category)
+    return chosen

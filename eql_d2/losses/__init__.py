@@ -1,0 +1,19 @@
+"""Classification losses for the box predictor: one file each, registered in CLS_LOSS_REGISTRY."""
+
+import importlib
+import pkgutil
+
+from eql_d2.losses.base import ClassificationLoss, SigmoidLoss, SoftmaxLoss
+from eql_d2.losses.build import CLS_LOSS_REGISTRY, build_cls_loss
+
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")
+
+__all__ = [
+    "CLS_LOSS_REGISTRY",
+    "ClassificationLoss",
+    "SigmoidLoss",
+    "SoftmaxLoss",
+    "build_cls_loss",
+] + sorted(name for name, _ in CLS_LOSS_REGISTRY)
+globals().update(CLS_LOSS_REGISTRY)

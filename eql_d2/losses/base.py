@@ -1,0 +1,184 @@
+"""What every classification loss is: the contract between a loss and the box predictor.
+
+Shape shorthand of this package:
+
+    R: number of sampled RoIs of the batch, foreground and background together
+    K: number of foreground categories; background is index K
+    logits: (R, num_logits) scores z in [-inf, inf], whose width the loss decides
+    gt_classes: (R,) int64 labels in [0, K]
+"""
+
+import logging
+from typing import Callable, Optional, Union
+
+import torch
+from detectron2.utils.logger import log_first_n
+from torch import nn
+
+from eql_d2.data.frequencies import ClassFrequencies, FrequenciesNotFound, TailRule
+from eql_d2.losses.hyper_parameters import arguments_from_config
+
+
+class ClassificationLoss(nn.Module):
+    """Base of all losses: checks and upcasts its input, then calls :meth:`compute`.
+
+    A loss of your own is one file: a subclass of :class:`SigmoidLoss`, :class:`SoftmaxLoss` or this class,
+    registered in ``CLS_LOSS_REGISTRY``, with ``@configurable`` on an ``__init__`` whose hyper-parameters are
+    keyword-only and have defaults. Its config node is derived from that signature.
+
+    Masks and weights that follow from the arguments are non-persistent buffers; what a loss accumulates
+    during training is a persistent buffer. Counts and sums are int64 and float64, so a whole-model ``.half()`` is
+    not supported (use mixed precision).
+
+    Args:
+        num_classes: K, the number of foreground categories.
+    """
+
+    prior_prob: Optional[float] = None  # p in (0, 1): cls_score.bias starts at -log((1 - p) / p); None: at 0
+
+    def __init__(self, num_classes: int):
+        super().__init__()
+        if num_classes < 1:
+            raise ValueError(f"num_classes must be at least 1, got {num_classes}")
+        self.num_classes = num_classes
+        self._no_frequencies: Optional[FrequenciesNotFound] = None
+
+    @classmethod
+    def from_config(cls, cfg) -> dict:
+        """Arguments from ``MODEL.ROI_BOX_HEAD.CLS_LOSS.<class name>`` and the counts of ``DATASETS.TRAIN``."""
+        return arguments_from_config(cfg, cls)
+
+    @property
+    def num_logits(self) -> int:
+        """Width of ``cls_score``."""
+        raise NotImplementedError
+
+    def forward(self, logits, gt_classes, features=None, negatives=None) -> torch.Tensor:
+        """
+        Args:
+            logits: (R, num_logits) float; fp16 and bf16 are computed in fp32, float64 stays.
+            gt_classes: (R,) int64 in [0, K].
+            features: (R, D) the classifier's input, for the losses that weigh by it.
+            negatives: (R, K) bool, True where a category is known to be absent or present in the RoI's image;
+                the others take no part. None: all are known.
+
+        Returns:
+            Scalar loss, at least fp32. Without RoIs it is zero, with a gradient path (DDP needs one).
+
+        Raises:
+            ValueError: logits of another width than :attr:`num_logits`, or a loss that cannot train because
+                its class frequencies were not found.
+        """
+        if logits.shape[1] != self.num_logits:
+            raise ValueError(
+                f"{type(self).__name__} of {self.num_classes} classes takes {self.num_logits} logits per RoI, got "
+                f"{logits.shape[1]}: cls_score must be as wide as the loss says"
+            )
+        self.require_frequencies()
+        logits = at_least_fp32(logits)
+        if len(logits) == 0:
+            return logits.sum() * 0.0
+        return self.compute(logits, gt_classes, features, negatives)
+
+    def compute(self, logits, gt_classes, features, negatives) -> torch.Tensor:
+        """The loss itself, for R > 0 and logits in fp32 or float64; arguments as in :meth:`forward`."""
+        raise NotImplementedError
+
+    def probs(self, logits) -> torch.Tensor:
+        """(R, num_logits) logits -> (R, K + 1) scores in [0, 1], background last, at least fp32."""
+        raise NotImplementedError
+
+    def predicted_classes(self, probs) -> torch.Tensor:
+        """(R, K + 1) scores of :meth:`probs` -> (R,) classes in [0, K], for accuracy logs."""
+        return probs.argmax(dim=1)
+
+    def register_derived(
+        self,
+        name: str,
+        frequencies: Union[ClassFrequencies, FrequenciesNotFound],
+        derive: Callable[[ClassFrequencies], torch.Tensor],
+    ) -> None:
+        """Keep ``derive(frequencies)`` as a non-persistent buffer on the model's device.
+
+        A model that only scores is also built where no training annotations are: then ``frequencies`` is the
+        error that says what was looked for, the buffer is None, and training raises that error.
+        """
+        if isinstance(frequencies, FrequenciesNotFound):
+            self._no_frequencies = frequencies
+            self.register_buffer(name, None, persistent=False)
+            return
+        if len(frequencies) != self.num_classes:
+            raise ValueError(
+                f"{type(self).__name__} has {self.num_classes} classes, but {frequencies.source} counts "
+                f"{len(frequencies)}"
+            )
+        self.register_buffer(name, derive(frequencies), persistent=False)
+
+    def register_tail_mask(
+        self, frequencies: Union[ClassFrequencies, FrequenciesNotFound], tail: TailRule
+    ) -> None:
+        """Keep the tail, T of the EQL paper, as the (K,) bool buffer ``tail_mask``, and log what it selects."""
+        self.register_derived("tail_mask", frequencies, tail.mask)
+        if self.tail_mask is None:
+            return
+        log_first_n(logging.INFO, tail.describe(frequencies), name=__name__, key="message")
+        if "f" in (g for g, is_tail in zip(frequencies.groups, self.tail_mask.tolist()) if is_tail):
+            log_first_n(
+                logging.WARNING,
+                f"the tail rule ({tail}) takes frequent classes (more than 100 images) for tail on "
+                f"{frequencies.source}: a lambda of another dataset?",
+                name=__name__,
+                key="message",
+            )
+
+    def require_frequencies(self) -> None:
+        """Raise if this loss needs class frequencies to train and was built without."""
+        if self._no_frequencies is not None:
+            raise ValueError(
+                f"{type(self).__name__} needs class frequencies to train: {self._no_frequencies}"
+            ) from self._no_frequencies
+
+
+class SigmoidLoss(ClassificationLoss):
+    """K independent binary classifiers; background is the absence of all, so it has no logit.
+
+    Args:
+        num_classes: K.
+        prior_prob: p in (0, 1), the score every category starts with.
+    """
+
+    def __init__(self, num_classes: int, *, prior_prob: float):
+        super().__init__(num_classes)
+        if not 0 < prior_prob < 1:
+            raise ValueError(f"prior_prob must be in (0, 1), got {prior_prob}")
+        self.prior_prob = prior_prob
+
+    @property
+    def num_logits(self) -> int:
+        return self.num_classes
+
+    def probs(self, logits) -> torch.Tensor:
+        """Sigmoid scores and a zero background column, since Detectron2 drops the last column."""
+        scores = at_least_fp32(logits).sigmoid()
+        return torch.cat([scores, scores.new_zeros(len(scores), 1)], dim=1)
+
+    def predicted_classes(self, probs) -> torch.Tensor:
+        """The best category, or background where no score exceeds 0.5."""
+        best, classes = probs[:, : self.num_classes].max(dim=1)
+        return torch.where(best > 0.5, classes, self.num_classes)
+
+
+class SoftmaxLoss(ClassificationLoss):
+    """One distribution over the K categories and background, column K."""
+
+    @property
+    def num_logits(self) -> int:
+        return self.num_classes + 1
+
+    def probs(self, logits) -> torch.Tensor:
+        return at_least_fp32(logits).softmax(dim=1)
+
+
+def at_least_fp32(x: torch.Tensor) -> torch.Tensor:
+    """fp16 and bf16 to fp32; fp32 and float64 as they are."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

@@ -1,0 +1,28 @@
+"""The registry of classification losses."""
+
+from detectron2.utils.registry import Registry
+
+from eql_d2.losses.base import ClassificationLoss
+from eql_d2.losses.hyper_parameters import NODE
+
+CLS_LOSS_REGISTRY = Registry("CLS_LOSS")
+CLS_LOSS_REGISTRY.__doc__ = """
+Classification losses of the box predictor, chosen by ``MODEL.ROI_BOX_HEAD.CLS_LOSS.NAME``: subclasses of
+:class:`ClassificationLoss`, called as ``obj(cfg)``.
+"""
+
+
+def build_cls_loss(cfg) -> ClassificationLoss:
+    """The loss that ``CLS_LOSS.NAME`` names; softmax cross-entropy, Detectron2's own, where it is empty.
+
+    Raises:
+        ValueError: no loss of that name is registered.
+    """
+    name = cfg.MODEL.ROI_BOX_HEAD.CLS_LOSS.NAME or "SoftmaxCrossEntropy"
+    if name not in CLS_LOSS_REGISTRY:
+        known = sorted(name for name, _ in CLS_LOSS_REGISTRY)
+        raise ValueError(
+            f"{NODE}.NAME is '{name}', but the registered losses are {known}; a loss of your own must be "
+            f"imported before add_eql_config(cfg)"
+        )
+    return CLS_LOSS_REGISTRY.get(name)(cfg)

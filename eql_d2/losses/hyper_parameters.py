@@ -1,0 +1,93 @@
+"""From a loss's signature to its config node, and from the node back to arguments.
+
+A loss states each hyper-parameter and its default once, in ``__init__``; ``add_eql_config`` makes
+``MODEL.ROI_BOX_HEAD.CLS_LOSS.<ClassName>.<ARGUMENT>`` of it, so that yacs checks names and types.
+"""
+
+import inspect
+from typing import Any, Dict
+
+from detectron2.config import CfgNode
+
+from eql_d2.data.frequencies import ClassFrequencies, FrequenciesNotFound, TailRule
+
+NODE = "MODEL.ROI_BOX_HEAD.CLS_LOSS"
+
+
+def defaults(loss_class: type) -> Dict[str, Any]:
+    """Keyword-only arguments of the loss that have a default, in order."""
+    parameters = inspect.signature(loss_class.__init__).parameters.values()
+    return {
+        p.name: p.default
+        for p in parameters
+        if p.kind is p.KEYWORD_ONLY and p.default is not p.empty
+    }
+
+
+def config_node(loss_class: type) -> CfgNode:
+    """The loss's config node, with its defaults."""
+    node = CfgNode()
+    for name, default in defaults(loss_class).items():
+        if isinstance(default, TailRule):
+            default = CfgNode({"LAMBDA": None, "MAX_IMAGE_COUNT": None, "GROUPS": None})
+        node[name.upper()] = default
+    return node
+
+
+def arguments_from_config(cfg, loss_class: type) -> Dict[str, Any]:
+    """Keyword arguments of ``loss_class`` from the config.
+
+    Raises:
+        ValueError: no node (the loss was imported after ``add_eql_config``), or an old key of the original
+            project (``MODEL.ROI_HEADS.LAMBDA``, ``PRIOR_PROB``) that contradicts the node.
+    """
+    name = loss_class.__name__
+    losses = cfg.MODEL.ROI_BOX_HEAD.CLS_LOSS
+    if name not in losses:
+        raise ValueError(
+            f"there is no config node {NODE}.{name}: import the module that registers {name} before calling "
+            f"add_eql_config(cfg)"
+        )
+    arguments = {"num_classes": cfg.MODEL.ROI_HEADS.NUM_CLASSES}
+    for argument, default in defaults(loss_class).items():
+        value = losses[name][argument.upper()]
+        if isinstance(default, TailRule):
+            value = _tail_rule(cfg, value, name)
+        elif argument == "prior_prob":
+            value = _prior_prob(cfg, value, default, name)
+        arguments[argument] = value
+    if "frequencies" in inspect.signature(loss_class.__init__).parameters:
+        arguments["frequencies"] = _frequencies(cfg)
+    return arguments
+
+
+def _frequencies(cfg):
+    """Counts, or the error that says why there are none: a model that only scores does without."""
+    try:
+        return ClassFrequencies.from_config(cfg)
+    except FrequenciesNotFound as error:
+        return error
+
+
+def _tail_rule(cfg, node, name: str) -> TailRule:
+    lambda_, old = node.LAMBDA, cfg.MODEL.ROI_HEADS.LAMBDA
+    if None not in (lambda_, old) and lambda_ != old:
+        raise ValueError(
+            f"MODEL.ROI_HEADS.LAMBDA is {old} but {NODE}.{name}.TAIL.LAMBDA is {lambda_}: keep one of them"
+        )
+    return TailRule(
+        lambda_=old if lambda_ is None else lambda_,
+        max_image_count=node.MAX_IMAGE_COUNT,
+        groups=node.GROUPS,
+    )
+
+
+def _prior_prob(cfg, value: float, default: float, name: str) -> float:
+    old = cfg.MODEL.ROI_HEADS.PRIOR_PROB
+    if old is None:
+        return value
+    if value not in (default, old):
+        raise ValueError(
+            f"MODEL.ROI_HEADS.PRIOR_PROB is {old} but {NODE}.{name}.PRIOR_PROB is {value}: keep one of them"
+        )
+    return old

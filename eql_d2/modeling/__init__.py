@@ -1,0 +1,16 @@
+"""The box predictor, ROI heads and the small backbone; importing this package registers them."""
+
+from eql_d2.modeling import backbone, roi_heads  # noqa: F401
+from eql_d2.modeling.fast_rcnn import LongTailFastRCNNOutputLayers
+from eql_d2.modeling.roi_heads import (
+    LongTailCascadeROIHeads,
+    LongTailRes5ROIHeads,
+    LongTailROIHeads,
+)
+
+__all__ = [
+    "LongTailCascadeROIHeads",
+    "LongTailFastRCNNOutputLayers",
+    "LongTailROIHeads",
+    "LongTailRes5ROIHeads",
+]

@@ -1,0 +1,159 @@
+"""The box predictor that takes any classification loss of the registry.
+
+Shape shorthand:
+
+    R: number of RoIs of all images together; Ri: number of RoIs of image i
+    K: number of foreground categories; background is index K
+    D: width of the classifier's input
+    predictions: what :meth:`LongTailFastRCNNOutputLayers.forward` returns, (logits, deltas, features)
+"""
+
+import math
+
+import torch
+from detectron2.config import configurable
+from detectron2.layers import cat
+from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
+from detectron2.utils.events import get_event_storage
+from torch import nn
+
+from eql_d2.losses import ClassificationLoss, build_cls_loss
+
+
+class LongTailFastRCNNOutputLayers(FastRCNNOutputLayers):
+    """Detectron2's box predictor with its classification loss taken out and made an argument.
+
+    The loss decides the width of ``cls_score``, its initial bias, the training loss and the scores at inference;
+    box regression is Detectron2's, for all K categories.
+    """
+
+    @configurable
+    def __init__(self, input_shape, *, cls_loss: ClassificationLoss, **kwargs):
+        """
+        Args:
+            input_shape (ShapeSpec or int): shape of the RoI features, or D.
+            cls_loss: the classification loss, for as many classes as ``num_classes``.
+            kwargs: the arguments of ``FastRCNNOutputLayers``.
+        """
+        super().__init__(input_shape, **kwargs)
+        if cls_loss.num_classes != self.num_classes:
+            raise ValueError(
+                f"the loss {type(cls_loss).__name__} has {cls_loss.num_classes} classes, the box predictor "
+                f"{self.num_classes}"
+            )
+        self.cls_loss = cls_loss
+        self.cls_score = nn.Linear(self.cls_score.in_features, cls_loss.num_logits)
+        nn.init.normal_(self.cls_score.weight, std=0.01)
+        p = cls_loss.prior_prob
+        nn.init.constant_(self.cls_score.bias, 0 if p is None else -math.log((1 - p) / p))
+
+    @classmethod
+    def from_config(cls, cfg, input_shape):
+        for key in ("USE_SIGMOID_CE", "USE_FED_LOSS"):
+            if cfg.MODEL.ROI_BOX_HEAD[key]:
+                raise ValueError(
+                    f"MODEL.ROI_BOX_HEAD.{key} is a switch of Detectron2's own predictor; with a head of eql_d2 choose "
+                    f"the loss by MODEL.ROI_BOX_HEAD.CLS_LOSS.NAME"
+                )
+        return {**super().from_config(cfg, input_shape), "cls_loss": build_cls_loss(cfg)}
+
+    @classmethod
+    def like(cls, stock: FastRCNNOutputLayers, cfg) -> "LongTailFastRCNNOutputLayers":
+        """Our predictor in place of ``stock``, which Detectron2's ROI head has built.
+
+        It starts from the stock predictor's random weights, and draws those of further rows in a fork of the random
+        stream. So the rest of the model is bit-equal to the stock model of the same seed: a fair baseline.
+        """
+        with torch.random.fork_rng(devices=[]):
+            predictor = cls(
+                cfg, stock.cls_score.in_features, box2box_transform=stock.box2box_transform
+            )
+        predictor.bbox_pred.load_state_dict(stock.bbox_pred.state_dict())
+        rows = min(predictor.cls_score.out_features, stock.cls_score.out_features)
+        with torch.no_grad():
+            predictor.cls_score.weight[:rows] = stock.cls_score.weight[:rows]
+        return predictor
+
+    def forward(self, x):
+        """
+        Args:
+            x: (R, ...) RoI features.
+
+        Returns:
+            logits (R, num_logits), box deltas (R, 4) or (R, 4K), and the flattened features (R, D), which
+            some losses weigh by.
+        """
+        features = torch.flatten(x, start_dim=1)
+        logits, deltas = super().forward(features)
+        return logits, deltas, features
+
+    def losses(self, predictions, proposals):
+        """
+        Args:
+            predictions: (logits, deltas, features) of the sampled proposals.
+            proposals (list[Instances]): with ``proposal_boxes``, ``gt_classes`` and, where the image has objects,
+                ``gt_boxes``.
+
+        Returns:
+            dict with ``loss_cls`` and ``loss_box_reg``.
+        """
+        logits, deltas, features = predictions
+        if len(proposals):
+            gt_classes = cat([p.gt_classes for p in proposals])
+            proposal_boxes = cat([p.proposal_boxes.tensor for p in proposals])
+            # Without objects in an image all its proposals are background, so that any box will do.
+            gt_boxes = cat(
+                [(p.gt_boxes if p.has("gt_boxes") else p.proposal_boxes).tensor for p in proposals]
+            )
+        else:
+            gt_classes = logits.new_zeros(0, dtype=torch.int64)
+            proposal_boxes = gt_boxes = deltas.new_zeros(0, 4)
+        log_classification_stats(self.cls_loss, logits, gt_classes)
+        losses = {
+            "loss_cls": self.cls_loss(logits, gt_classes, features),
+            "loss_box_reg": self.box_reg_loss(proposal_boxes, gt_boxes, deltas, gt_classes),
+        }
+        return {name: loss * self.loss_weight.get(name, 1.0) for name, loss in losses.items()}
+
+    def predict_boxes(self, predictions, proposals):
+        """List of (Ri, 4) or (Ri, 4K) boxes, one an image; see ``FastRCNNOutputLayers``."""
+        return super().predict_boxes(predictions[:2], proposals)
+
+    def predict_boxes_for_gt_classes(self, predictions, proposals):
+        """List of (Ri, 4) boxes of the labelled classes, one an image; see ``FastRCNNOutputLayers``."""
+        return super().predict_boxes_for_gt_classes(predictions[:2], proposals)
+
+    def predict_probs(self, predictions, proposals):
+        """List of (Ri, K + 1) scores, one an image, as the loss defines them; background last."""
+        return self.cls_loss.probs(predictions[0]).split([len(p) for p in proposals])
+
+
+@torch.no_grad()
+def log_classification_stats(cls_loss, logits, gt_classes, prefix: str = "fast_rcnn") -> None:
+    """Log to EventStorage how many RoIs are classified right.
+
+    Detectron2's version takes the last column for background, which sigmoid losses do not have. Here
+    ``fg_cls_accuracy`` is over the K categories alone; ``cls_accuracy`` and ``false_negative`` go by what the loss
+    takes for background (a sigmoid loss: no score above 0.5).
+    """
+    R, K = len(gt_classes), cls_loss.num_classes
+    if R == 0:
+        return
+    probs = cls_loss.probs(logits)
+    predicted = cls_loss.predicted_classes(probs)
+    foreground = gt_classes < K
+    right_among_foreground = probs[:, :K].argmax(dim=1) == gt_classes
+    # One transfer to the host instead of one a number.
+    num_foreground, num_right, num_right_fg, num_missed = torch.stack(
+        [
+            foreground.sum(),
+            (predicted == gt_classes).sum(),
+            (foreground & right_among_foreground).sum(),
+            (foreground & (predicted == K)).sum(),
+        ]
+    ).tolist()
+    storage = get_event_storage()
+    storage.put_scalar(f"{prefix}/cls_accuracy", num_right / R)
+    if num_foreground > 0:
+        storage.put_scalar(f"{prefix}/fg_cls_accuracy", num_right_fg / num_foreground)
+        storage.put_scalar(f"{prefix}/false_negative", num_missed / num_foreground)

@@ -1,0 +1,80 @@
+"""Detectron2's three ROI heads with our box predictor, and the named heads that fix its loss.
+
+The generic heads take any loss by ``MODEL.ROI_BOX_HEAD.CLS_LOSS.NAME``; a new loss never needs a head.
+"""
+
+from typing import Optional
+
+from detectron2.modeling.roi_heads import (
+    ROI_HEADS_REGISTRY,
+    CascadeROIHeads,
+    Res5ROIHeads,
+    StandardROIHeads,
+)
+
+from eql_d2.modeling.fast_rcnn import LongTailFastRCNNOutputLayers
+
+
+class LongTailMixin:
+    """Builds the stock head's arguments, then puts our predictor in the place of each stock predictor."""
+
+    loss_name: Optional[str] = None  # the loss a named head stands for
+
+    @classmethod
+    def from_config(cls, cfg, input_shape):
+        cfg = cls._with_own_loss(cfg)
+        arguments = super().from_config(cfg, input_shape)
+        if "box_predictors" in arguments:  # one for each stage of a cascade, each with its own loss and state
+            arguments["box_predictors"] = [
+                LongTailFastRCNNOutputLayers.like(stock, cfg)
+                for stock in arguments["box_predictors"]
+            ]
+        else:
+            stock = arguments["box_predictor"]
+            arguments["box_predictor"] = LongTailFastRCNNOutputLayers.like(stock, cfg)
+        return arguments
+
+    @classmethod
+    def _with_own_loss(cls, cfg):
+        chosen = cfg.MODEL.ROI_BOX_HEAD.CLS_LOSS.NAME
+        if cls.loss_name is None or chosen == cls.loss_name:
+            return cfg
+        if chosen:
+            raise ValueError(
+                f"MODEL.ROI_HEADS.NAME {cls.__name__} stands for the loss {cls.loss_name}, but "
+                f"MODEL.ROI_BOX_HEAD.CLS_LOSS.NAME is {chosen}: drop the latter, or choose a LongTail...ROIHeads head"
+            )
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.MODEL.ROI_BOX_HEAD.CLS_LOSS.NAME = cls.loss_name
+        return cfg
+
+
+@ROI_HEADS_REGISTRY.register()
+class LongTailROIHeads(LongTailMixin, StandardROIHeads):
+    """StandardROIHeads (FPN, C5) with any classification loss."""
+
+
+@ROI_HEADS_REGISTRY.register()
+class LongTailCascadeROIHeads(LongTailMixin, CascadeROIHeads):
+    """CascadeROIHeads with any classification loss, one instance a stage."""
+
+
+@ROI_HEADS_REGISTRY.register()
+class LongTailRes5ROIHeads(LongTailMixin, Res5ROIHeads):
+    """Res5ROIHeads (C4) with any classification loss."""
+
+
+@ROI_HEADS_REGISTRY.register()
+class EQLROIHeads(LongTailROIHeads):
+    loss_name = "EqualizationLoss"
+
+
+@ROI_HEADS_REGISTRY.register()
+class CascadeEQLROIHeads(LongTailCascadeROIHeads):
+    loss_name = "EqualizationLoss"
+
+
+@ROI_HEADS_REGISTRY.register()
+class Res5EQLROIHeads(LongTailRes5ROIHeads):
+    loss_name = "EqualizationLoss"

@@ -1,0 +1,63 @@
+"""Fixtures that several test files share."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from eql_d2 import ClassFrequencies
+from eql_d2.engine import load_config
+
+SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def shared_data():
+    """Real COCO images and LVIS annotations, or a skip where they are not."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip(f"no real LVIS data at {SHARED_DATA}")
+    return SHARED_DATA
+
+
+@pytest.fixture
+def frequencies():
+    """Seven categories: three rare, two common, two frequent."""
+    return ClassFrequencies(
+        image_count=[1, 9, 10, 11, 100, 101, 400],
+        instance_count=[1, 20, 10, 30, 150, 202, 900],
+        num_images=1000,
+    )
+
+
+@pytest.fixture
+def counts_file(frequencies, tmp_path):
+    """A counts file of the seven categories."""
+    path = tmp_path / "counts.json"
+    frequencies.save(path)
+    return str(path)
+
+
+@pytest.fixture
+def tiny_cfg(counts_file, tmp_path):
+    """A function that makes the config of a tiny model of seven classes with the given overrides."""
+
+    def make(*overrides):
+        cfg = load_config(
+            Path(__file__).parents[1] / "configs" / "MiniLVIS" / "Base-MiniLVIS.yaml", [
+                "MODEL.DEVICE", "cpu",
+                "MODEL.WEIGHTS", "",
+                "MODEL.ROI_HEADS.NUM_CLASSES", 7,
+                "MODEL.ROI_BOX_HEAD.CLS_LOSS.COUNTS_FILE", counts_file,
+                "OUTPUT_DIR", str(tmp_path / "output"),
+                *overrides,
+            ],
+        )  # fmt: skip
+        return cfg
+
+    return make
