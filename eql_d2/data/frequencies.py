@@ -258,7 +258,7 @@ def count_annotations(json_file, category_order: Optional[dict] = None) -> dict:
 
 
 def _annotation_file(metadata) -> Optional[str]:
-    """Local path of the dataset's annotation file, or None; datasets that make themselves (MiniLVIS) do so here."""
+    """Local path of the annotation file, or None; a dataset that makes itself (MiniLVIS) does so here."""
     if metadata.get("json_file") is None:
         return None
     prepare = metadata.get("prepare")
@@ -294,8 +294,8 @@ class TailRule:
         max_image_count: a category is tail if it has at most so many training images.
         groups: LVIS frequency letters that are tail, "r" or "rc"; "" is an empty tail.
 
-    With none of them, ``max_image_count`` is 100: LVIS's rare and common categories. That is what the paper's
-    lambda selects on LVIS v0.5 (0.00177), and 0.0010062 on v1, while a lambda itself must be found anew for each dataset.
+    With none of them, ``max_image_count`` is 100: LVIS's rare and common categories. That is what the authors' lambda
+    of 0.00177 selects on LVIS v0.5, and 0.0010062 on v1: a lambda must be found anew for each dataset.
 
     Raises:
         ValueError: more than one rule, or a value out of its range.

@@ -1,7 +1,7 @@
 """`mini_lvis://base_weights.pth`: weights trained on other glyphs, made on first use and cached.
 
-They play the part of an ImageNet backbone: a rare category of MiniLVIS has a handful of boxes, from which a classifier can
-be learned, but not a detector. The classifier itself is left out, so every loss starts from its own.
+They play the part of an ImageNet backbone: a rare category of MiniLVIS has a handful of boxes, from which a classifier
+can be learned, but not a detector. The classifier itself is left out, so every loss starts from its own.
 """
 
 import hashlib
@@ -55,8 +55,8 @@ PathManager.register_handler(MiniLVISWeightsHandler(), allow_override=True)
 def ensure_base_weights() -> Path:
     """Path of the cached weights, which are trained first if they are not there; a few minutes on a CPU core.
 
-    Their name holds a hash of the config file and of the dataset's spec, so a change of either makes new ones. Training runs in a
-    process of its own: this one may be one of several that wait for the weights.
+    Their name holds a hash of the config file and of the dataset's spec, so a change of either makes new ones.
+    Training runs in a process of its own: this one may be one of several that wait for the weights.
     """
     config = CfgNode.load_yaml_with_base(get_config_file(CONFIG))
     made_of = json.dumps([config, asdict(SPECS["mini_lvis_base"]), VERSION], sort_keys=True)

@@ -7,22 +7,25 @@ import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.detection_utils import read_image
 from detectron2.evaluation import DatasetEvaluator
-from detectron2.structures import BoxMode
+from detectron2.structures import BoxMode, Instances
 from detectron2.utils import comm
+from torchvision.ops import nms
 
 from eql_d2.data import ClassFrequencies
 
 logger = logging.getLogger(__name__)
 
 GROUP_COLORS = {"r": "#ff3b30", "c": "#ffb000", "f": "#35a7ff"}  # rare, common, frequent
-PANEL_PIXELS = 420  # longer side of one panel
+PANEL_PIXELS = 480  # longer side of one panel
+FONT_SIZE = 10
 
 
 class PredictionPicture(DatasetEvaluator):
     """Draws ground truth beside predictions to ``path``; its results are empty.
 
-    The images are those with the rarest ground-truth categories. Of each image as many of the highest-scoring predictions
-    are drawn as it has objects, so that no score threshold has to be chosen: scores of rare categories are low.
+    The images are those with the rarest ground-truth categories. At each place the best category is drawn, and as many
+    places, best first, as the image has objects: so no score threshold has to be chosen, which rare categories
+    would not pass.
 
     Args:
         dataset_name: a registered dataset with annotations.
@@ -34,11 +37,11 @@ class PredictionPicture(DatasetEvaluator):
     def __init__(
         self, dataset_name: str, path, frequencies: ClassFrequencies, num_images: int = 8
     ):
-        self._names = MetadataCatalog.get(dataset_name).get("thing_classes")
         self._path, self._groups = Path(path), frequencies.groups
         self._images = rarest_images(
             DatasetCatalog.get(dataset_name), frequencies.image_count.numpy(), num_images
         )
+        self._names = MetadataCatalog.get(dataset_name).get("thing_classes")  # some are set by loading
         self.reset()
 
     def reset(self):
@@ -62,57 +65,53 @@ class PredictionPicture(DatasetEvaluator):
         from matplotlib import pyplot as plt
         from matplotlib.patches import Patch
 
-        columns = 2
-        rows = -(-len(instances) // columns)
-        figure, axes = plt.subplots(
-            rows, 2 * columns, figsize=(4.2 * 2 * columns, 4.5 * rows), squeeze=False
-        )
-        for axis in axes.flat:
-            axis.set_axis_off()
         # In the order of rarity, whatever order they were predicted in.
         drawn = [image_id for image_id in self._images if image_id in instances]
-        for pair, image_id in zip(axes.reshape(-1, 2), drawn):
-            truth, predictions = self._images[image_id], instances[image_id]
-            image = read_image(truth["file_name"], format="RGB")
-            classes = [a["category_id"] for a in truth["annotations"]]
-            boxes = [
-                BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS)
-                for a in truth["annotations"]
-            ]
-            pair[0].imshow(self._panel(image, boxes, classes, [None] * len(classes)))
-            pair[0].set_title(f"image {image_id}: ground truth", fontsize=11)
-            best = predictions[predictions.scores.argsort(descending=True)[: len(classes)]]
-            pair[1].imshow(
-                self._panel(
-                    image,
-                    best.pred_boxes.tensor.numpy(),
-                    best.pred_classes.tolist(),
-                    best.scores.tolist(),
-                )
-            )
-            pair[1].set_title(f"top {len(best)} of {len(predictions)} predictions", fontsize=11)
-        handles = [
-            Patch(color=GROUP_COLORS[g], label=label)
-            for g, label in zip("rcf", ("rare", "common", "frequent"))
-        ]
+        rows = -(-len(drawn) // 2)
+        figure, axes = plt.subplots(rows, 4, figsize=(17, 4.5 * rows), squeeze=False)
+        for axis in axes.flat:
+            axis.set_axis_off()
+        for (left, right), image_id in zip(axes.reshape(-1, 2), drawn):
+            self._draw_truth(left, self._images[image_id])
+            self._draw_predictions(right, self._images[image_id], instances[image_id])
+        groups = zip(GROUP_COLORS.values(), ("rare", "common", "frequent"))
+        handles = [Patch(color=color, label=label) for color, label in groups]
         figure.legend(handles=handles, loc="lower center", ncols=3, frameon=False, fontsize=12)
         figure.tight_layout(rect=(0, 0.4 / figure.get_figheight(), 1, 1))
         self._path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(self._path, dpi=80)
         plt.close(figure)
 
-    def _panel(self, image, boxes, classes, scores) -> np.ndarray:
+    def _draw_truth(self, axis, image: dict) -> None:
+        classes = [a["category_id"] for a in image["annotations"]]
+        boxes = [
+            BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS)
+            for a in image["annotations"]
+        ]
+        axis.imshow(self._panel(image, boxes, classes))
+        axis.set_title(f"image {image['image_id']}: ground truth", fontsize=11)
+
+    def _draw_predictions(self, axis, image: dict, instances: Instances) -> None:
+        boxes, scores = instances.pred_boxes.tensor, instances.scores
+        best = nms(boxes, scores, 0.5)[: len(image["annotations"])]
+        classes = instances.pred_classes[best].tolist()
+        axis.imshow(self._panel(image, boxes[best].tolist(), classes, scores[best].tolist()))
+        axis.set_title(f"the best {len(best)} of {len(instances)} predictions", fontsize=11)
+
+    def _panel(self, image: dict, boxes, classes, scores=None) -> np.ndarray:
         """The image with labelled boxes in the colours of their groups."""
         from detectron2.utils.visualizer import Visualizer  # here, since it imports pyplot
 
-        visualizer = Visualizer(image, scale=PANEL_PIXELS / max(image.shape[:2]))
-        for box, category, score in zip(boxes, classes, scores):
+        pixels = read_image(image["file_name"], format="RGB")
+        scale = PANEL_PIXELS / max(pixels.shape[:2])
+        visualizer = Visualizer(pixels, scale=scale)
+        for i, (box, category) in enumerate(zip(boxes, classes)):
             name = self._names[category] if self._names else str(category)
-            label = name if score is None else f"{name} {score:.2g}"
+            label = name[:18] if scores is None else f"{name[:14]} {scores[i]:.2g}"
             color = GROUP_COLORS[self._groups[category]]
             visualizer.draw_box(box, alpha=1.0, edge_color=color)
             visualizer.draw_text(
-                label, (box[0], box[1]), color=color, font_size=9, horizontal_alignment="left"
+                label, box[:2], color=color, font_size=FONT_SIZE / scale, horizontal_alignment="left"
             )
         return visualizer.output.get_image()
 

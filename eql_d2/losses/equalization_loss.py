@@ -1,6 +1,5 @@
 """Equalization Loss (EQL)."""
 
-import torch
 from detectron2.config import configurable
 
 from eql_d2.data.frequencies import ClassFrequencies, TailRule
@@ -19,9 +18,9 @@ class EqualizationLoss(SigmoidLoss):
     E(r_i) is 1 where RoI i is foreground, so a background RoI still pushes every category down; T(f_j) is 1 for the
     tail. From "Equalization Loss for Long-Tailed Object Recognition" (Tan et al., CVPR 2020, arXiv:2003.05176).
 
-    Deviations from the authors' code: the tail is any :class:`TailRule` instead of a lambda that fits LVIS v0.5 only; the
-    mask is a buffer on the model's device; the last category gets its box loss; K logits as in theirs. Their section
-    4.2 rule on image-level negatives, absent from their code too, is the argument ``negatives`` of the call.
+    Deviations from the authors' code: the tail is any :class:`TailRule` instead of a lambda that fits LVIS v0.5 only;
+    the mask is a buffer on the model's device; the last category gets its box loss. The paper's section 4.2 rule on
+    image-level negatives, absent from the authors' code too, is the argument ``negatives`` of the call.
 
     Args:
         num_classes: K.

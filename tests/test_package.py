@@ -1,0 +1,62 @@
+"""Importing, finding configs, the tools' exit codes."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import eql_d2
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(*arguments, **kwargs):
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, **kwargs
+    )
+
+
+def test_configs_are_found():
+    assert Path(eql_d2.get_config_file("MiniLVIS/eql_faster_rcnn.yaml")).is_file()
+    with pytest.raises(FileNotFoundError, match="no config 'nothing.yaml'.*MiniLVIS/eql_faster_rcnn.yaml"):
+        eql_d2.get_config_file("nothing.yaml")
+
+
+def test_import_without_detectron2_says_how_to_get_it():
+    code = "import sys; sys.modules['detectron2'] = None; import eql_d2"
+    result = run("-c", code)
+    assert result.returncode != 0
+    assert "make setup" in result.stderr and "facebookresearch/detectron2" in result.stderr
+
+
+def test_heavy_packages_are_imported_lazily():
+    """The LVIS API imports matplotlib and OpenCV: a second that only evaluation should pay."""
+    code = (
+        "import sys; import detectron2.modeling; before = set(sys.modules); import eql_d2;"
+        "print(sorted({'lvis', 'cv2', 'matplotlib.pyplot'} & (set(sys.modules) - before)))"
+    )
+    result = run("-c", code)
+    assert result.stdout.strip() == "[]", result.stderr
+
+
+def test_make_class_counts(tmp_path):
+    from eql_d2 import ClassFrequencies
+
+    annotations = tmp_path / "train.json"
+    annotations.write_text(
+        '{"images": [{"id": 1}], "categories": [{"id": 5}, {"id": 9}],'
+        ' "annotations": [{"image_id": 1, "category_id": 9}]}'
+    )
+    output = tmp_path / "counts.json"
+    result = run("tools/make_class_counts.py", annotations, output)
+    assert result.returncode == 0 and str(output) in result.stdout
+    assert ClassFrequencies.from_counts_file(output).image_count.tolist() == [0, 1]
+    result = run("tools/make_class_counts.py", tmp_path / "missing.json", output)
+    assert result.returncode != 0 and "missing.json" in result.stderr and "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("tool", sorted(p.name for p in (ROOT / "tools").glob("*.py")))
+def test_every_tool_has_help(tool):
+    result = run(f"tools/{tool}", "--help")
+    assert result.returncode == 0 and "usage" in result.stdout.lower()
