@@ -22,11 +22,24 @@ def add_eql_config(cfg: CfgNode) -> None:
         losses[name] = config_node(loss_class)
     _let_an_int_replace_a_float()
 
+    # Correction of the scores at inference for the class prior, for a model trained with any loss: "" (none),
+    # "LogitAdjustment" or "NorCal".
+    calibration = cfg.MODEL.ROI_BOX_HEAD.CALIBRATION = CfgNode()
+    calibration.NAME = ""
+    # tau of LogitAdjustment (None: 1.0), gamma of NorCal (None: 0.6); 0 corrects nothing.
+    calibration.STRENGTH = None
+
     # Keys of the original EQL project, so that its YAML files still merge and mean what they meant. LAMBDA
     # and PRIOR_PROB are those of the loss's own node; FREQ_INFO was never read there either.
     cfg.MODEL.ROI_HEADS.LAMBDA = None
     cfg.MODEL.ROI_HEADS.PRIOR_PROB = None
     cfg.MODEL.ROI_HEADS.FREQ_INFO = ""
+
+    # Datasets to register, as [[name, annotation file, image folder], ...]; COCO or LVIS format, docs/custom_datasets.md.
+    cfg.DATASETS.REGISTER = []
+
+    # What computes LVIS's metrics: "eql_d2", or "lvis", the LVIS API, for reference: the same numbers, slower.
+    cfg.TEST.LVIS_BACKEND = "eql_d2"
 
     # Learning rate of the classifier layer (cls_score), as a multiple of BASE_LR.
     cfg.SOLVER.CLASSIFIER_LR_FACTOR = 1.0

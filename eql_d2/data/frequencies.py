@@ -25,7 +25,7 @@ DEFAULT_MAX_IMAGE_COUNT = 100  # LVIS's rare and common categories
 
 
 class FrequenciesNotFound(ValueError):
-    """No counts, no annotation file and no metadata: a model can score without them, but not train."""
+    """No source has the counts that are asked for: a model can score without them, but not train."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +89,7 @@ class ClassFrequencies:
     def frequency(self) -> torch.Tensor:
         """(K,) float64 in [0, 1]: the share of annotated images that contain the category, f_j of the EQL paper."""
         if self.num_images is None:
-            raise ValueError(
+            raise FrequenciesNotFound(
                 f"{self.source} has image counts but not the number of annotated images, so a category's share "
                 f"of images is unknown: use a rule by image count or group (TAIL.MAX_IMAGE_COUNT, "
                 f"TAIL.GROUPS), or give a counts file that has it ({COUNTS_KEY})"
@@ -97,9 +97,9 @@ class ClassFrequencies:
         return self.image_count.double() / self.num_images
 
     def require_instance_count(self) -> torch.Tensor:
-        """(K,) int64 instance counts, or a ValueError that says where to get them."""
+        """(K,) int64 instance counts, or an error that says where to get them."""
         if self.instance_count is None:
-            raise ValueError(
+            raise FrequenciesNotFound(
                 f"{self.source} has no instance counts: give a counts file that has them "
                 f"({COUNTS_KEY}; make one with tools/make_class_counts.py)"
             )
@@ -120,7 +120,7 @@ class ClassFrequencies:
     @classmethod
     def from_counts_file(cls, path) -> "ClassFrequencies":
         """Read a file that :meth:`save` or ``tools/make_class_counts.py`` wrote."""
-        counts = _read_json(path, required=("image_count",))
+        counts = read_json(path, required=("image_count",))
         known = ("image_count", "instance_count", "num_images", "groups")
         return cls(**{key: counts.get(key) for key in known}, source=str(path))
 
@@ -161,7 +161,7 @@ class ClassFrequencies:
         stat = os.stat(json_file)
         key = {"file": str(Path(json_file).resolve()), "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
         cache = Path(cache_dir) / f"class_counts_{name}.json" if cache_dir else None
-        if cache is not None and cache.is_file() and _read_json(cache).get("counted") == key:
+        if cache is not None and cache.is_file() and read_json(cache).get("counted") == key:
             return cls.from_counts_file(cache)
         order = metadata.get("thing_dataset_id_to_contiguous_id")
         frequencies = cls.from_annotations(json_file, order)
@@ -235,7 +235,7 @@ def count_annotations(json_file, category_order: Optional[dict] = None) -> dict:
         dict with ``image_count`` and ``instance_count`` (K int64 each), ``num_images`` and ``groups`` (the
         file's own letters where every category has one, else None).
     """
-    data = _read_json(json_file, required=("images", "annotations", "categories"))
+    data = read_json(json_file, required=("images", "annotations", "categories"))
     categories = sorted(data["categories"], key=lambda c: c["id"])
     order = category_order or {c["id"]: i for i, c in enumerate(categories)}
     annotations = [a for a in data["annotations"] if not a.get("iscrowd", 0)]
@@ -271,7 +271,12 @@ def _annotation_file(metadata) -> Optional[str]:
     return path if os.path.isfile(path) else None
 
 
-def _read_json(path, required=()) -> dict:
+def read_json(path, required=()) -> dict:
+    """The JSON object in a file.
+
+    Raises:
+        ValueError: no such file, not JSON, or a key of ``required`` is missing.
+    """
     try:
         with open(path) as f:
             data = json.load(f)

@@ -56,11 +56,13 @@ class ClassificationLoss(nn.Module):
     def forward(self, logits, gt_classes, features=None, negatives=None) -> torch.Tensor:
         """
         Args:
-            logits: (R, num_logits) float; fp16 and bf16 are computed in fp32, float64 stays.
+            logits: (R, num_logits) float; fp16 and bf16 are computed in fp32, float64 stays. In plain classification,
+                where no RoI is background, (R, K) for a :class:`SoftmaxLoss` too.
             gt_classes: (R,) int64 in [0, K].
             features: (R, D) the classifier's input, for the losses that weigh by it.
             negatives: (R, K) bool, True where a category is known to be absent or present in the RoI's image;
-                the others take no part. None: all are known.
+                in a sigmoid loss the others take no part. None: all are known. A softmax has no term of its
+                own for a category, and softmax losses do not use it.
 
         Returns:
             Scalar loss, at least fp32. Without RoIs it is zero, with a gradient path (DDP needs one).
@@ -69,13 +71,8 @@ class ClassificationLoss(nn.Module):
             ValueError: logits of another width than :attr:`num_logits`, or a loss that cannot train because
                 its class frequencies were not found.
         """
-        if logits.shape[1] != self.num_logits:
-            raise ValueError(
-                f"{type(self).__name__} of {self.num_classes} classes takes {self.num_logits} logits per RoI, got "
-                f"{logits.shape[1]}: cls_score must be as wide as the loss says"
-            )
+        logits = at_least_fp32(self.checked_width(logits))
         self.require_frequencies()
-        logits = at_least_fp32(logits)
         if len(logits) == 0:
             return logits.sum() * 0.0
         return self.compute(logits, gt_classes, features, negatives)
@@ -83,6 +80,15 @@ class ClassificationLoss(nn.Module):
     def compute(self, logits, gt_classes, features, negatives) -> torch.Tensor:
         """The loss itself, for R > 0 and logits in fp32 or float64; arguments as in :meth:`forward`."""
         raise NotImplementedError
+
+    def checked_width(self, logits) -> torch.Tensor:
+        """Logits as :meth:`compute` takes them: of width :attr:`num_logits`, or a ValueError."""
+        if logits.shape[1] != self.num_logits:
+            raise ValueError(
+                f"{type(self).__name__} of {self.num_classes} classes takes {self.num_logits} logits per RoI, got "
+                f"{logits.shape[1]}: cls_score must be as wide as the loss says"
+            )
+        return logits
 
     def probs(self, logits) -> torch.Tensor:
         """(R, num_logits) logits -> (R, K + 1) scores in [0, 1], background last, at least fp32."""
@@ -100,19 +106,23 @@ class ClassificationLoss(nn.Module):
     ) -> None:
         """Keep ``derive(frequencies)`` as a non-persistent buffer on the model's device.
 
-        A model that only scores is also built where no training annotations are: then ``frequencies`` is the
-        error that says what was looked for, the buffer is None, and training raises that error.
+        A model that only scores is also built where no training annotations are, or only some of the counts:
+        then ``frequencies`` is, or ``derive`` raises, the error that says what was looked for; the buffer
+        is None, and training raises that error.
         """
-        if isinstance(frequencies, FrequenciesNotFound):
-            self._no_frequencies = frequencies
-            self.register_buffer(name, None, persistent=False)
-            return
-        if len(frequencies) != self.num_classes:
-            raise ValueError(
-                f"{type(self).__name__} has {self.num_classes} classes, but {frequencies.source} counts "
-                f"{len(frequencies)}"
-            )
-        self.register_buffer(name, derive(frequencies), persistent=False)
+        value = None
+        try:
+            if isinstance(frequencies, FrequenciesNotFound):
+                raise frequencies
+            if len(frequencies) != self.num_classes:
+                raise ValueError(
+                    f"{type(self).__name__} has {self.num_classes} classes, but {frequencies.source} counts "
+                    f"{len(frequencies)}"
+                )
+            value = derive(frequencies)
+        except FrequenciesNotFound as error:
+            self._no_frequencies = error
+        self.register_buffer(name, value, persistent=False)
 
     def register_tail_mask(
         self, frequencies: Union[ClassFrequencies, FrequenciesNotFound], tail: TailRule
@@ -169,14 +179,34 @@ class SigmoidLoss(ClassificationLoss):
 
 
 class SoftmaxLoss(ClassificationLoss):
-    """One distribution over the K categories and background, column K."""
+    """One distribution over the K categories and background, column K.
+
+    Plain classification has no background: there the loss and :meth:`probs` take (R, K) logits, with labels in
+    [0, K), and mean the softmax over K.
+    """
 
     @property
     def num_logits(self) -> int:
         return self.num_classes + 1
 
+    def checked_width(self, logits) -> torch.Tensor:
+        """Of (R, K) logits: the same with a background that cannot be, or as they are where the loss does without.
+
+        What a loss keeps per class has an entry for background, so the logits need one: -inf, whose exponential is
+        exactly 0. A loss that keeps nothing is a formula for any number of classes (label smoothing divides by it).
+        """
+        if logits.shape[1] != self.num_classes:
+            return super().checked_width(logits)
+        if next(self.buffers(), None) is None:
+            return logits
+        return torch.cat([logits, logits.new_full((len(logits), 1), -torch.inf)], dim=1)
+
     def probs(self, logits) -> torch.Tensor:
-        return at_least_fp32(logits).softmax(dim=1)
+        """Softmax scores; of (R, K) logits with a zero background column."""
+        scores = at_least_fp32(logits).softmax(dim=1)
+        if logits.shape[1] == self.num_classes:
+            scores = torch.cat([scores, scores.new_zeros(len(scores), 1)], dim=1)
+        return scores
 
 
 def at_least_fp32(x: torch.Tensor) -> torch.Tensor:

@@ -9,15 +9,19 @@ Shape shorthand:
 """
 
 import math
+from typing import Optional
 
 import torch
 from detectron2.config import configurable
 from detectron2.layers import cat
+from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 from detectron2.utils.events import get_event_storage
 from torch import nn
 
 from eql_d2.losses import ClassificationLoss, build_cls_loss
+from eql_d2.modeling.calibration import Calibration, build_calibration
+from eql_d2.modeling.inference import EncodedBoxes, fast_rcnn_inference
 
 
 class LongTailFastRCNNOutputLayers(FastRCNNOutputLayers):
@@ -28,11 +32,19 @@ class LongTailFastRCNNOutputLayers(FastRCNNOutputLayers):
     """
 
     @configurable
-    def __init__(self, input_shape, *, cls_loss: ClassificationLoss, **kwargs):
+    def __init__(
+        self,
+        input_shape,
+        *,
+        cls_loss: ClassificationLoss,
+        calibration: Optional[Calibration] = None,
+        **kwargs,
+    ):
         """
         Args:
             input_shape (ShapeSpec or int): shape of the RoI features, or D.
             cls_loss: the classification loss, for as many classes as ``num_classes``.
+            calibration: a correction of the loss's scores at inference, or None.
             kwargs: the arguments of ``FastRCNNOutputLayers``.
         """
         super().__init__(input_shape, **kwargs)
@@ -42,6 +54,7 @@ class LongTailFastRCNNOutputLayers(FastRCNNOutputLayers):
                 f"{self.num_classes}"
             )
         self.cls_loss = cls_loss
+        self.calibration = calibration
         self.cls_score = nn.Linear(self.cls_score.in_features, cls_loss.num_logits)
         nn.init.normal_(self.cls_score.weight, std=0.01)
         p = cls_loss.prior_prob
@@ -55,7 +68,12 @@ class LongTailFastRCNNOutputLayers(FastRCNNOutputLayers):
                     f"MODEL.ROI_BOX_HEAD.{key} is a switch of Detectron2's own predictor; with a head of eql_d2 choose "
                     f"the loss by MODEL.ROI_BOX_HEAD.CLS_LOSS.NAME"
                 )
-        return {**super().from_config(cfg, input_shape), "cls_loss": build_cls_loss(cfg)}
+        cls_loss = build_cls_loss(cfg)
+        return {
+            **super().from_config(cfg, input_shape),
+            "cls_loss": cls_loss,
+            "calibration": build_calibration(cfg, cls_loss),
+        }
 
     @classmethod
     def like(cls, stock: FastRCNNOutputLayers, cfg) -> "LongTailFastRCNNOutputLayers":
@@ -115,6 +133,34 @@ class LongTailFastRCNNOutputLayers(FastRCNNOutputLayers):
         }
         return {name: loss * self.loss_weight.get(name, 1.0) for name, loss in losses.items()}
 
+    def inference(self, predictions, proposals):
+        """Detections as in ``FastRCNNOutputLayers``, bit for bit, but fast with many categories.
+
+        Returns:
+            list of Instances and list of the indices of their RoIs, one an image; see
+            :func:`eql_d2.modeling.inference.fast_rcnn_inference`.
+        """
+        if torch.jit.is_tracing():  # how many candidates suffice depends on the image
+            return super().inference(predictions, proposals)
+        return fast_rcnn_inference(
+            self._boxes_to_decode(predictions, proposals),
+            self.predict_probs(predictions, proposals),
+            [p.image_size for p in proposals],
+            self.test_score_thresh,
+            self.test_nms_thresh,
+            self.test_topk_per_image,
+        )
+
+    def _boxes_to_decode(self, predictions, proposals):
+        """:meth:`predict_boxes` with class-specific boxes left encoded, since few of the Ri x K are looked at."""
+        deltas = predictions[1]
+        if deltas.shape[1] == 4 or not isinstance(self.box2box_transform, Box2BoxTransform):
+            return self.predict_boxes(predictions, proposals)
+        return [
+            EncodedBoxes(self.box2box_transform, d, p.proposal_boxes.tensor)
+            for d, p in zip(deltas.split([len(p) for p in proposals]), proposals)
+        ]
+
     def predict_boxes(self, predictions, proposals):
         """List of (Ri, 4) or (Ri, 4K) boxes, one an image; see ``FastRCNNOutputLayers``."""
         return super().predict_boxes(predictions[:2], proposals)
@@ -124,8 +170,13 @@ class LongTailFastRCNNOutputLayers(FastRCNNOutputLayers):
         return super().predict_boxes_for_gt_classes(predictions[:2], proposals)
 
     def predict_probs(self, predictions, proposals):
-        """List of (Ri, K + 1) scores, one an image, as the loss defines them; background last."""
-        return self.cls_loss.probs(predictions[0]).split([len(p) for p in proposals])
+        """List of (Ri, K + 1) scores, one an image: the loss's, corrected by the calibration; background last."""
+        logits = predictions[0]
+        if self.calibration is None:
+            scores = self.cls_loss.probs(logits)
+        else:
+            scores = self.calibration(self.cls_loss, logits)
+        return scores.split([len(p) for p in proposals])
 
 
 @torch.no_grad()

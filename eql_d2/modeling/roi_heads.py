@@ -5,6 +5,7 @@ The generic heads take any loss by ``MODEL.ROI_BOX_HEAD.CLS_LOSS.NAME``; a new l
 
 from typing import Optional
 
+import torch
 from detectron2.modeling.roi_heads import (
     ROI_HEADS_REGISTRY,
     CascadeROIHeads,
@@ -13,6 +14,7 @@ from detectron2.modeling.roi_heads import (
 )
 
 from eql_d2.modeling.fast_rcnn import LongTailFastRCNNOutputLayers
+from eql_d2.modeling.inference import fast_rcnn_inference
 
 
 class LongTailMixin:
@@ -59,6 +61,30 @@ class LongTailROIHeads(LongTailMixin, StandardROIHeads):
 class LongTailCascadeROIHeads(LongTailMixin, CascadeROIHeads):
     """CascadeROIHeads with any classification loss, one instance a stage."""
 
+    def _forward_box(self, features, proposals, targets=None):
+        """Detectron2's, which calls its slow post-processing in the middle: its steps at inference, with ours."""
+        if self.training or torch.jit.is_tracing():
+            return super()._forward_box(features, proposals, targets)
+        features = [features[f] for f in self.box_in_features]
+        image_sizes = [p.image_size for p in proposals]
+        boxes, scores_per_stage = None, []
+        for k, predictor in enumerate(self.box_predictor):
+            if k > 0:  # each stage starts from the boxes of the one before
+                proposals = self._create_proposals_from_boxes(boxes, image_sizes)
+            predictions = self._run_stage(features, proposals, k)
+            boxes = predictor.predict_boxes(predictions, proposals)
+            scores_per_stage.append(predictor.predict_probs(predictions, proposals))
+        scores = [sum(stages) * (1.0 / len(stages)) for stages in zip(*scores_per_stage)]
+        instances, _ = fast_rcnn_inference(
+            boxes,
+            scores,
+            image_sizes,
+            predictor.test_score_thresh,
+            predictor.test_nms_thresh,
+            predictor.test_topk_per_image,
+        )
+        return instances
+
 
 @ROI_HEADS_REGISTRY.register()
 class LongTailRes5ROIHeads(LongTailMixin, Res5ROIHeads):
@@ -78,3 +104,33 @@ class CascadeEQLROIHeads(LongTailCascadeROIHeads):
 @ROI_HEADS_REGISTRY.register()
 class Res5EQLROIHeads(LongTailRes5ROIHeads):
     loss_name = "EqualizationLoss"
+
+
+@ROI_HEADS_REGISTRY.register()
+class SoftmaxEQLROIHeads(LongTailROIHeads):
+    loss_name = "SoftmaxEqualizationLoss"
+
+
+@ROI_HEADS_REGISTRY.register()
+class CascadeSoftmaxEQLROIHeads(LongTailCascadeROIHeads):
+    loss_name = "SoftmaxEqualizationLoss"
+
+
+@ROI_HEADS_REGISTRY.register()
+class Res5SoftmaxEQLROIHeads(LongTailRes5ROIHeads):
+    loss_name = "SoftmaxEqualizationLoss"
+
+
+@ROI_HEADS_REGISTRY.register()
+class FocalROIHeads(LongTailROIHeads):
+    loss_name = "SigmoidFocalLoss"
+
+
+@ROI_HEADS_REGISTRY.register()
+class CascadeFocalROIHeads(LongTailCascadeROIHeads):
+    loss_name = "SigmoidFocalLoss"
+
+
+@ROI_HEADS_REGISTRY.register()
+class Res5FocalROIHeads(LongTailRes5ROIHeads):
+    loss_name = "SigmoidFocalLoss"

@@ -220,3 +220,12 @@ def test_config_with_another_number_of_classes(tiny_cfg):
     cfg = tiny_cfg("MODEL.ROI_HEADS.NUM_CLASSES", 8)
     with pytest.raises(ValueError, match="NUM_CLASSES is 8.*7 categories"):
         ClassFrequencies.from_config(cfg)
+
+
+def test_a_loss_that_lacks_some_of_its_counts_scores_but_does_not_train():
+    from eql_d2.losses import ClassBalancedLoss
+
+    loss = ClassBalancedLoss(2, frequencies=ClassFrequencies([5, 200]))  # no instance counts
+    assert loss.probs(torch.zeros(1, loss.num_logits)).shape == (1, 3)
+    with pytest.raises(ValueError, match="ClassBalancedLoss needs class frequencies.*instance counts"):
+        loss(torch.zeros(1, loss.num_logits), torch.tensor([0]))

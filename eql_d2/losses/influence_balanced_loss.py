@@ -1,0 +1,106 @@
+"""Influence-balanced loss (IB)."""
+
+import logging
+
+import torch
+from detectron2.config import configurable
+from detectron2.utils.logger import log_first_n
+from torch.nn import functional as F
+
+from eql_d2.data.frequencies import ClassFrequencies
+from eql_d2.losses import functional
+from eql_d2.losses.base import SoftmaxLoss, at_least_fp32
+from eql_d2.losses.build import CLS_LOSS_REGISTRY
+
+EPSILON = 1e-3  # added to the influence, as in the authors' code
+
+
+@CLS_LOSS_REGISTRY.register()
+class InfluenceBalancedLoss(SoftmaxLoss):
+    """A sample that would move the decision boundary much counts less, and so does one of a frequent category.
+
+    L = (1 / R) sum_i w_i CE(z_i, y_i)
+    w_i ~ lambda_{y_i} / (||p_i - y_i||_1 ||h_i||_1 + 0.001),    lambda_j ~ 1 / n_j
+
+    p = softmax(z), and h is the classifier's input, so that the product is the L1 norm of the gradient of CE by the
+    classifier's weights. From "Influence-Balanced Loss for Imbalanced Visual Classification" (Park et al., ICCV 2021,
+    arXiv:2110.02444). Plain cross-entropy until ``start_iter``, after which the boundary is only fine-tuned.
+
+    Background, column K, has no count: w_i is 1 on background RoIs, and 1 in the mean over the foreground RoIs of the
+    batch (of each process, with several). n_j counts objects, as the paper's samples have one label each; a category
+    without any counts as one.
+
+    Deviations from the authors' code: no alpha (1000 in their scripts), which is only a scale of the loss that must be
+    tuned anew for each model: the batch mean of 1 replaces it. The weight is a constant in the gradient by default, as
+    in the paper's text; their code propagates through it as well, which rewards large errors and features.
+
+    Args:
+        num_classes: K.
+        frequencies: counts of the training set, K categories, with instance counts.
+        start_iter: >= 0, training steps (calls with RoIs in training mode; each stage of a cascade counts its own) with
+            plain cross-entropy first. Default 0, but half of the training is advised, as in the authors' scripts.
+        detach: whether the weight is a constant in the gradient.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        frequencies: ClassFrequencies,
+        start_iter: int = 0,
+        detach: bool = True,
+    ):
+        super().__init__(num_classes)
+        if start_iter < 0:
+            raise ValueError(f"start_iter must be >= 0, got {start_iter}")
+        self.start_iter = start_iter
+        self.detach = detach
+
+        def class_weight(frequencies):
+            counts = frequencies.require_instance_count()
+            weight = functional.mean_one(1 / counts.double().clamp(min=1), counts)
+            return functional.with_background(weight, 1)
+
+        self.register_derived("class_weight", frequencies, class_weight)
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+        self._steps = 0  # the same number on the host: reading the buffer would wait for the GPU in every step
+
+    def _load_from_state_dict(self, *args, **kwargs):
+        super()._load_from_state_dict(*args, **kwargs)
+        self._steps = int(self.steps)
+
+    def compute(self, logits, gt_classes, features, negatives):
+        if features is None:
+            raise ValueError(
+                "InfluenceBalancedLoss weighs by the classifier's input: call it with features, the (R, D) "
+                "tensor that the logits were computed from"
+            )
+        loss = F.cross_entropy(logits, gt_classes, reduction="none")
+        if self._steps >= self.start_iter:
+            loss = loss * self.weight(loss, gt_classes, features)
+        if self.training:
+            self._count_step()
+        return loss.mean()
+
+    def weight(self, cross_entropy, gt_classes, features) -> torch.Tensor:
+        """(R,) w, from the (R,) cross-entropy of each RoI."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.detach):
+            foreground = gt_classes < self.num_classes
+            error = -2 * torch.expm1(-cross_entropy)  # ||p - y||_1 = 2 (1 - p_y)
+            feature_norm = at_least_fp32(features).abs().sum(dim=1).to(error.dtype)
+            class_weight = self.class_weight.to(cross_entropy.dtype)[gt_classes]
+            weight = class_weight / (error * feature_norm + EPSILON)
+            total = (weight * foreground).sum().clamp(min=torch.finfo(weight.dtype).tiny)
+            return torch.where(foreground, weight * (foreground.sum() / total), 1)
+
+    def _count_step(self) -> None:
+        if self._steps == self.start_iter:
+            log_first_n(
+                logging.INFO,
+                f"InfluenceBalancedLoss weighs by influence from step {self.start_iter} on",
+                name=__name__,
+                key="message",
+            )
+        self._steps += 1
+        self.steps += 1

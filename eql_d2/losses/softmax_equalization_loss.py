@@ -1,0 +1,70 @@
+"""Softmax Equalization Loss (SEQL)."""
+
+import torch
+from detectron2.config import configurable
+from torch.nn import functional as F
+
+from eql_d2.data.frequencies import ClassFrequencies, TailRule
+from eql_d2.losses import functional
+from eql_d2.losses.base import SoftmaxLoss
+from eql_d2.losses.build import CLS_LOSS_REGISTRY
+
+
+@CLS_LOSS_REGISTRY.register()
+class SoftmaxEqualizationLoss(SoftmaxLoss):
+    """EQL for softmax: most of the time, the tail is left out of the denominator of other categories' RoIs.
+
+    L = -(1 / R) sum_i log( e^{z_iy} / sum_k w_ik e^{z_ik} )
+    w_ik = 1 - beta_ik E(r_i) T(f_k) (1 - y_ik),   beta_ik ~ Bernoulli(gamma)
+
+    T(f_k) is 1 for the tail. The draw lets the negative gradients through to the tail with probability 1 - gamma.
+    From "Equalization Loss for Long-Tailed Object Recognition" (Tan et al., CVPR 2020, arXiv:2003.05176), which has it
+    for image classification.
+
+    Background: column K is never left out. E(r_i) is 1 for foreground RoIs, as in the paper's sigmoid form, so a
+    background RoI pushes every category down; classification has no background and the paper no E
+    here (``apply_on="all"``).
+
+    Deviations from public ports (the authors released none for detection): a category is left out by a logit of
+    -inf, where theirs take the logarithm of a sum of exponentials and overflow at logits of +-100; beta is drawn on
+    the logits' device, for each RoI and category; the tail is a rule on images, not on samples.
+
+    Args:
+        num_classes: K.
+        frequencies: counts of the training set, K categories.
+        tail: which categories T selects; by default image count <= 100, the tail of the sigmoid form on LVIS.
+        gamma: in [0, 1], how likely a tail category is left out (default of the port in BagofTricks-LT).
+        apply_on: "fg" leaves the tail out for foreground RoIs only, "all" for background RoIs too.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        frequencies: ClassFrequencies,
+        tail: TailRule = TailRule(),
+        gamma: float = 0.9,
+        apply_on: str = "fg",
+    ):
+        super().__init__(num_classes)
+        if not 0 <= gamma <= 1:
+            raise ValueError(f"gamma is a probability in [0, 1], got {gamma}")
+        if apply_on not in ("fg", "all"):
+            raise ValueError(f"apply_on must be 'fg' or 'all', got '{apply_on}'")
+        self.gamma = gamma
+        self.apply_on = apply_on
+        self.register_tail_mask(frequencies, tail)
+
+    def compute(self, logits, gt_classes, features, negatives):
+        left_out = self.draw_left_out(gt_classes)
+        return F.cross_entropy(logits.masked_fill(left_out, -torch.inf), gt_classes)
+
+    def draw_left_out(self, gt_classes) -> torch.Tensor:
+        """(R, K + 1) bool, a new draw of where w is 0, from torch's global generator."""
+        tail = functional.with_background(self.tail_mask, False)
+        beta = torch.rand(len(gt_classes), len(tail), device=tail.device) < self.gamma
+        left_out = beta & tail
+        if self.apply_on == "fg":
+            left_out &= (gt_classes < self.num_classes)[:, None]
+        return left_out.scatter_(1, gt_classes[:, None], False)  # the true class takes part

@@ -1,0 +1,147 @@
+import json
+
+import numpy as np
+import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from PIL import Image
+
+from eql_d2 import ClassFrequencies
+from eql_d2.data.registration import register_dataset
+from eql_d2.engine import Trainer, load_config
+
+NAME = "eql_d2_registered"
+IDS = {"zebra": 40, "ant": 7, "cat": 900}  # neither in order nor 1..K
+
+
+def annotations(lvis):
+    """Two images of 64 px and three categories; the second image has no object."""
+    data = {
+        "images": [{"id": i, "file_name": f"{i}.png", "height": 64, "width": 64} for i in (5, 3)],
+        "categories": [{"id": i, "name": name} for name, i in IDS.items()],
+        "annotations": [
+            {"id": i, "image_id": 5, "category_id": category, "bbox": [10 * i, 8, 20, 30], "area": 600, "iscrowd": 0}
+            for i, category in ((1, 7), (2, 900))
+        ],
+    }
+    if lvis:
+        for image in data["images"]:
+            image.update(neg_category_ids=[40], not_exhaustive_category_ids=[])
+        for category in data["categories"]:
+            category["frequency"] = "r"
+    return data
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "train2017").mkdir()
+    for i in (5, 3):
+        Image.fromarray(np.full((64, 64, 3), 50 * i, np.uint8)).save(tmp_path / "train2017" / f"{i}.png")
+    yield tmp_path
+    if NAME in DatasetCatalog.list():
+        DatasetCatalog.remove(NAME)
+        MetadataCatalog.remove(NAME)
+
+
+def register(folder, data, images="train2017"):
+    path = folder / "annotations.json"
+    path.write_text(data if isinstance(data, str) else json.dumps(data))
+    entry = [NAME, str(path), str(folder / images)]
+    load_config("", ["DATASETS.REGISTER", [entry]])
+    return entry
+
+
+@pytest.mark.parametrize("lvis", [False, True])
+def test_a_file_becomes_a_dataset(folder, lvis):
+    register(folder, annotations(lvis))
+    metadata = MetadataCatalog.get(NAME)
+    assert metadata.evaluator_type == ("lvis" if lvis else "coco")
+    assert metadata.thing_classes == ["ant", "zebra", "cat"]
+    assert metadata.thing_dataset_id_to_contiguous_id == {7: 0, 40: 1, 900: 2}
+    empty, full = DatasetCatalog.get(NAME)
+    assert (empty["image_id"], full["image_id"]) == (3, 5) and empty["annotations"] == []
+    assert full["file_name"] == str(folder / "train2017" / "5.png")
+    assert [a["category_id"] for a in full["annotations"]] == [0, 2]
+    assert full.get("neg_category_ids") == ([40] if lvis else None)
+    assert ClassFrequencies.from_dataset(NAME).image_count.tolist() == [1, 0, 1]
+
+
+@pytest.mark.parametrize("images", ["train2017", "."])
+def test_images_are_found_by_url(folder, images):
+    data = annotations(lvis=True)
+    for image in data["images"]:
+        image["coco_url"] = f"http://images.cocodataset.org/train2017/{image.pop('file_name')}"
+        image["file_name"] = "COCO_val2014_of_another_release.jpg"  # as in LVIS v0.5
+    register(folder, data, images)
+    assert DatasetCatalog.get(NAME)[0]["file_name"].endswith("train2017/3.png")
+
+
+@pytest.mark.parametrize("lvis", [False, True])
+def test_it_evaluates_with_its_own_category_ids(folder, tiny_cfg, lvis):
+    """Perfect predictions in contiguous ids get an AP of 100 on ids of the file."""
+    import torch
+    from detectron2.structures import Boxes, BoxMode, Instances
+
+    register(folder, annotations(lvis))
+    cfg = tiny_cfg("DATASETS.TEST", (NAME,), "MODEL.ROI_HEADS.NUM_CLASSES", 3, "DATASETS.TRAIN", ())
+    cfg.MODEL.ROI_BOX_HEAD.CLS_LOSS.COUNTS_FILE = ""
+    evaluator = Trainer.build_evaluator(cfg, NAME)
+    evaluator.reset()
+    for image in DatasetCatalog.get(NAME):
+        predicted = Instances((64, 64))
+        boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in image["annotations"]]
+        predicted.pred_boxes = Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4))
+        predicted.pred_classes = torch.tensor([a["category_id"] for a in image["annotations"]], dtype=torch.int64)
+        predicted.scores = torch.ones(len(boxes))
+        evaluator.process([image], [{"instances": predicted}])
+    assert evaluator.evaluate()["bbox"]["AP"] == pytest.approx(100)
+
+
+def test_again_changes_nothing_and_another_file_needs_another_name(folder):
+    name, path, images = register(folder, annotations(lvis=False))
+    register_dataset(name, path, images)
+    with pytest.raises(ValueError, match=rf"'{NAME}' is taken by .*annotations.json, so other.json needs another"):
+        register_dataset(name, "other.json", images)
+    with pytest.raises(ValueError, match="'coco_2017_val' is taken"):
+        register_dataset("coco_2017_val", path, images)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda data: "{", "is not a JSON file"),
+        (lambda data: data.pop("categories") and None, "lacks.*categories"),
+        (lambda data: data.update(categories=[]), "at least one category"),
+        (lambda data: data["categories"].append(data["categories"][0]), "each id once"),
+        (lambda data: data["images"][0].pop("not_exhaustive_category_ids") and None, "lack 'not_exhaustive"),
+        (lambda data: data["categories"][1].pop("frequency") and None, "1 of the categories lack 'frequency'.*id 7"),
+    ],
+)
+def test_bad_files(folder, change, message):
+    data = annotations(lvis=True)
+    changed = change(data)
+    with pytest.raises(ValueError, match=f"{NAME}.*{message}"):
+        register(folder, changed if isinstance(changed, str) else data)
+    assert NAME not in DatasetCatalog.list()
+
+
+def test_bad_places(folder):
+    with pytest.raises(ValueError, match=f"'{NAME}': there is no file nowhere.json"):
+        register_dataset(NAME, "nowhere.json", str(folder))
+    with pytest.raises(ValueError, match="there is no image folder .*val2017"):
+        register(folder, annotations(lvis=False), "val2017")
+    with pytest.raises(ValueError, match=r"\[name, annotation file, image folder\], got the entry 'x'"):
+        load_config("", ["DATASETS.REGISTER", ["x"]])
+
+
+def test_images_that_are_not_there(folder):
+    register(folder, annotations(lvis=True), ".")
+    with pytest.raises(ValueError, match="image 3 is none of .*which folder"):
+        DatasetCatalog.get(NAME)
+
+
+def test_an_annotation_of_an_unknown_category(folder):
+    data = annotations(lvis=True)
+    data["annotations"][0]["category_id"] = 8
+    register(folder, data)
+    with pytest.raises(ValueError, match="annotation 1 has the category id 8"):
+        DatasetCatalog.get(NAME)
