@@ -35,7 +35,7 @@ def add_eql_config(cfg: CfgNode) -> None:
     cfg.MODEL.ROI_HEADS.PRIOR_PROB = None
     cfg.MODEL.ROI_HEADS.FREQ_INFO = ""
 
-    # Datasets to register, as [[name, annotation file, image folder], ...]; COCO or LVIS format, docs/custom_datasets.md.
+    # Datasets to register: [[name, annotation file, image folder], ...] in COCO or LVIS format.
     cfg.DATASETS.REGISTER = []
 
     # What computes LVIS's metrics: "eql_d2", or "lvis", the LVIS API, for reference: the same numbers, slower.

@@ -2,8 +2,21 @@
 
 from eql_d2.engine import base_weights  # noqa: F401  (registers mini_lvis://)
 from eql_d2.engine.checkpoint import LongTailCheckpointer
-from eql_d2.engine.setup import load_config, setup
+from eql_d2.engine.checks import check_run
+from eql_d2.engine.errors import SET_UP_ERRORS, launch_tool, one_line_errors
+from eql_d2.engine.setup import load_config, setup, use_available_device
 from eql_d2.engine.summary import summarize_run
 from eql_d2.engine.trainer import Trainer
 
-__all__ = ["LongTailCheckpointer", "Trainer", "load_config", "setup", "summarize_run"]
+__all__ = [
+    "SET_UP_ERRORS",
+    "LongTailCheckpointer",
+    "Trainer",
+    "check_run",
+    "launch_tool",
+    "load_config",
+    "one_line_errors",
+    "setup",
+    "summarize_run",
+    "use_available_device",
+]

@@ -1,9 +1,13 @@
-"""Checkpoints whose classifier has another width than the model's."""
+"""Checkpoints whose classifier has another width than the model's, and weights that cannot be downloaded."""
 
 import logging
+import os
+from urllib.parse import urlparse
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.utils.file_io import Detectron2Handler, PathManager
+from iopath.common.file_io import get_cache_dir
 
 from eql_d2.modeling import LongTailFastRCNNOutputLayers
 
@@ -17,6 +21,11 @@ class LongTailCheckpointer(DetectionCheckpointer):
     log line; here the background row is dropped or appended as zeros, and any other width is an error.
     """
 
+    def load(self, path, *args, **kwargs):
+        if path:
+            require_file(path)
+        return super().load(path, *args, **kwargs)
+
     def _load_model(self, checkpoint):
         weights = checkpoint["model"]
         for name, module in self.model.named_modules():
@@ -24,6 +33,30 @@ class LongTailCheckpointer(DetectionCheckpointer):
                 for parameter in ("weight", "bias"):
                     fit_cls_score(weights, f"{name}.cls_score.{parameter}", module)
         return super()._load_model(checkpoint)
+
+
+def require_file(path: str) -> None:
+    """Fetch a checkpoint into the local cache if it is remote.
+
+    Args:
+        path: a file, `detectron2://...`, `https://...`; a query (`?matching_heuristics=True`) is no part of the name.
+
+    Raises:
+        FileNotFoundError: it is not there, or cannot be downloaded; with the place to put it by hand.
+    """
+    path = urlparse(path)._replace(query="").geturl()
+    try:
+        if os.path.isfile(PathManager.get_local_path(path)):
+            return
+        reason = "there is no such file"
+    except OSError as error:
+        reason = f"it cannot be downloaded ({error})"
+    cure = "set MODEL.WEIGHTS to a checkpoint, or to '' to start from random weights"
+    url = path.replace(Detectron2Handler.PREFIX, Detectron2Handler.S3_DETECTRON2_PREFIX)
+    if urlparse(url).scheme in ("http", "https", "ftp"):
+        place = os.path.join(get_cache_dir(), urlparse(url).path.lstrip("/"))
+        cure = f"download {url} elsewhere and put it at {place} (the folder is $FVCORE_CACHE), or {cure}"
+    raise FileNotFoundError(f"the weights {path} are not here: {reason}. {cure[0].upper()}{cure[1:]}")
 
 
 def fit_cls_score(weights: dict, name: str, predictor: LongTailFastRCNNOutputLayers) -> None:

@@ -9,6 +9,8 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from eql_d2.config import add_eql_config
+from eql_d2.data.registration import register_datasets
+from eql_d2.engine.checks import explained_key_errors
 
 logger = logging.getLogger(__name__)
 
@@ -16,13 +18,19 @@ logger = logging.getLogger(__name__)
 def load_config(config_file: str, opts=()) -> CfgNode:
     """Detectron2's defaults, this package's keys, the YAML file, then `KEY VALUE` overrides; not frozen.
 
-    YAML with Python objects in it is refused (Detectron2's default would run it).
+    YAML with Python objects in it is refused (Detectron2's default would run it). The datasets of ``DATASETS.REGISTER``
+    are registered.
+
+    Raises:
+        KeyError: a key that does not exist, with the nearest that do.
     """
     cfg = get_cfg()
     add_eql_config(cfg)
-    if config_file:
-        cfg.merge_from_file(config_file, allow_unsafe=False)
-    cfg.merge_from_list(list(opts))
+    with explained_key_errors(cfg):
+        if config_file:
+            cfg.merge_from_file(config_file, allow_unsafe=False)
+        cfg.merge_from_list(list(opts))
+    register_datasets(cfg.DATASETS.REGISTER)
     return cfg
 
 

@@ -2,7 +2,9 @@
 
 import logging
 import os
+import re
 import weakref
+from collections import OrderedDict
 
 import torch
 from detectron2.data import MetadataCatalog
@@ -12,14 +14,18 @@ from detectron2.engine import (
     SimpleTrainer,
     TrainerBase,
     create_ddp_model,
+    hooks,
 )
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluators
+from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from eql_d2.data import ClassFrequencies, FrequenciesNotFound
 from eql_d2.engine.checkpoint import LongTailCheckpointer
+from eql_d2.engine.checks import check_num_classes, check_run, explained_dataset_errors
+from eql_d2.engine.lazy import classifier_lr_factor
 from eql_d2.evaluation.lvis_evaluation import LVISEvaluator
 from eql_d2.evaluation.picture import PredictionPicture
 from eql_d2.losses import ClassificationLoss
@@ -36,12 +42,14 @@ class Trainer(DefaultTrainer):
         """As ``DefaultTrainer.__init__``, which fixes the checkpointer and CUDA device ids and so is not called.
 
         Raises:
-            ValueError: a loss that needs class frequencies to train and has none.
+            ValueError: a loss that needs class frequencies to train and has none, or see
+                :func:`eql_d2.engine.checks.check_run`.
         """
         TrainerBase.__init__(self)
         if not logging.getLogger("detectron2").isEnabledFor(logging.INFO):
             setup_logger()
             setup_logger(name="eql_d2")
+        check_run(cfg, train=True)
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         model = self.build_model(cfg)
         for module in model.modules():
@@ -67,6 +75,76 @@ class Trainer(DefaultTrainer):
         super().train()
         return getattr(self, "_last_eval_results", None) or {}
 
+    def run_step(self):
+        """One iteration.
+
+        Raises:
+            FloatingPointError: a loss that is NaN or infinite; the weights and the checkpoints are as they were
+                before the iteration.
+        """
+        try:
+            super().run_step()
+        except FloatingPointError as error:
+            reason = re.sub(r"np\.float64\((.*?)\)", r"\1", " ".join(str(error).split()))
+            raise FloatingPointError(
+                f"training stopped at iteration {self.iter}: {reason} (classification loss: {self._loss_names()}). "
+                f"Checkpoints made before are in {self.cfg.OUTPUT_DIR}. Lower SOLVER.BASE_LR, warm up longer, or clip "
+                f"gradients (SOLVER.CLIP_GRADIENTS)"
+            ) from error
+
+    def _loss_names(self) -> str:
+        losses = (m for m in self.model.modules() if isinstance(m, ClassificationLoss))
+        return ", ".join(sorted({type(loss).__name__ for loss in losses})) or "Detectron2's own"
+
+    def build_hooks(self):
+        """Detectron2's, and an evaluation with test-time augmentation after training if ``TEST.AUG.ENABLED``."""
+        built = super().build_hooks()
+        if self.cfg.TEST.AUG.ENABLED:
+            before_writers = len(built) - comm.is_main_process()
+            built.insert(before_writers, hooks.EvalHook(0, self._test_with_tta_after_training))
+        return built
+
+    def _test_with_tta_after_training(self):
+        results = self.test_with_tta(self.cfg, self.model)
+        self._last_eval_results = merge_results(self._last_eval_results, results)
+        return results
+
+    @classmethod
+    def test_with_tta(cls, cfg, model):
+        """Evaluate with test-time augmentation (``TEST.AUG``); tasks are called `bbox_TTA`, ...
+
+        Returns:
+            results as of :meth:`test`.
+        """
+        logger.info("Running inference with test-time augmentation ...")
+        evaluators = [
+            cls.build_evaluator(cfg, name, folder="inference_TTA") for name in cfg.DATASETS.TEST
+        ]
+        results = cls.test(cfg, GeneralizedRCNNWithTTA(cfg, model), evaluators)
+        if len(cfg.DATASETS.TEST) > 1:
+            return OrderedDict((name, name_tta(tasks)) for name, tasks in results.items())
+        return name_tta(results)
+
+    @classmethod
+    def evaluate(cls, cfg, model):
+        """:meth:`test`, and :meth:`test_with_tta` too if ``TEST.AUG.ENABLED``."""
+        results = cls.test(cfg, model)
+        if cfg.TEST.AUG.ENABLED:
+            results = merge_results(results, cls.test_with_tta(cfg, model))
+        return results
+
+    @classmethod
+    def build_train_loader(cls, cfg):
+        """Detectron2's loader; a broken annotation file is a ValueError that names it."""
+        with explained_dataset_errors(cfg.DATASETS.TRAIN):
+            return super().build_train_loader(cfg)
+
+    @classmethod
+    def build_test_loader(cls, cfg, dataset_name):
+        """Detectron2's loader; a broken annotation file is a ValueError that names it."""
+        with explained_dataset_errors([dataset_name]):
+            return super().build_test_loader(cfg, dataset_name)
+
     @classmethod
     def build_optimizer(cls, cfg, model):
         """Detectron2's SGD, with ``SOLVER.CLASSIFIER_LR_FACTOR`` on the classifier layer."""
@@ -76,9 +154,7 @@ class Trainer(DefaultTrainer):
             weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
             bias_lr_factor=cfg.SOLVER.BIAS_LR_FACTOR,
             weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
-            lr_factor_func=lambda name: (
-                cfg.SOLVER.CLASSIFIER_LR_FACTOR if ".cls_score." in name else 1.0
-            ),
+            lr_factor_func=classifier_lr_factor(cfg.SOLVER.CLASSIFIER_LR_FACTOR),
         )
         optimizer = torch.optim.SGD(
             parameters,
@@ -91,19 +167,23 @@ class Trainer(DefaultTrainer):
         return maybe_add_gradient_clipping(cfg, optimizer)
 
     @classmethod
-    def build_evaluator(cls, cfg, dataset_name):
-        """The evaluator that the dataset's ``evaluator_type`` names.
+    def build_evaluator(cls, cfg, dataset_name, folder="inference"):
+        """The evaluator that the dataset's ``evaluator_type`` names; it writes to ``folder`` of the output.
 
         Raises:
-            ValueError: a type other than "lvis" and "coco".
+            ValueError: a type other than "lvis" and "coco", or a dataset of another number of categories.
         """
-        output_dir = os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
-        kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
+        output_dir = os.path.join(cfg.OUTPUT_DIR, folder, dataset_name)
+        metadata = MetadataCatalog.get(dataset_name)
+        if metadata.get("thing_classes") is not None:
+            check_num_classes(cfg, "DATASETS.TEST", dataset_name, len(metadata.thing_classes))
+        kind = metadata.get("evaluator_type")
         if kind == "lvis":
             evaluator = LVISEvaluator(
                 dataset_name,
                 output_dir=output_dir,
                 max_dets_per_image=cfg.TEST.DETECTIONS_PER_IMAGE,
+                backend=cfg.TEST.LVIS_BACKEND,
             )
         elif kind == "coco":
             evaluator = COCOEvaluator(dataset_name, output_dir=output_dir, use_fast_impl=False)
@@ -121,3 +201,17 @@ class Trainer(DefaultTrainer):
             dataset_name, os.path.join(output_dir, PICTURE), frequencies
         )
         return DatasetEvaluators([evaluator, picture])
+
+
+def name_tta(tasks):
+    """{task: scores} -> {task_TTA: scores}; None, as on all but the main process, stays."""
+    return tasks and OrderedDict((f"{task}_TTA", scores) for task, scores in tasks.items())
+
+
+def merge_results(results, more):
+    """Both results of an evaluation, task by task, of one dataset or of several."""
+    merged = OrderedDict(results or {})
+    for name, value in (more or {}).items():
+        of_dataset = isinstance(merged.get(name), dict) and isinstance(value, dict)
+        merged[name] = {**merged[name], **value} if of_dataset else value
+    return merged

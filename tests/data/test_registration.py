@@ -2,12 +2,15 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import Boxes, BoxMode, Instances
 from PIL import Image
 
 from eql_d2 import ClassFrequencies
 from eql_d2.data.registration import register_dataset
 from eql_d2.engine import Trainer, load_config
+from eql_d2.evaluation.picture import PredictionPicture
 
 NAME = "eql_d2_registered"
 IDS = {"zebra": 40, "ant": 7, "cat": 900}  # neither in order nor 1..K
@@ -78,9 +81,6 @@ def test_images_are_found_by_url(folder, images):
 @pytest.mark.parametrize("lvis", [False, True])
 def test_it_evaluates_with_its_own_category_ids(folder, tiny_cfg, lvis):
     """Perfect predictions in contiguous ids get an AP of 100 on ids of the file."""
-    import torch
-    from detectron2.structures import Boxes, BoxMode, Instances
-
     register(folder, annotations(lvis))
     cfg = tiny_cfg("DATASETS.TEST", (NAME,), "MODEL.ROI_HEADS.NUM_CLASSES", 3, "DATASETS.TRAIN", ())
     cfg.MODEL.ROI_BOX_HEAD.CLS_LOSS.COUNTS_FILE = ""
@@ -145,3 +145,34 @@ def test_an_annotation_of_an_unknown_category(folder):
     register(folder, data)
     with pytest.raises(ValueError, match="annotation 1 has the category id 8"):
         DatasetCatalog.get(NAME)
+
+
+@pytest.mark.parametrize("kind", ["coco", "lvis"])
+def test_real_files_train_and_evaluate(shared_data, tmp_path, tiny_cfg, monkeypatch, kind):
+    """The worked example of docs/custom_datasets.md, with a smaller model: COCO's 80 ids are not contiguous."""
+    files = {
+        "coco": [f"coco/annotations/instances_{split}2017.json" for split in ("train", "val")],
+        "lvis": [f"lvis/lvis_v1_{split}.json" for split in ("train", "val")],
+    }[kind]
+    monkeypatch.setattr(PredictionPicture, "_draw", lambda *args: None)  # takes longer than all the rest
+    names = [f"{NAME}_{kind}_{split}" for split in ("train", "val")]
+    # LVIS finds its images in the folder above train2017, by URL.
+    folders = ["coco/train2017", "coco/val2017"] if kind == "coco" else ["coco", "coco"]
+    cfg = tiny_cfg(
+        "DATASETS.REGISTER",
+        [[n, str(shared_data / f), str(shared_data / d)] for n, f, d in zip(names, files, folders)],
+        "DATASETS.TRAIN", (names[0],), "DATASETS.TEST", (names[1],),
+        "MODEL.ROI_HEADS.NAME", "EQLROIHeads", "MODEL.ROI_BOX_HEAD.CLS_LOSS.COUNTS_FILE", "",
+        "MODEL.ROI_HEADS.NUM_CLASSES", 80 if kind == "coco" else 1203,
+        "MODEL.RPN.POST_NMS_TOPK_TEST", 5, "TEST.DETECTIONS_PER_IMAGE", 10,
+        "SOLVER.MAX_ITER", 1, "SOLVER.IMS_PER_BATCH", 2, "INPUT.MIN_SIZE_TEST", 32,
+    )  # fmt: skip
+    try:
+        results = Trainer(cfg).train()
+    finally:
+        for name in names:
+            DatasetCatalog.remove(name)
+            MetadataCatalog.remove(name)
+    assert ("APr" in results["bbox"]) == (kind == "lvis") and results["bbox"]["AP"] >= 0
+    (counted,) = (tmp_path / "output").glob("class_counts_*.json")  # on first use
+    assert len(json.loads(counted.read_text())["image_count"]) == cfg.MODEL.ROI_HEADS.NUM_CLASSES

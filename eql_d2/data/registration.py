@@ -1,0 +1,159 @@
+"""Registers the annotation files that `DATASETS.REGISTER` lists: a dataset of one's own needs no Python.
+
+COCO and LVIS format are told apart by their content; category ids may be any numbers. Categories are ordered by id, as
+Detectron2 does.
+"""
+
+import os
+from collections import defaultdict
+from typing import Callable, Dict, List, Sequence
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import load_coco_json
+from detectron2.structures import BoxMode
+from detectron2.utils.file_io import PathManager
+
+from eql_d2.data.frequencies import read_json
+
+KEY = "DATASETS.REGISTER"
+REQUIRED = ("images", "annotations", "categories")
+
+
+def register_datasets(entries: Sequence[Sequence[str]]) -> None:
+    """Register every ``[name, annotation file, image folder]``.
+
+    Raises:
+        ValueError: an entry of another form, or see :func:`register_dataset`.
+    """
+    for entry in entries:
+        if not (isinstance(entry, (list, tuple)) and len(entry) == 3):
+            raise ValueError(
+                f"{KEY} is a list of [name, annotation file, image folder], got the entry {entry!r}"
+            )
+        register_dataset(*entry)
+
+
+def register_dataset(name: str, json_file: str, image_root: str) -> None:
+    """Register one annotation file under ``name``; doing so again changes nothing.
+
+    The metadata has ``thing_classes``, ``thing_dataset_id_to_contiguous_id`` and an ``evaluator_type`` of "lvis" or
+    "coco". Images of an LVIS-format file are found by ``file_name`` or, as LVIS has it, by ``coco_url``.
+
+    Raises:
+        ValueError: the name belongs to another file; the folder or the file is missing; the file is
+            no JSON, lacks a part of its format, or lists no category.
+    """
+    if name in DatasetCatalog.list():
+        taken_by = MetadataCatalog.get(name).get("json_file")
+        if taken_by == json_file and MetadataCatalog.get(name).get("image_root") == image_root:
+            return
+        raise ValueError(f"{KEY}: '{name}' is taken by {taken_by}, so {json_file} needs another name")
+    try:
+        data = read_json(PathManager.get_local_path(json_file), REQUIRED)
+        is_lvis = is_lvis_format(data)
+        classes, order = categories_of(data)
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{KEY} '{name}': {error}") from error
+    if not PathManager.isdir(image_root):
+        raise ValueError(f"{KEY} '{name}': there is no image folder {image_root}")
+    if is_lvis:
+        DatasetCatalog.register(name, lambda: load_lvis_format(json_file, image_root, order))
+    else:
+        DatasetCatalog.register(name, lambda: load_coco_json(json_file, image_root, name))
+    MetadataCatalog.get(name).set(
+        json_file=json_file,
+        image_root=image_root,
+        evaluator_type="lvis" if is_lvis else "coco",
+        thing_classes=classes,
+        thing_dataset_id_to_contiguous_id=order,
+    )
+
+
+def is_lvis_format(data: dict) -> bool:
+    """Whether images list the categories that are known to be absent; all that LVIS evaluates by must then be there.
+
+    Raises:
+        ValueError: a part of LVIS's format is missing.
+    """
+    if not any("neg_category_ids" in image for image in data["images"]):
+        return False
+    for part, key in (
+        ("images", "neg_category_ids"),
+        ("images", "not_exhaustive_category_ids"),
+        ("categories", "frequency"),
+    ):
+        lacking = [entry["id"] for entry in data[part] if key not in entry]
+        if lacking:
+            raise ValueError(
+                f"images have neg_category_ids, so this is LVIS format, but {len(lacking)} of the {part} lack "
+                f"'{key}' (id {lacking[0]} first): add it, or drop neg_category_ids for COCO format"
+            )
+    return True
+
+
+def categories_of(data: dict) -> tuple:
+    """Names in the order of ascending ids, and dataset id -> contiguous id."""
+    categories = sorted(data["categories"], key=lambda c: c["id"])
+    order = {c["id"]: i for i, c in enumerate(categories)}
+    if not categories or len(order) < len(categories):
+        raise ValueError("`categories` must list at least one category, each id once")
+    return [c["name"] for c in categories], order
+
+
+def load_lvis_format(json_file: str, image_root: str, order: Dict[int, int]) -> List[dict]:
+    """LVIS format as Detectron2's standard dicts.
+
+    Detectron2's own loader knows the categories of LVIS only, and finds images by ``coco_url`` only.
+
+    Args:
+        order: dataset id -> contiguous id.
+    """
+    data = read_json(PathManager.get_local_path(json_file), REQUIRED)
+    annotations = defaultdict(list)
+    for a in data["annotations"]:
+        if a["category_id"] not in order:
+            raise ValueError(
+                f"{json_file}: annotation {a['id']} has the category id {a['category_id']}, which `categories` "
+                f"does not list"
+            )
+        kept = {key: a[key] for key in ("segmentation", "iscrowd") if key in a}
+        category = order[a["category_id"]]
+        annotations[a["image_id"]].append(
+            {"bbox": a["bbox"], "bbox_mode": BoxMode.XYWH_ABS, "category_id": category, **kept}
+        )
+    images = sorted(data["images"], key=lambda image: image["id"])
+    path_of = image_locator(images, image_root)
+    kept = ("height", "width", "neg_category_ids", "not_exhaustive_category_ids")
+    return [
+        {
+            "file_name": path_of(image),
+            "image_id": image["id"],
+            **{key: image[key] for key in kept},
+            "annotations": annotations[image["id"]],
+        }
+        for image in images
+    ]
+
+
+def image_locator(images: List[dict], image_root: str) -> Callable[[dict], str]:
+    """How to find the images of a file: the first way that finds the first image.
+
+    Raises:
+        ValueError: no way does.
+    """
+
+    def by_url(image, parts):  # the last parts of http://images.cocodataset.org/train2017/000000155379.jpg
+        return "/".join(image["coco_url"].split("/")[-parts:]) if "coco_url" in image else ""
+
+    ways = [
+        lambda image: os.path.join(image_root, image.get("file_name", "")),
+        lambda image: os.path.join(image_root, by_url(image, 2)),  # the folder above train2017
+        lambda image: os.path.join(image_root, by_url(image, 1)),  # train2017 itself
+    ]
+    for way in ways:
+        if not images or PathManager.isfile(way(images[0])):
+            return way
+    raise ValueError(
+        f"image {images[0]['id']} is none of {[way(images[0]) for way in ways]}: which folder holds the images "
+        f"({KEY})?"
+    )

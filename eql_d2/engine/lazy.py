@@ -1,0 +1,91 @@
+"""Training from a LazyConfig: what Detectron2's tools/lazyconfig_train_net.py does, for this package's models.
+
+A config has ``model``, ``optimizer``, ``lr_multiplier``, ``dataloader`` and ``train``, as Detectron2's own.
+"""
+
+import logging
+from typing import Callable, Optional
+
+import torch
+from detectron2.config import LazyConfig, get_cfg, instantiate
+from detectron2.engine import (
+    AMPTrainer,
+    SimpleTrainer,
+    create_ddp_model,
+    default_setup,
+    default_writers,
+    hooks,
+)
+from detectron2.evaluation import inference_on_dataset, print_csv_format
+from detectron2.solver.build import maybe_add_gradient_clipping
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+
+from eql_d2.engine.checkpoint import LongTailCheckpointer
+
+logger = logging.getLogger(__name__)
+
+
+def classifier_lr_factor(factor: float) -> Callable[[str], float]:
+    """Learning-rate factor by parameter name: ``factor`` for the classifier layer, 1 for the others."""
+    return lambda name: factor if ".cls_score." in name else 1.0
+
+
+def clipped_sgd(params, clip_norm: Optional[float] = None, **kwargs) -> torch.optim.Optimizer:
+    """SGD that clips the gradient of each parameter to the norm ``clip_norm``, as `SOLVER.CLIP_GRADIENTS` does."""
+    cfg = get_cfg()
+    cfg.SOLVER.CLIP_GRADIENTS.ENABLED = clip_norm is not None
+    cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = "norm"
+    cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE = clip_norm or 0.0
+    return maybe_add_gradient_clipping(cfg, torch.optim.SGD)(params, **kwargs)
+
+
+def setup_lazy(args):
+    """The config of a run, with Detectron2's logger and seed set up; on the CPU where there is no GPU."""
+    cfg = LazyConfig.apply_overrides(LazyConfig.load(args.config_file), args.opts)
+    setup_logger(cfg.train.output_dir, distributed_rank=comm.get_rank(), name="eql_d2")
+    if torch.device(cfg.train.device).type == "cuda" and not torch.cuda.is_available():
+        cfg.train.device = "cpu"
+        logger.warning("no CUDA device is available: running on the CPU")
+    default_setup(cfg, args)
+    return cfg
+
+
+def build_lazy_model(cfg):
+    """The model on its device, for one process or as a DistributedDataParallel."""
+    model = instantiate(cfg.model).to(cfg.train.device)
+    devices = {} if torch.device(cfg.train.device).type == "cuda" else {"device_ids": None}
+    return create_ddp_model(model, **cfg.train.ddp, **devices)
+
+
+def test_lazy(cfg, model) -> dict:
+    """Evaluate with ``dataloader.test`` and ``dataloader.evaluator``."""
+    evaluator = instantiate(cfg.dataloader.evaluator)
+    results = inference_on_dataset(model, instantiate(cfg.dataloader.test), evaluator)
+    if comm.is_main_process():
+        print_csv_format(results)
+    return results
+
+
+def build_lazy_trainer(cfg, resume: bool):
+    """The trainer, with its hooks and its weights loaded, and the iteration to start from."""
+    model = build_lazy_model(cfg)
+    cfg.optimizer.params.model = model
+    optimizer = instantiate(cfg.optimizer)
+    step = AMPTrainer if cfg.train.amp.enabled else SimpleTrainer
+    trainer = step(model, instantiate(cfg.dataloader.train), optimizer)
+    checkpointer = LongTailCheckpointer(model, cfg.train.output_dir, trainer=trainer)
+    built = [
+        hooks.IterationTimer(),
+        hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
+    ]
+    if comm.is_main_process():
+        built.append(hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer))
+    built.append(hooks.EvalHook(cfg.train.eval_period, lambda: test_lazy(cfg, model)))
+    if comm.is_main_process():
+        writers = default_writers(cfg.train.output_dir, cfg.train.max_iter)
+        built.append(hooks.PeriodicWriter(writers, period=cfg.train.log_period))
+    trainer.register_hooks(built)
+    checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=resume)
+    start = trainer.iter + 1 if resume and checkpointer.has_checkpoint() else 0
+    return trainer, start

@@ -1,0 +1,200 @@
+"""What bad input gets: one error before any training step, which names both sides and the cure."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.modeling import build_model
+from PIL import Image
+
+from eql_d2.engine import Trainer, check_run, load_config, one_line_errors
+from eql_d2.losses import EqualizationLoss
+
+ROOT = Path(__file__).parents[1]
+BASE = str(ROOT / "configs" / "MiniLVIS" / "Base-MiniLVIS.yaml")
+NODE = "MODEL.ROI_BOX_HEAD.CLS_LOSS"
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    """Two COCO-format images of seven categories, registered as `eql_d2_bad_input`; returns the annotation file."""
+    name = "eql_d2_bad_input"
+    for i in (1, 2):
+        Image.new("RGB", (64, 64), (i * 90, 20, 120)).save(tmp_path / f"{i}.png")
+    data = {
+        "images": [{"id": i, "file_name": f"{i}.png", "height": 64, "width": 64} for i in (1, 2)],
+        "categories": [{"id": 10 * i, "name": f"c{i}"} for i in range(7)],
+        "annotations": [
+            {"id": i, "image_id": i, "category_id": 10 * i, "bbox": [8, 8, 40, 40], "area": 1600, "iscrowd": 0}
+            for i in (1, 2)
+        ],
+    }
+    path = tmp_path / "annotations.json"
+    path.write_text(json.dumps(data))
+    load_config("", ["DATASETS.REGISTER", [[name, str(path), str(tmp_path)]]])
+    yield name, path
+    DatasetCatalog.remove(name)
+    MetadataCatalog.remove(name)
+
+
+@pytest.fixture
+def run_cfg(tiny_cfg, dataset):
+    """A function that makes the config of a run on that dataset."""
+
+    def make(*overrides):
+        name, _ = dataset
+        train = ["DATASETS.TRAIN", (name,), "DATASETS.TEST", (name,), "SOLVER.IMS_PER_BATCH", 1]
+        return tiny_cfg(*train, "MODEL.RPN.POST_NMS_TOPK_TEST", 20, *overrides)
+
+    return make
+
+
+@pytest.mark.parametrize("train", ["DATASETS.TRAIN", "DATASETS.TEST"])
+@pytest.mark.parametrize("loss", ["SoftmaxCrossEntropy", "EqualizationLoss"])
+def test_number_of_classes(run_cfg, dataset, train, loss):
+    """For every loss, also those that need no counts."""
+    cfg = run_cfg(f"{NODE}.NAME", loss, "MODEL.ROI_HEADS.NUM_CLASSES", 8)
+    other = "DATASETS.TEST" if train == "DATASETS.TRAIN" else "DATASETS.TRAIN"
+    cfg.DATASETS[other.split(".")[1]] = ("coco_2017_val",) if other == "DATASETS.TRAIN" else ()
+    with pytest.raises(ValueError, match=f"NUM_CLASSES is 8.*{train}. has 7 categories: set NUM_CLASSES 7"):
+        check_run(cfg, train=train == "DATASETS.TRAIN")
+
+
+def test_number_of_classes_in_an_evaluation_alone(run_cfg, dataset):
+    with pytest.raises(ValueError, match="NUM_CLASSES is 8.*has 7 categories"):
+        Trainer.build_evaluator(run_cfg("MODEL.ROI_HEADS.NUM_CLASSES", 8), dataset[0])
+
+
+def test_unregistered_dataset(run_cfg):
+    with pytest.raises(ValueError, match="'eql_d2_bad_inputs' of DATASETS.TRAIN is not .*mean eql_d2_bad_input"):
+        Trainer(run_cfg("DATASETS.TRAIN", ("eql_d2_bad_inputs",)))
+    with pytest.raises(ValueError, match=r"'qqq' of DATASETS.TEST is not registered\. .*DATASETS.REGISTER"):
+        check_run(run_cfg("DATASETS.TEST", ("qqq",)), train=False)
+    with pytest.raises(ValueError, match="DATASETS.TRAIN is empty"):
+        check_run(run_cfg("DATASETS.TRAIN", ()), train=True)
+
+
+def test_missing_annotation_file(run_cfg, dataset):
+    dataset[1].unlink()
+    with pytest.raises(ValueError, match=r"'eql_d2_bad_input'.*not there: .*annotations.json.*DETECTRON2_DATASETS"):
+        Trainer(run_cfg())
+
+
+@pytest.mark.parametrize("content, message", [("{,", "is not a JSON file"), ('{"images": []}', "lacks.*categories")])
+def test_broken_annotation_file(run_cfg, dataset, content, message):
+    dataset[1].write_text(content)
+    with pytest.raises(ValueError, match=f"annotations.json.*{message}"):
+        check_run(run_cfg(), train=False)  # a test set, before training
+    with pytest.raises(ValueError, match=f"annotations.json.*{message}"):
+        Trainer.build_train_loader(run_cfg())  # a training set, as it is read
+
+
+def test_missing_test_set_shows_before_training(run_cfg):
+    with pytest.raises(ValueError, match="DATASETS.TEST"):
+        Trainer(run_cfg("DATASETS.TEST", ("no_such_set",)))
+
+
+@pytest.mark.parametrize("value", [0, -0.1, 1.5])
+def test_lambda_out_of_range(run_cfg, value):
+    cfg = run_cfg("MODEL.ROI_HEADS.NAME", "EQLROIHeads", "MODEL.ROI_HEADS.LAMBDA", value)
+    with pytest.raises(ValueError, match=rf"in \(0, 1\], got {value}"):
+        Trainer(cfg)
+
+
+def test_two_tail_rules(run_cfg):
+    rules = [f"{NODE}.EqualizationLoss.TAIL.GROUPS", "r", f"{NODE}.EqualizationLoss.TAIL.MAX_IMAGE_COUNT", 10]
+    with pytest.raises(ValueError, match="one rule.*'max_image_count': 10, 'groups': 'r'.*keep one"):
+        EqualizationLoss.from_config(run_cfg(*rules))
+
+
+@pytest.mark.parametrize(
+    "key, wrong, right",
+    [
+        (f"{NODE}.NAME", "EqualisationLoss", "EqualizationLoss"),
+        ("MODEL.ROI_HEADS.NAME", "EQLROIHead", "EQLROIHeads"),
+    ],
+)
+def test_unknown_names(run_cfg, key, wrong, right):
+    with pytest.raises(ValueError, match=f"{key} is '{wrong}'.*did you mean.*{right}"):
+        Trainer(run_cfg(key, wrong))
+
+
+def test_unknown_config_key(tmp_path):
+    message = r"no config key MODEL\.ROI_HEADS\.LAMDA; did you mean MODEL\.ROI_HEADS\.LAMBDA"
+    with pytest.raises(KeyError, match=message):
+        load_config("", ["MODEL.ROI_HEADS.LAMDA", 0.1])
+    path = tmp_path / "config.yaml"
+    path.write_text("MODEL:\n  ROI_HEADS:\n    LAMDA: 0.1\n")
+    with pytest.raises(KeyError, match=message):
+        load_config(str(path))
+    with pytest.raises(KeyError, match=r"SigmoidFocalLoss\.GAMA; did you mean .*SigmoidFocalLoss\.GAMMA"):
+        load_config("", [f"{NODE}.SigmoidFocalLoss.GAMA", 2.0])
+
+
+def test_a_head_that_contradicts_the_loss(run_cfg):
+    with pytest.raises(ValueError, match="EQLROIHeads stands for.*EqualizationLoss.*SoftmaxCrossEntropy"):
+        Trainer(run_cfg("MODEL.ROI_HEADS.NAME", "EQLROIHeads", f"{NODE}.NAME", "SoftmaxCrossEntropy"))
+    with pytest.raises(ValueError, match="'StandardROIHeads', which ignores it.*LongTailROIHeads"):
+        Trainer(run_cfg("MODEL.ROI_HEADS.NAME", "StandardROIHeads", f"{NODE}.NAME", "EqualizationLoss"))
+
+
+def test_nan_stops_training_and_keeps_earlier_checkpoints(run_cfg, tmp_path, monkeypatch):
+    cfg = run_cfg(
+        f"{NODE}.NAME", "EqualizationLoss", "SOLVER.MAX_ITER", 6, "SOLVER.CHECKPOINT_PERIOD", 2, "SEED", 0,
+    )  # fmt: skip
+    trainer = Trainer(cfg)
+    compute = EqualizationLoss.compute
+
+    def compute_nan_at_4(self, logits, *args):
+        return compute(self, logits * float("nan") if trainer.iter == 4 else logits, *args)
+
+    monkeypatch.setattr(EqualizationLoss, "compute", compute_nan_at_4)
+    with pytest.raises(FloatingPointError, match="iteration 4.*'loss_cls': nan.*EqualizationLoss.*output") as error:
+        trainer.train()
+    assert "\n" not in str(error.value)
+    output = tmp_path / "output"
+    saved = sorted(path.name for path in output.glob("*.pth"))
+    assert saved == ["model_0000001.pth", "model_0000003.pth"]
+    assert (output / "last_checkpoint").read_text() == "model_0000003.pth"
+    weights = torch.load(output / "model_0000003.pth", weights_only=True)["model"]
+    assert all(w.isfinite().all() for w in weights.values())
+    assert all(p.isfinite().all() for p in trainer.model.parameters())
+
+
+def test_one_line_errors(capsys, monkeypatch):
+    with pytest.raises(SystemExit, match="1"), one_line_errors(KeyError):
+        raise KeyError("no key 'x'")
+    assert capsys.readouterr().err == "error: no key 'x'\n"
+    with pytest.raises(ZeroDivisionError), one_line_errors(ValueError):
+        raise ZeroDivisionError
+    monkeypatch.setenv("EQL_D2_TRACEBACK", "1")
+    with pytest.raises(ValueError), one_line_errors(ValueError):
+        raise ValueError
+
+
+def test_the_tool_prints_one_line_and_fails(tmp_path):
+    """Exit code and output of a process, which the other tests do without."""
+    command = [
+        sys.executable, ROOT / "tools" / "train_net.py", "--config-file", BASE,
+        "MODEL.DEVICE", "cpu", "OUTPUT_DIR", tmp_path, f"{NODE}.NAME", "EqualisationLoss",
+    ]  # fmt: skip
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    result = subprocess.run([str(c) for c in command], env=env, capture_output=True, text=True)
+    assert result.returncode == 1
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and "did you mean" in errors[0]
+    assert "Traceback" not in result.stderr + result.stdout
+
+
+def test_a_checkpoint_of_another_width(run_cfg, tmp_path):
+    other = build_model(run_cfg("MODEL.ROI_HEADS.NUM_CLASSES", 12, f"{NODE}.NAME", "SigmoidCrossEntropy"))
+    path = tmp_path / "other.pth"
+    torch.save({"model": other.state_dict()}, path)
+    trainer = Trainer(run_cfg("MODEL.WEIGHTS", str(path)))
+    with pytest.raises(ValueError, match="12 rows.*7 classes.*has 8"):
+        trainer.resume_or_load(resume=False)

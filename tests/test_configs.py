@@ -1,0 +1,92 @@
+"""Every config that comes with the package loads and builds, and means what its name says."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.data import MetadataCatalog
+from detectron2.modeling import build_model
+
+import eql_d2
+from eql_d2 import ClassFrequencies
+from eql_d2.engine import load_config
+from eql_d2.losses import EqualizationLoss
+from eql_d2.modeling import LongTailFastRCNNOutputLayers
+
+ROOT = Path(eql_d2.__file__).parent / "configs"
+CONFIGS = sorted(str(p.relative_to(ROOT)) for p in ROOT.rglob("*.yaml"))
+# Bases that state a dataset or a schedule, and no architecture.
+PARTIAL = ("Base-LVIS.yaml", "Base-LVISv0.5.yaml", "Base-LVISv1.yaml", "Base-instant_test.yaml")
+MODELS = [name for name in CONFIGS if Path(name).name not in PARTIAL]
+LEAVES = [name for name in CONFIGS if "Base-" not in name and "base_weights" not in name]
+NUM_CLASSES = {"lvis_v0.5": 1230, "lvis_v1": 1203, "coco_2017": 80, "mini_lvis": 90, "mini_lvis_base": 80}
+
+
+def load(name, *overrides):
+    return load_config(str(ROOT / name), overrides)
+
+
+@pytest.fixture
+def build(monkeypatch, tmp_path):
+    """A function that builds a config's model on the CPU, without random weights, which would take most of the time."""
+    for method in ("normal_", "uniform_"):
+        monkeypatch.setattr(torch.Tensor, method, lambda self, *args, **kwargs: self)
+
+    def build(name):
+        cfg = load(name, "MODEL.DEVICE", "cpu", "OUTPUT_DIR", str(tmp_path))
+        if not name.startswith("LVIS"):  # whose counts are shipped
+            K = cfg.MODEL.ROI_HEADS.NUM_CLASSES
+            counts = tmp_path / "counts.json"
+            ClassFrequencies([50] * K, [90] * K, num_images=1000).save(counts)
+            cfg.MODEL.ROI_BOX_HEAD.CLS_LOSS.COUNTS_FILE = str(counts)
+        return build_model(cfg)
+
+    return build
+
+
+def predictors(model):
+    return [m for m in model.modules() if isinstance(m, LongTailFastRCNNOutputLayers)]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_loads_and_builds(name, build):
+    cfg = load(name)
+    heads = predictors(build(name))
+    assert len(heads) == (3 if "cascade" in name else 1)
+    for head in heads:
+        assert head.num_classes == cfg.MODEL.ROI_HEADS.NUM_CLASSES
+        assert head.cls_score.out_features == head.cls_loss.num_logits
+
+
+@pytest.mark.parametrize("name", LEAVES)
+def test_leaves_are_short_and_have_the_classes_of_their_dataset(name):
+    assert len((ROOT / name).read_text().splitlines()) <= 12
+    cfg = load(name)
+    for dataset in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
+        assert NUM_CLASSES[dataset.rsplit("_", 1)[0]] == cfg.MODEL.ROI_HEADS.NUM_CLASSES
+        classes = MetadataCatalog.get(dataset).get("thing_classes")
+        assert classes is None or len(classes) == cfg.MODEL.ROI_HEADS.NUM_CLASSES
+
+
+@pytest.mark.parametrize("name", [name for name in LEAVES if name.startswith("LVIS")])
+def test_names_of_lvis_configs_say_what_is_in_them(name):
+    cfg = load(name)
+    assert f"R_{cfg.MODEL.RESNETS.DEPTH}" in name or "X_101" in name and cfg.MODEL.RESNETS.NUM_GROUPS == 32
+    assert str(cfg.MODEL.RESNETS.DEPTH) in cfg.MODEL.WEIGHTS
+    assert ("_RFS" in name) == (cfg.DATALOADER.SAMPLER_TRAIN == "RepeatFactorTrainingSampler")
+    if "_RFS" in name:
+        authors = name.startswith("LVISv0.5/eql")
+        assert cfg.DATALOADER.REPEAT_THRESHOLD == (0.0005 if authors else 0.001)
+    assert cfg.SOLVER.MAX_ITER == (180000 if "_2x" in name else 90000)
+    assert cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST == 1e-4 and cfg.TEST.DETECTIONS_PER_IMAGE == 300
+    assert cfg.SOLVER.CLIP_GRADIENTS.ENABLED and cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE == 35.0
+
+
+@pytest.mark.parametrize("folder, tail", [("LVISv0.5", 915), ("LVISv1", 798)])
+def test_the_tail_is_rare_and_common(folder, tail):
+    for name in (name for name in LEAVES if name.startswith(f"{folder}/eql_")):
+        cfg = load(name)
+        loss = EqualizationLoss(**EqualizationLoss.from_config(cfg))
+        assert loss.tail_mask.sum() == tail, name
+        groups = ClassFrequencies.from_config(cfg).groups
+        assert {g for g, is_tail in zip(groups, loss.tail_mask.tolist()) if is_tail} == {"r", "c"}

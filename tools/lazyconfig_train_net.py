@@ -1,0 +1,32 @@
+#!/usr/bin/env python
+"""Train and evaluate a long-tailed detector from a LazyConfig.
+
+    python tools/lazyconfig_train_net.py --config-file configs/lazy/mini_lvis_eql.py --num-gpus 1
+    python tools/lazyconfig_train_net.py --config-file ... --eval-only train.init_checkpoint=output/model_final.pth
+
+A mistake in the input is one line, `error: ...`, and exit code 1; EQL_D2_TRACEBACK=1 shows where it came from.
+"""
+
+from detectron2.engine import default_argument_parser
+
+from eql_d2.engine import SET_UP_ERRORS, LongTailCheckpointer, launch_tool, one_line_errors
+from eql_d2.engine.lazy import build_lazy_model, build_lazy_trainer, setup_lazy, test_lazy
+
+
+def main(args):
+    with one_line_errors(*SET_UP_ERRORS):
+        cfg = setup_lazy(args)
+        if args.eval_only:
+            model = build_lazy_model(cfg)
+            LongTailCheckpointer(model).load(cfg.train.init_checkpoint)
+        else:
+            trainer, start_iter = build_lazy_trainer(cfg, args.resume)
+    if args.eval_only:
+        test_lazy(cfg, model)
+    else:
+        with one_line_errors(FloatingPointError):
+            trainer.train(start_iter, cfg.train.max_iter)
+
+
+if __name__ == "__main__":
+    launch_tool(main, default_argument_parser().parse_args())
