@@ -37,6 +37,6 @@ setup(
     ],
     extras_require={
         "plot": ["tensorboard"],  # reads training curves back out of event files
-        "test": ["pytest", "ruff"],
+        "test": ["pytest", "ruff", "scikit-learn"],
     },
 )
