@@ -190,15 +190,9 @@ class SoftmaxLoss(ClassificationLoss):
         return self.num_classes + 1
 
     def checked_width(self, logits) -> torch.Tensor:
-        """Of (R, K) logits: the same with a background that cannot be, or as they are where the loss does without.
-
-        What a loss keeps per class has an entry for background, so the logits need one: -inf, whose exponential is
-        exactly 0. A loss that keeps nothing is a formula for any number of classes (label smoothing divides by it).
-        """
+        """(R, K) logits get a background that cannot be: -inf, whose exponential is exactly 0."""
         if logits.shape[1] != self.num_classes:
             return super().checked_width(logits)
-        if next(self.buffers(), None) is None:
-            return logits
         return torch.cat([logits, logits.new_full((len(logits), 1), -torch.inf)], dim=1)
 
     def probs(self, logits) -> torch.Tensor:

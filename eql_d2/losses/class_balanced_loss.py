@@ -75,6 +75,9 @@ class ClassBalancedLoss(ClassificationLoss):
     def num_logits(self) -> int:
         return self.scoring.num_logits
 
+    def checked_width(self, logits):
+        return self.scoring.checked_width(logits)
+
     def probs(self, logits):
         return self.scoring.probs(logits)
 

@@ -39,6 +39,10 @@ class LabelSmoothingLoss(SoftmaxLoss):
         self.epsilon = epsilon
         self.apply_on = apply_on
 
+    def checked_width(self, logits):
+        """(R, K) logits stay: without a background C is K, and its share of the mass would cost infinitely much."""
+        return logits if logits.shape[1] == self.num_classes else super().checked_width(logits)
+
     def compute(self, logits, gt_classes, features, negatives):
         if self.apply_on == "all":
             return F.cross_entropy(logits, gt_classes, label_smoothing=self.epsilon)

@@ -169,4 +169,4 @@ def test_wrong_arguments_are_refused(frequencies):
         with pytest.raises(ValueError, match=message):
             ClassBalancedLoss(K, frequencies=frequencies, **arguments)
     with pytest.raises(ValueError, match="has no instance counts"):
-        ClassBalancedLoss(2, frequencies=ClassFrequencies([1, 2]))
+        ClassBalancedLoss(2, frequencies=ClassFrequencies([1, 2])).require_frequencies()

@@ -95,4 +95,4 @@ def test_wrong_arguments_are_refused(frequencies):
     with pytest.raises(ValueError, match=r"gamma must be in \[0, inf\), got -0.1"):
         ClassDependentTemperatureLoss(K, frequencies=frequencies, gamma=-0.1)
     with pytest.raises(ValueError, match="has no instance counts"):
-        ClassDependentTemperatureLoss(2, frequencies=ClassFrequencies([1, 2]))
+        ClassDependentTemperatureLoss(2, frequencies=ClassFrequencies([1, 2])).require_frequencies()

@@ -180,3 +180,12 @@ def test_post_hoc_correction_of_a_plain_classifier(make, frequencies):
     prior = frequencies.instance_count.double() / frequencies.instance_count.sum()
     torch.testing.assert_close(scores[:, :K], (logits - prior.log()).softmax(1))
     assert (scores[:, K] == 0).all()
+
+
+def test_class_balanced_loss_with_a_softmax_base_needs_no_background_either(frequencies):
+    from eql_d2.losses import ClassBalancedLoss
+
+    logits, labels = torch.randn(20, K), torch.arange(20) % K
+    loss = ClassBalancedLoss(K, frequencies=frequencies, beta=0.0, base="softmax")
+    torch.testing.assert_close(loss(logits, labels), F.cross_entropy(logits, labels))
+    assert loss.probs(logits).shape == (20, K + 1)

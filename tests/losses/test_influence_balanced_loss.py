@@ -201,6 +201,6 @@ def test_wrong_arguments_are_refused(frequencies, batch):
     with pytest.raises(ValueError, match="start_iter must be >= 0, got -1"):
         InfluenceBalancedLoss(K, frequencies=frequencies, start_iter=-1)
     with pytest.raises(ValueError, match="has no instance counts"):
-        InfluenceBalancedLoss(2, frequencies=ClassFrequencies([1, 2]))
+        InfluenceBalancedLoss(2, frequencies=ClassFrequencies([1, 2])).require_frequencies()
     with pytest.raises(ValueError, match="call it with features"):
         InfluenceBalancedLoss(K, frequencies=frequencies)(*batch[:2])

@@ -92,4 +92,4 @@ def test_wrong_arguments_are_refused(frequencies):
     with pytest.raises(ValueError, match=r"tau must be in \[0, inf\), got -1"):
         LogitAdjustedLoss(K, frequencies=frequencies, tau=-1.0)
     with pytest.raises(ValueError, match="has no instance counts"):
-        LogitAdjustedLoss(2, frequencies=ClassFrequencies([1, 2]))
+        LogitAdjustedLoss(2, frequencies=ClassFrequencies([1, 2])).require_frequencies()

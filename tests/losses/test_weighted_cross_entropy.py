@@ -127,4 +127,4 @@ def test_wrong_arguments_are_refused(frequencies):
         with pytest.raises(ValueError, match=message):
             WeightedCrossEntropy(K, frequencies=frequencies, **arguments)
     with pytest.raises(ValueError, match="has no instance counts.*COUNTS_FILE"):
-        WeightedCrossEntropy(2, frequencies=ClassFrequencies([1, 2]))
+        WeightedCrossEntropy(2, frequencies=ClassFrequencies([1, 2])).require_frequencies()
