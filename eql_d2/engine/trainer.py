@@ -17,7 +17,6 @@ from detectron2.engine import (
     hooks,
 )
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluators
-from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
@@ -29,6 +28,7 @@ from eql_d2.engine.lazy import classifier_lr_factor
 from eql_d2.evaluation.lvis_evaluation import LVISEvaluator
 from eql_d2.evaluation.picture import PredictionPicture
 from eql_d2.losses import ClassificationLoss
+from eql_d2.modeling.test_time_augmentation import LongTailRCNNWithTTA
 
 logger = logging.getLogger(__name__)
 
@@ -120,7 +120,7 @@ class Trainer(DefaultTrainer):
         evaluators = [
             cls.build_evaluator(cfg, name, folder="inference_TTA") for name in cfg.DATASETS.TEST
         ]
-        results = cls.test(cfg, GeneralizedRCNNWithTTA(cfg, model), evaluators)
+        results = cls.test(cfg, LongTailRCNNWithTTA(cfg, model), evaluators)
         if len(cfg.DATASETS.TEST) > 1:
             return OrderedDict((name, name_tta(tasks)) for name, tasks in results.items())
         return name_tta(results)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import verify_results
-from detectron2.modeling import GeneralizedRCNNWithTTA, build_model
+from detectron2.modeling import LongTailRCNNWithTTA, build_model
 
 from eql_d2.engine import Trainer, load_config
 from eql_d2.engine.trainer import merge_results
@@ -51,7 +51,7 @@ def tta_cfg(tiny_cfg, two_images):
 def test_scores_and_classes_come_from_the_views(tta_cfg, two_images, head, loss):
     """The merge takes Detectron2's K + 1 columns; sigmoid scores, which do not sum to 1, pass through it unchanged."""
     cfg = tta_cfg("MODEL.ROI_HEADS.NAME", head, "MODEL.ROI_BOX_HEAD.CLS_LOSS.NAME", loss)
-    tta = GeneralizedRCNNWithTTA(cfg, build_model(cfg).eval())
+    tta = LongTailRCNNWithTTA(cfg, build_model(cfg).eval())
     seen = set()
     get_augmented_boxes = tta._get_augmented_boxes
 
