@@ -4,11 +4,12 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import verify_results
-from detectron2.modeling import LongTailRCNNWithTTA, build_model
+from detectron2.modeling import build_model
 
 from eql_d2.engine import Trainer, load_config
 from eql_d2.engine.trainer import merge_results
 from eql_d2.evaluation.picture import PredictionPicture
+from eql_d2.modeling.test_time_augmentation import LongTailRCNNWithTTA
 
 NAME = "eql_d2_test_tta"
 
