@@ -41,7 +41,20 @@ class LossOfAUser(SoftmaxLoss):
         return F.cross_entropy(logits, gt_classes, weight, reduction="sum") / len(logits)
 
 
-LOSSES = sorted(name for name, _ in CLS_LOSS_REGISTRY) + [LossOfAUser.__name__]
+CLASSES = {**dict(CLS_LOSS_REGISTRY), LossOfAUser.__name__: LossOfAUser}
+LOSSES = sorted(CLASSES)
+
+
+def takes_frequencies(loss_class):
+    return "frequencies" in inspect.signature(loss_class.__init__).parameters
+
+
+sigmoid_losses = pytest.mark.parametrize(
+    "name", [name for name in LOSSES if issubclass(CLASSES[name], SigmoidLoss)], indirect=True
+)
+losses_with_counts = pytest.mark.parametrize(
+    "name", [name for name in LOSSES if takes_frequencies(CLASSES[name])], indirect=True
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -62,7 +75,7 @@ def make(name, frequencies):
 
     def make_loss(**arguments):
         loss_class = CLS_LOSS_REGISTRY.get(name)
-        if "frequencies" in inspect.signature(loss_class.__init__).parameters:
+        if takes_frequencies(loss_class):
             arguments.setdefault("frequencies", frequencies)
         return loss_class(num_classes=K, **arguments)
 
@@ -246,10 +259,9 @@ def test_no_step_looks_at_a_value(make):
     assert loss.probs(logits).device.type == "meta"
 
 
+@sigmoid_losses
 def test_unknown_categories_take_no_part_in_a_sigmoid_loss(make):
     loss = make()
-    if not isinstance(loss, SigmoidLoss):
-        pytest.skip("a softmax has no independent categories")
     logits, gt_classes, features = a_batch(loss)
     known = torch.arange(K).expand(len(logits), K) != 5
     loss(logits, gt_classes, features, negatives=known).backward()
@@ -300,9 +312,8 @@ def test_each_default_is_the_signatures(name):
             assert value == default and type(value) is type(default)
 
 
+@losses_with_counts
 def test_without_counts_it_scores_but_does_not_train(make, name):
-    if "frequencies" not in inspect.signature(CLS_LOSS_REGISTRY.get(name).__init__).parameters:
-        pytest.skip("needs no counts")
     loss = make(frequencies=FrequenciesNotFound("the annotation file of 'x' is not there"))
     logits, gt_classes, features = a_batch(loss)
     assert torch.equal(loss.probs(logits), make().probs(logits))
@@ -310,10 +321,9 @@ def test_without_counts_it_scores_but_does_not_train(make, name):
         loss(logits, gt_classes, features)
 
 
+@losses_with_counts
 def test_counts_of_another_dataset_are_refused(name, frequencies):
     loss_class = CLS_LOSS_REGISTRY.get(name)
-    if "frequencies" not in inspect.signature(loss_class.__init__).parameters:
-        pytest.skip("needs no counts")
     with pytest.raises(ValueError, match=f"{name} has 8 classes, but .* counts 7"):
         loss_class(num_classes=8, frequencies=frequencies)
 
