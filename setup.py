@@ -36,7 +36,7 @@ setup(
         "tqdm",
     ],
     extras_require={
-        "plot": ["tensorboard"],  # reads training curves back out of event files
+        "plot": ["tensorboard"],  # shows the training curves: tensorboard --logdir output
         "test": ["pytest", "ruff", "scikit-learn"],
     },
 )

@@ -6,6 +6,8 @@ from detectron2.config import CfgNode
 from eql_d2.losses import CLS_LOSS_REGISTRY
 from eql_d2.losses.hyper_parameters import NODE, config_node
 
+OUR_FLOATS = (f"{NODE}.", "SOLVER.CLASSIFIER_LR_FACTOR")  # where an int may stand
+
 
 def add_eql_config(cfg: CfgNode) -> None:
     """Add the keys of eql_d2 to ``cfg``; call it before merging a file or a list.
@@ -46,13 +48,13 @@ def add_eql_config(cfg: CfgNode) -> None:
 
 
 def _let_an_int_replace_a_float() -> None:
-    """`GAMMA: 2` means 2.0 in a loss's node; yacs alone, which has no hook for this, refuses it."""
+    """`GAMMA: 2` means 2.0 in a key of ours; yacs alone, which has no hook for this, refuses it."""
     check = yacs.config._check_and_coerce_cfg_value_type
     if hasattr(check, "before_eql_d2"):
         return
 
     def check_and_coerce(replacement, original, key, full_key):
-        if full_key.startswith(f"{NODE}.") and (type(replacement), type(original)) == (int, float):
+        if full_key.startswith(OUR_FLOATS) and (type(replacement), type(original)) == (int, float):
             replacement = float(replacement)
         return check(replacement, original, key, full_key)
 

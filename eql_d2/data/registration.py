@@ -36,18 +36,25 @@ def register_datasets(entries: Sequence[Sequence[str]]) -> None:
 def register_dataset(name: str, json_file: str, image_root: str) -> None:
     """Register one annotation file under ``name``; doing so again changes nothing.
 
+    A file that is not there is registered too, without categories: a trained model is evaluated where its
+    training set is not. A run that needs the set says that the file is missing.
+
     The metadata has ``thing_classes``, ``thing_dataset_id_to_contiguous_id`` and an ``evaluator_type`` of "lvis" or
     "coco". Images of an LVIS-format file are found by ``file_name`` or, as LVIS has it, by ``coco_url``.
 
     Raises:
-        ValueError: the name belongs to another file; the folder or the file is missing; the file is
-            no JSON, lacks a part of its format, or lists no category.
+        ValueError: the name belongs to another file; the image folder is missing; the file is no JSON, lacks
+            a part of its format, or lists no category.
     """
     if name in DatasetCatalog.list():
         taken_by = MetadataCatalog.get(name).get("json_file")
         if taken_by == json_file and MetadataCatalog.get(name).get("image_root") == image_root:
             return
         raise ValueError(f"{KEY}: '{name}' is taken by {taken_by}, so {json_file} needs another name")
+    if not PathManager.isfile(json_file):
+        DatasetCatalog.register(name, lambda: read_json(json_file))  # says that it is not there
+        MetadataCatalog.get(name).set(json_file=json_file, image_root=image_root)
+        return
     try:
         data = read_json(PathManager.get_local_path(json_file), REQUIRED)
         is_lvis = is_lvis_format(data)

@@ -84,5 +84,6 @@ def fit_cls_score(weights: dict, name: str, predictor: LongTailFastRCNNOutputLay
         raise ValueError(
             f"{name} of the checkpoint has {len(rows)} rows, but the model ({type(predictor.cls_loss).__name__}, "
             f"{K} classes) has {wanted}: set MODEL.ROI_HEADS.NUM_CLASSES and MODEL.ROI_BOX_HEAD.CLS_LOSS.NAME to what "
-            f"the checkpoint was trained with"
+            f"the checkpoint was trained with. To start a new classifier from this checkpoint, save it without its "
+            f"cls_score and bbox_pred entries"
         )

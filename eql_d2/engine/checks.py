@@ -5,6 +5,7 @@ import re
 from contextlib import contextmanager
 from typing import Iterable, List
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import ROI_HEADS_REGISTRY
@@ -65,6 +66,22 @@ def check_run(cfg: CfgNode, train: bool) -> None:
         check_dataset(cfg, "DATASETS.TRAIN", name, read=False)  # the data loader is about to read it
     for name in cfg.DATASETS.TEST:
         check_dataset(cfg, "DATASETS.TEST", name, read=True)  # or the mistake shows when training is done
+        check_evaluator_type(name)
+    if train and cfg.SOLVER.AMP.ENABLED and torch.device(cfg.MODEL.DEVICE).type != "cuda":
+        raise ValueError(
+            f"SOLVER.AMP.ENABLED needs a GPU, but MODEL.DEVICE is {cfg.MODEL.DEVICE}: set it to False"
+        )
+
+
+def check_evaluator_type(name: str) -> str:
+    """The evaluator that the dataset's metadata names: "lvis" or "coco", or a ValueError."""
+    kind = MetadataCatalog.get(name).get("evaluator_type")
+    if kind not in ("lvis", "coco"):
+        raise ValueError(
+            f"dataset '{name}' of DATASETS.TEST has evaluator_type {kind!r} in its metadata; expected 'lvis' or "
+            f"'coco': MetadataCatalog.get('{name}').set(evaluator_type=...)"
+        )
+    return kind
 
 
 def check_names(cfg: CfgNode) -> None:
@@ -80,9 +97,11 @@ def check_names(cfg: CfgNode) -> None:
                 f"{key} is '{name}', which is not registered{did_you_mean(name, known) or f'; choose one of {known}'}"
                 f" (one of your own must be imported first)"
             )
-    if loss and ROI_HEADS_REGISTRY.get(head).__module__.startswith("detectron2."):
+    calibration = cfg.MODEL.ROI_BOX_HEAD.CALIBRATION.NAME
+    if (loss or calibration) and ROI_HEADS_REGISTRY.get(head).__module__.startswith("detectron2."):
+        key = LOSS_KEY if loss else "MODEL.ROI_BOX_HEAD.CALIBRATION.NAME"
         raise ValueError(
-            f"{LOSS_KEY} is '{loss}', but {HEAD_KEY} is Detectron2's own '{head}', which ignores it: choose "
+            f"{key} is '{loss or calibration}', but {HEAD_KEY} is Detectron2's own '{head}', which ignores it: choose "
             f"LongTailROIHeads, LongTailCascadeROIHeads or LongTailRes5ROIHeads"
         )
 

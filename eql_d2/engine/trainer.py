@@ -1,5 +1,6 @@
 """Detectron2's DefaultTrainer for this package's models and datasets."""
 
+import copy
 import logging
 import os
 import re
@@ -21,9 +22,14 @@ from detectron2.solver.build import get_default_optimizer_params, maybe_add_grad
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from eql_d2.data import ClassFrequencies, FrequenciesNotFound
+from eql_d2.data import ClassFrequencies
 from eql_d2.engine.checkpoint import LongTailCheckpointer
-from eql_d2.engine.checks import check_num_classes, check_run, explained_dataset_errors
+from eql_d2.engine.checks import (
+    check_evaluator_type,
+    check_num_classes,
+    check_run,
+    explained_dataset_errors,
+)
 from eql_d2.engine.lazy import classifier_lr_factor
 from eql_d2.evaluation.lvis_evaluation import LVISEvaluator
 from eql_d2.evaluation.picture import PredictionPicture
@@ -69,6 +75,15 @@ class Trainer(DefaultTrainer):
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
         self.register_hooks(self.build_hooks())
+
+    def resume_or_load(self, resume=True):
+        """As Detectron2's. Without resuming, losses start from their own state, not from that in ``MODEL.WEIGHTS``."""
+        losses = [m for m in self.model.modules() if isinstance(m, ClassificationLoss)]
+        fresh = [copy.deepcopy(loss.state_dict()) for loss in losses]
+        super().resume_or_load(resume)
+        if self.start_iter == 0:
+            for loss, state in zip(losses, fresh):
+                loss.load_state_dict(state)
 
     def train(self):
         """Run training; returns the results of the last evaluation, or {} if there was none."""
@@ -177,24 +192,18 @@ class Trainer(DefaultTrainer):
         metadata = MetadataCatalog.get(dataset_name)
         if metadata.get("thing_classes") is not None:
             check_num_classes(cfg, "DATASETS.TEST", dataset_name, len(metadata.thing_classes))
-        kind = metadata.get("evaluator_type")
-        if kind == "lvis":
+        if check_evaluator_type(dataset_name) == "lvis":
             evaluator = LVISEvaluator(
                 dataset_name,
                 output_dir=output_dir,
                 max_dets_per_image=cfg.TEST.DETECTIONS_PER_IMAGE,
                 backend=cfg.TEST.LVIS_BACKEND,
             )
-        elif kind == "coco":
-            evaluator = COCOEvaluator(dataset_name, output_dir=output_dir, use_fast_impl=False)
         else:
-            raise ValueError(
-                f"dataset '{dataset_name}' of DATASETS.TEST has evaluator_type {kind!r} in its metadata; expected "
-                f"'lvis' or 'coco': MetadataCatalog.get('{dataset_name}').set(evaluator_type=...)"
-            )
+            evaluator = COCOEvaluator(dataset_name, output_dir=output_dir, use_fast_impl=False)
         try:
             frequencies = ClassFrequencies.from_config(cfg)
-        except FrequenciesNotFound as error:
+        except ValueError as error:  # evaluation itself needs no counts
             logger.warning("no picture of the predictions: %s", error)
             return evaluator
         picture = PredictionPicture(

@@ -131,9 +131,10 @@ def rarest_images(dataset_dicts: list, image_count: np.ndarray, num_images: int)
         for i, d in enumerate(dataset_dicts)
         for a in d["annotations"]
     ]
+    candidates.sort()
     chosen, seen = {}, set()
     for new_category_only in (True, False):
-        for _, category, i in sorted(candidates):
+        for _, category, i in candidates:
             if len(chosen) < num_images and not (new_category_only and category in seen):
                 chosen.setdefault(dataset_dicts[i]["image_id"], dataset_dicts[i])
                 seen.add(category)

@@ -30,10 +30,15 @@ def build_tiny_resnet_fpn_backbone(cfg, input_shape) -> FPN:
         )
         width = out_width
     bottom_up = ResNet(stem, stages, out_features=resnets.OUT_FEATURES)
-    return FPN(
+    fpn = FPN(
         bottom_up=bottom_up,
         in_features=cfg.MODEL.FPN.IN_FEATURES,
         out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
         norm=cfg.MODEL.FPN.NORM,
         fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
     )
+    # A level that no head reads gets no gradient, which DistributedDataParallel must be told.
+    for level in set(fpn.output_shape()) - {*cfg.MODEL.RPN.IN_FEATURES, *cfg.MODEL.ROI_HEADS.IN_FEATURES}:
+        for parameter in getattr(fpn, f"fpn_output{level[1:]}").parameters():
+            parameter.requires_grad = False
+    return fpn

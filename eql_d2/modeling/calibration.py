@@ -48,7 +48,7 @@ class Calibration(nn.Module):
                 f"counts {len(frequencies)}"
             )
         self.strength = self.default_strength if strength is None else strength
-        if not 0 <= self.strength < float("inf"):
+        if not isinstance(self.strength, (int, float)) or not 0 <= self.strength < float("inf"):
             raise ValueError(f"{NODE}.STRENGTH must be in [0, inf), got {strength}")
         self.of_distribution = scores_are_distribution(cls_loss)
         offset = self.strength * self.unit_offset(frequencies)

@@ -180,7 +180,7 @@ class LongTailFastRCNNOutputLayers(FastRCNNOutputLayers):
 
 
 @torch.no_grad()
-def log_classification_stats(cls_loss, logits, gt_classes, prefix: str = "fast_rcnn") -> None:
+def log_classification_stats(cls_loss, logits, gt_classes) -> None:
     """Log to EventStorage how many RoIs are classified right.
 
     Detectron2's version takes the last column for background, which sigmoid losses do not have. Here
@@ -204,7 +204,7 @@ def log_classification_stats(cls_loss, logits, gt_classes, prefix: str = "fast_r
         ]
     ).tolist()
     storage = get_event_storage()
-    storage.put_scalar(f"{prefix}/cls_accuracy", num_right / R)
+    storage.put_scalar("fast_rcnn/cls_accuracy", num_right / R)
     if num_foreground > 0:
-        storage.put_scalar(f"{prefix}/fg_cls_accuracy", num_right_fg / num_foreground)
-        storage.put_scalar(f"{prefix}/false_negative", num_missed / num_foreground)
+        storage.put_scalar("fast_rcnn/fg_cls_accuracy", num_right_fg / num_foreground)
+        storage.put_scalar("fast_rcnn/false_negative", num_missed / num_foreground)

@@ -118,6 +118,8 @@ def test_tail_ratio(frequencies):
         ({"lambda_": 1.5}, r"\(0, 1\]"),
         ({"max_image_count": -1}, ">= 0"),
         ({"groups": "x"}, "letters"),
+        ({"lambda_": "abc"}, "must be a number"),
+        ({"max_image_count": "many"}, "must be a number"),
     ],
 )
 def test_bad_tail_rules(arguments, message):
@@ -141,6 +143,15 @@ def test_annotations_are_counted_once_until_they_change(dataset, annotations, tm
 def test_metadata_mapping_orders_the_categories(dataset, tmp_path):
     MetadataCatalog.get(dataset).set(thing_dataset_id_to_contiguous_id={3: 2, 7: 1, 90: 0})
     assert ClassFrequencies.from_dataset(dataset).image_count.tolist() == [0, 1, 2]
+
+
+def test_letters_of_the_file_follow_the_same_order(dataset, annotations):
+    data = json.loads(annotations.read_text())
+    letters = {3: "f", 7: "c", 90: "r"}
+    data["categories"] = [{**c, "frequency": letters[c["id"]]} for c in data["categories"]]
+    annotations.write_text(json.dumps(data))
+    assert ClassFrequencies.from_annotations(annotations).groups == "fcr"
+    assert ClassFrequencies.from_annotations(annotations, {3: 2, 7: 0, 90: 1}).groups == "crf"
 
 
 def test_metadata_is_the_last_source(annotations, dataset):

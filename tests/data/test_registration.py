@@ -8,8 +8,9 @@ from detectron2.structures import Boxes, BoxMode, Instances
 from PIL import Image
 
 from eql_d2 import ClassFrequencies
+from eql_d2.data.frequencies import FrequenciesNotFound
 from eql_d2.data.registration import register_dataset
-from eql_d2.engine import Trainer, load_config
+from eql_d2.engine import Trainer, check_run, load_config
 from eql_d2.evaluation.picture import PredictionPicture
 
 NAME = "eql_d2_registered"
@@ -125,8 +126,6 @@ def test_bad_files(folder, change, message):
 
 
 def test_bad_places(folder):
-    with pytest.raises(ValueError, match=f"'{NAME}': there is no file nowhere.json"):
-        register_dataset(NAME, "nowhere.json", str(folder))
     with pytest.raises(ValueError, match="there is no image folder .*val2017"):
         register(folder, annotations(lvis=False), "val2017")
     with pytest.raises(ValueError, match=r"\[name, annotation file, image folder\], got the entry 'x'"):
@@ -176,3 +175,13 @@ def test_real_files_train_and_evaluate(shared_data, tmp_path, tiny_cfg, monkeypa
     assert ("APr" in results["bbox"]) == (kind == "lvis") and results["bbox"]["AP"] >= 0
     (counted,) = (tmp_path / "output").glob("class_counts_*.json")  # on first use
     assert len(json.loads(counted.read_text())["image_count"]) == cfg.MODEL.ROI_HEADS.NUM_CLASSES
+
+
+def test_a_file_that_is_missing_stops_only_a_run_that_needs_it(folder, tiny_cfg):
+    cfg = tiny_cfg("DATASETS.REGISTER", [[NAME, "nowhere.json", str(folder)]], "DATASETS.TEST", ())
+    check_run(cfg, train=False)
+    cfg.DATASETS.TRAIN = (NAME,)
+    with pytest.raises(ValueError, match=f"annotation file of '{NAME}' .DATASETS.TRAIN. is not there: nowhere.json"):
+        check_run(cfg, train=True)
+    with pytest.raises(FrequenciesNotFound, match="nowhere.json"):
+        ClassFrequencies.from_dataset(NAME)

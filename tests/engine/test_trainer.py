@@ -86,12 +86,50 @@ def test_results_of_a_run_that_evaluates_nothing_are_empty(cfg):
     assert summarize_run(cfg, results).startswith("done.")
 
 
+def test_a_new_training_starts_the_loss_anew_and_a_resumed_one_goes_on(cfg, tmp_path):
+    cfg.MODEL.ROI_HEADS.NAME = "LongTailROIHeads"
+    cfg.MODEL.ROI_BOX_HEAD.CLS_LOSS.NAME = "InfluenceBalancedLoss"
+    cfg.DATASETS.TEST = ()
+    train(cfg)
+
+    def steps_after_loading(resume):
+        trainer = Trainer(cfg)
+        trainer.resume_or_load(resume=resume)
+        return trainer.model.roi_heads.box_predictor.cls_loss.steps.item()
+
+    assert steps_after_loading(resume=True) == 4
+    cfg.MODEL.WEIGHTS = str(tmp_path / "output" / "model_final.pth")
+    assert steps_after_loading(resume=False) == 0
+
+
+def test_what_would_fail_after_training_fails_before(cfg):
+    cfg.SOLVER.AMP.ENABLED = True
+    with pytest.raises(ValueError, match="AMP.ENABLED needs a GPU"):
+        Trainer(cfg)
+    cfg.SOLVER.AMP.ENABLED = False
+    name = "eql_d2_test_no_evaluator"
+    DatasetCatalog.register(name, lambda: [])
+    cfg.DATASETS.TEST = (name,)
+    with pytest.raises(ValueError, match=f"'{name}'.*evaluator_type None.*'lvis' or 'coco'"):
+        Trainer(cfg)
+    DatasetCatalog.remove(name)
+    MetadataCatalog.remove(name)
+
+
+def test_a_picture_that_cannot_be_drawn_costs_no_results(cfg):
+    cfg.DATASETS.TRAIN = ("lvis_v1_train",)  # counts of other categories
+    cfg.MODEL.ROI_HEADS.NAME = "LongTailROIHeads"  # softmax cross-entropy, which needs no counts
+    model = Trainer.build_model(cfg)
+    assert "APr" in Trainer.test(cfg, model)["bbox"]
+
+
 def test_classifier_lr_factor(cfg):
-    cfg.SOLVER.CLASSIFIER_LR_FACTOR = 20.0
+    cfg.merge_from_list(["SOLVER.CLASSIFIER_LR_FACTOR", 20])  # an int where a float stands
     model = Trainer.build_model(cfg)
     optimizer = Trainer.build_optimizer(cfg, model)
     lr = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
-    for name, parameter in model.named_parameters():
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    for name, parameter in trained.items():
         factor = 20 if "cls_score" in name else 1
         assert lr[id(parameter)] == pytest.approx(cfg.SOLVER.BASE_LR * factor), name
 
