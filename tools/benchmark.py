@@ -3,10 +3,12 @@
 
     python tools/benchmark.py
     python tools/benchmark.py --sections inference --repeats 5 --output benchmark.json
+    python tools/benchmark.py --sections losses --plot losses.png
 
-Time: median of repeats that alternate between the variants in one process, on one core.
+Time: CPU time of the process, on one core; median of repeats that alternate between the variants.
 Memory (Linux): how far one call raises the peak of the resident set above what is resident before it, in a fresh
-process for each variant, in a second call, so that inputs, imports and code pages do not count.
+process for each variant, in a second call, so that inputs, imports and code pages do not count. Section `losses`: the
+peak of what torch's allocator hands out, in sizes of the logits.
 """
 
 import argparse
@@ -25,6 +27,8 @@ import numpy as np
 import pycocotools.mask as mask_utils
 import torch
 import torchvision
+from benchmarks.losses import benchmark_losses, plot_losses
+from benchmarks.startup import benchmark_startup
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.roi_heads import fast_rcnn
 from tabulate import tabulate
@@ -217,7 +221,12 @@ def benchmark_evaluation(repeats: int) -> list[dict]:
 
 
 CASES = {"inference": inference_cases, "evaluation": evaluation_cases}
-SECTIONS = {"inference": benchmark_inference, "evaluation": benchmark_evaluation}
+SECTIONS = {
+    "inference": benchmark_inference,
+    "evaluation": benchmark_evaluation,
+    "losses": lambda repeats: benchmark_losses(alternate, repeats),
+    "startup": benchmark_startup,
+}
 
 
 def measure(section: str, cases: dict, repeats: int) -> list[dict]:
@@ -247,9 +256,9 @@ def alternate(variants: dict, repeats: int) -> dict[str, float]:
     seconds = {name: [] for name in variants}
     for _ in range(1 + repeats):
         for name, call in variants.items():
-            start = time.perf_counter()
+            start = time.process_time()
             call()
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(time.process_time() - start)
     return {name: statistics.median(values[1:]) for name, values in seconds.items()}
 
 
@@ -289,6 +298,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--repeats", type=int, default=3, help="rounds that count (default: 3)")
     parser.add_argument("--output", help="JSON file to write the rows to")
+    parser.add_argument("--plot", help="file to draw the section `losses` to")
     parser.add_argument(
         "--peak-memory", nargs=3, metavar=("SECTION", "CASE", "VARIANT"), help=argparse.SUPPRESS
     )
@@ -301,8 +311,15 @@ def main(args):
         section, case, variant = args.peak_memory
         print(own_peak_memory(CASES[section]()[case]()[variant]))
         return
-    rows = [row for section in args.sections for row in SECTIONS[section](args.repeats)]
-    print(tabulate(rows, headers="keys", floatfmt=".4g"))
+    if args.plot and "losses" not in args.sections:
+        raise SystemExit("--plot draws the section losses: add it to --sections")
+    rows = []
+    for section in args.sections:
+        rows_of_section = SECTIONS[section](args.repeats)
+        print(tabulate(rows_of_section, headers="keys", floatfmt=".4g"), end="\n\n", flush=True)
+        rows += rows_of_section
+    if args.plot:
+        plot_losses([row for row in rows if row["section"] == "losses"], args.plot)
     if args.output:
         versions = {"torch": torch.__version__, "torchvision": torchvision.__version__}
         with open(args.output, "w") as f:

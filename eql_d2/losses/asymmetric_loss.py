@@ -6,7 +6,7 @@ import torch
 from detectron2.config import configurable
 from torch.nn import functional as F
 
-from eql_d2.losses import functional
+from eql_d2.losses import functional, fused
 from eql_d2.losses.base import SigmoidLoss
 from eql_d2.losses.build import CLS_LOSS_REGISTRY
 
@@ -59,16 +59,18 @@ class AsymmetricLoss(SigmoidLoss):
         self.margin = margin
 
     def compute(self, logits, gt_classes, features, negatives):
-        positive = functional.one_hot(gt_classes, self.num_classes, torch.bool)
-        loss = torch.where(
-            positive, functional.focal(logits, self.gamma_pos), self.negative_loss(logits)
+        column, foreground = fused.own_entry(gt_classes, self.num_classes)
+        own = logits.gather(1, column)
+        own_loss = torch.where(
+            foreground, functional.focal(own, self.gamma_pos), self.negative_loss(own)
         )
+        loss = self.negative_loss(logits).scatter(1, column, own_loss)
         if negatives is not None:
             loss = loss * negatives
         return loss.sum() / len(logits)
 
     def negative_loss(self, logits) -> torch.Tensor:
-        """(R, K) L- of every logit."""
+        """L- of every logit."""
         p = logits.sigmoid()
         shifted = (p - self.margin).clamp(min=torch.finfo(p.dtype).tiny)
         # 1 - p_m = (1 - p) + margin, in logarithms: 1 - p alone rounds to 0 for large logits.

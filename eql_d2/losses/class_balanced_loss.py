@@ -5,7 +5,7 @@ from detectron2.config import configurable
 from torch.nn import functional as F
 
 from eql_d2.data.frequencies import ClassFrequencies
-from eql_d2.losses import functional
+from eql_d2.losses import functional, fused
 from eql_d2.losses.base import ClassificationLoss, SigmoidLoss, SoftmaxLoss
 from eql_d2.losses.build import CLS_LOSS_REGISTRY
 
@@ -89,15 +89,10 @@ class ClassBalancedLoss(ClassificationLoss):
         if self.base == "softmax":
             loss = F.cross_entropy(logits, gt_classes, class_weight, reduction="sum")
             return loss / len(logits)
-        weight = class_weight[gt_classes][:, None]
-        if negatives is not None:
-            weight = weight * negatives
+        weights = {"row_weight": class_weight[gt_classes], "negatives": negatives}
         if self.base == "sigmoid":
-            target = functional.one_hot(gt_classes, self.num_classes, logits.dtype)
-            return functional.sigmoid_cross_entropy(logits, target, weight)
-        positive = functional.one_hot(gt_classes, self.num_classes, torch.bool)
-        loss = functional.focal(torch.where(positive, logits, -logits), self.gamma)
-        return (weight * loss).sum() / len(logits)
+            return fused.sigmoid_cross_entropy(logits, gt_classes, **weights)
+        return fused.sigmoid_focal(logits, gt_classes, self.gamma, **weights)
 
 
 def effective_number(counts: torch.Tensor, beta: float) -> torch.Tensor:

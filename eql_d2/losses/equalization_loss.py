@@ -3,7 +3,7 @@
 from detectron2.config import configurable
 
 from eql_d2.data.frequencies import ClassFrequencies, TailRule
-from eql_d2.losses import functional
+from eql_d2.losses import fused
 from eql_d2.losses.base import SigmoidLoss
 from eql_d2.losses.build import CLS_LOSS_REGISTRY
 
@@ -43,9 +43,6 @@ class EqualizationLoss(SigmoidLoss):
         self.register_tail_mask(frequencies, tail)
 
     def compute(self, logits, gt_classes, features, negatives):
-        target = functional.one_hot(gt_classes, self.num_classes, logits.dtype)
-        foreground = (gt_classes < self.num_classes)[:, None]
-        weight = 1 - foreground * self.tail_mask * (1 - target)
-        if negatives is not None:
-            weight = weight * negatives
-        return functional.sigmoid_cross_entropy(logits, target, weight)
+        return fused.sigmoid_cross_entropy(
+            logits, gt_classes, tail=self.tail_mask, negatives=negatives
+        )

@@ -2,7 +2,7 @@
 
 from detectron2.config import configurable
 
-from eql_d2.losses import functional
+from eql_d2.losses import fused
 from eql_d2.losses.base import SigmoidLoss
 from eql_d2.losses.build import CLS_LOSS_REGISTRY
 
@@ -26,5 +26,4 @@ class SigmoidCrossEntropy(SigmoidLoss):
         super().__init__(num_classes, prior_prob=prior_prob)
 
     def compute(self, logits, gt_classes, features, negatives):
-        target = functional.one_hot(gt_classes, self.num_classes, logits.dtype)
-        return functional.sigmoid_cross_entropy(logits, target, weight=negatives)
+        return fused.sigmoid_cross_entropy(logits, gt_classes, negatives=negatives)

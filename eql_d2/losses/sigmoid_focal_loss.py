@@ -1,9 +1,8 @@
 """Sigmoid focal loss."""
 
-import torch
 from detectron2.config import configurable
 
-from eql_d2.losses import functional
+from eql_d2.losses import fused
 from eql_d2.losses.base import SigmoidLoss
 from eql_d2.losses.build import CLS_LOSS_REGISTRY
 
@@ -51,9 +50,11 @@ class SigmoidFocalLoss(SigmoidLoss):
         self.gamma = gamma
 
     def compute(self, logits, gt_classes, features, negatives):
-        positive = functional.one_hot(gt_classes, self.num_classes, torch.bool)
-        loss = functional.focal(torch.where(positive, logits, -logits), self.gamma)
-        loss = torch.where(positive, self.alpha * loss, (1 - self.alpha) * loss)
-        if negatives is not None:
-            loss = loss * negatives
-        return loss.sum() / len(logits)
+        loss = fused.sigmoid_focal(
+            logits,
+            gt_classes,
+            self.gamma,
+            positive_weight=self.alpha / (1 - self.alpha),
+            negatives=negatives,
+        )
+        return (1 - self.alpha) * loss

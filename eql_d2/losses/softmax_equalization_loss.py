@@ -2,10 +2,9 @@
 
 import torch
 from detectron2.config import configurable
-from torch.nn import functional as F
 
 from eql_d2.data.frequencies import ClassFrequencies, TailRule
-from eql_d2.losses import functional
+from eql_d2.losses import functional, fused
 from eql_d2.losses.base import SoftmaxLoss
 from eql_d2.losses.build import CLS_LOSS_REGISTRY
 
@@ -58,13 +57,13 @@ class SoftmaxEqualizationLoss(SoftmaxLoss):
 
     def compute(self, logits, gt_classes, features, negatives):
         left_out = self.draw_left_out(gt_classes)
-        return F.cross_entropy(logits.masked_fill(left_out, -torch.inf), gt_classes)
+        return fused.softmax_cross_entropy_without(left_out, logits, gt_classes)
 
     def draw_left_out(self, gt_classes) -> torch.Tensor:
         """(R, K + 1) bool, a new draw of where w is 0, from torch's global generator."""
-        tail = functional.with_background(self.tail_mask, False)
-        beta = torch.rand(len(gt_classes), len(tail), device=tail.device) < self.gamma
-        left_out = beta & tail
+        chance = self.gamma * functional.with_background(self.tail_mask, False)
+        draw = torch.rand(len(gt_classes), len(chance), device=chance.device)
         if self.apply_on == "fg":
-            left_out &= (gt_classes < self.num_classes)[:, None]
+            draw += (gt_classes == self.num_classes)[:, None]  # beyond any chance
+        left_out = draw < chance
         return left_out.scatter_(1, gt_classes[:, None], False)  # the true class takes part
