@@ -27,29 +27,33 @@ from eql_d2 import ClassFrequencies, LongTailFastRCNNOutputLayers, TailRule
 from eql_d2.engine.lazy import classifier_lr_factor, clipped_sgd
 from eql_d2.evaluation.lvis_evaluation import LVISEvaluator
 from eql_d2.losses import EqualizationLoss
+from eql_d2.modeling.backbone import freeze_unread_levels
 
 widths = [24, 24, 48, 96]  # of the stem, res2, res3, res4
 
 model = L(GeneralizedRCNN)(
-    backbone=L(FPN)(
-        bottom_up=L(ResNet)(
-            stem=L(BasicStem)(in_channels=3, out_channels=widths[0], norm="BN"),
-            stages=[
-                L(ResNet.make_stage)(
-                    block_class=BasicBlock,
-                    num_blocks=1,
-                    stride_per_block=[1 if i == 0 else 2],
-                    in_channels=widths[i],
-                    out_channels=widths[i + 1],
-                    norm="BN",
-                )
-                for i in range(3)
-            ],
-            out_features=["res2", "res3", "res4"],
+    backbone=L(freeze_unread_levels)(
+        fpn=L(FPN)(
+            bottom_up=L(ResNet)(
+                stem=L(BasicStem)(in_channels=3, out_channels=widths[0], norm="BN"),
+                stages=[
+                    L(ResNet.make_stage)(
+                        block_class=BasicBlock,
+                        num_blocks=1,
+                        stride_per_block=[1 if i == 0 else 2],
+                        in_channels=widths[i],
+                        out_channels=widths[i + 1],
+                        norm="BN",
+                    )
+                    for i in range(3)
+                ],
+                out_features=["res2", "res3", "res4"],
+            ),
+            in_features="${.bottom_up.out_features}",
+            out_channels=48,
+            norm="BN",
         ),
-        in_features="${.bottom_up.out_features}",
-        out_channels=48,
-        norm="BN",
+        read=["p2", "p3"],
     ),
     proposal_generator=L(RPN)(
         in_features=["p3"],

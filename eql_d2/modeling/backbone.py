@@ -1,5 +1,7 @@
 """The small ResNet of the MiniLVIS configs: trains on a CPU core in minutes."""
 
+from typing import Sequence
+
 from detectron2.modeling.backbone import BACKBONE_REGISTRY, FPN, ResNet
 from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem
 
@@ -37,8 +39,18 @@ def build_tiny_resnet_fpn_backbone(cfg, input_shape) -> FPN:
         norm=cfg.MODEL.FPN.NORM,
         fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
     )
-    # A level that no head reads gets no gradient, which DistributedDataParallel must be told.
-    for level in set(fpn.output_shape()) - {*cfg.MODEL.RPN.IN_FEATURES, *cfg.MODEL.ROI_HEADS.IN_FEATURES}:
+    return freeze_unread_levels(fpn, [*cfg.MODEL.RPN.IN_FEATURES, *cfg.MODEL.ROI_HEADS.IN_FEATURES])
+
+
+def freeze_unread_levels(fpn: FPN, read: Sequence[str]) -> FPN:
+    """Freeze the output layers of the levels that no head reads, and return ``fpn``.
+
+    They never get a gradient, which DistributedDataParallel must be told.
+
+    Args:
+        read: names of the levels that are read, as "p2".
+    """
+    for level in set(fpn.output_shape()) - set(read):
         for parameter in getattr(fpn, f"fpn_output{level[1:]}").parameters():
             parameter.requires_grad = False
     return fpn
