@@ -1,5 +1,6 @@
 """Fixtures that several test files share."""
 
+import logging
 from pathlib import Path
 
 import pytest
@@ -60,3 +61,20 @@ def tiny_cfg(counts_file, tmp_path):
         return cfg
 
     return make
+
+
+@pytest.fixture
+def log_lines():
+    """The messages that the losses log, as a list; unlike caplog whatever the loggers above them do."""
+    logger, lines = logging.getLogger("eql_d2.losses"), []
+
+    class Keeper(logging.Handler):
+        def emit(self, record):
+            lines.append(record.getMessage())
+
+    keeper, level = Keeper(), logger.level
+    logger.addHandler(keeper)
+    logger.setLevel(logging.INFO)
+    yield lines
+    logger.removeHandler(keeper)
+    logger.setLevel(level)
