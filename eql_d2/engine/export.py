@@ -4,16 +4,11 @@ Made by tracing through Detectron2's TracingAdapter. ``torch.export`` (2.14) can
 branches on tensor values (``if not valid_mask.all()`` in find_top_rpn_proposals), which an exported graph may not.
 """
 
-from contextlib import contextmanager
-from functools import partial
 from typing import Tuple
 
 import torch
 from detectron2.export import TracingAdapter
-from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 from torch import nn
-
-from eql_d2.modeling import LongTailFastRCNNOutputLayers
 
 
 def trace_detector(model: nn.Module, image: torch.Tensor) -> torch.jit.ScriptModule:
@@ -28,8 +23,7 @@ def trace_detector(model: nn.Module, image: torch.Tensor) -> torch.jit.ScriptMod
         of the resized image, pred_classes (N,), with a mask head pred_masks (N, 1, 28, 28), and scores (N,).
     """
     adapter = TracingAdapter(model, image, inference_func=detect)
-    with stock_post_processing(model):
-        return torch.jit.trace(adapter, (image,), check_trace=False)
+    return torch.jit.trace(adapter, (image,), check_trace=False)
 
 
 @torch.no_grad()
@@ -38,16 +32,3 @@ def detect(model: nn.Module, image: torch.Tensor) -> Tuple[torch.Tensor, ...]:
     (detections,) = model.inference([{"image": image}], do_postprocess=False)
     fields = detections.get_fields()
     return tuple(getattr(fields[name], "tensor", fields[name]) for name in sorted(fields))
-
-
-@contextmanager
-def stock_post_processing(model: nn.Module):
-    """Within this context Detectron2's own NMS is used: it has no loop whose length a trace would freeze."""
-    predictors = [m for m in model.modules() if isinstance(m, LongTailFastRCNNOutputLayers)]
-    for predictor in predictors:
-        predictor.inference = partial(FastRCNNOutputLayers.inference, predictor)
-    try:
-        yield
-    finally:
-        for predictor in predictors:
-            del predictor.inference
