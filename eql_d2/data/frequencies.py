@@ -3,10 +3,8 @@
 Shape shorthand: K is the number of foreground categories, in the order of Detectron2's contiguous ids [0, K).
 """
 
-import gc
 import json
 import os
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional, Sequence
@@ -16,6 +14,8 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.file_io import PathManager
 
+from eql_d2.data.annotations import read_annotations
+from eql_d2.data.json_files import read_json
 from eql_d2.data.mini_lvis import frequency_letter
 
 COUNTS_KEY = "MODEL.ROI_BOX_HEAD.CLS_LOSS.COUNTS_FILE"
@@ -237,7 +237,7 @@ def count_annotations(json_file, category_order: Optional[dict] = None) -> dict:
         dict with ``image_count`` and ``instance_count`` (K int64 each), ``num_images`` and ``groups`` (the
         file's own letters where every category has one, else None).
     """
-    data = read_json(json_file, required=("images", "annotations", "categories"))
+    data = read_annotations(json_file)
     categories = sorted(data["categories"], key=lambda c: c["id"])
     order = category_order or {c["id"]: i for i, c in enumerate(categories)}
     annotations = [a for a in data["annotations"] if not a.get("iscrowd", 0)]
@@ -273,37 +273,6 @@ def _annotation_file(metadata) -> Optional[str]:
     except OSError:
         return None
     return path if os.path.isfile(path) else None
-
-
-def read_json(path, required=()) -> dict:
-    """The JSON object in a file.
-
-    Raises:
-        ValueError: no such file, not JSON, or a key of ``required`` is missing.
-    """
-    try:
-        with open(path) as f, without_garbage_collection():
-            data = json.load(f)
-    except FileNotFoundError as error:
-        raise ValueError(f"there is no file {path}") from error
-    except ValueError as error:
-        raise ValueError(f"{path} is not a JSON file: {error}") from error
-    missing = [key for key in required if not isinstance(data, dict) or key not in data]
-    if missing:
-        raise ValueError(f"{path} lacks {missing}; expected a JSON object with {list(required)}")
-    return data
-
-
-@contextmanager
-def without_garbage_collection():
-    """Pause Python's search for cycles, which takes most of the time in which millions of objects are made."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 @dataclass(frozen=True)

@@ -5,18 +5,19 @@ Detectron2 does.
 """
 
 import os
+import re
 from collections import defaultdict
 from typing import Callable, Dict, List, Sequence
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import load_coco_json
 from detectron2.structures import BoxMode
 from detectron2.utils.file_io import PathManager
+from pycocotools.mask import frPyObjects
 
-from eql_d2.data.frequencies import read_json
+from eql_d2.data.annotations import read_annotations, valid_polygons
+from eql_d2.data.json_files import read_json
 
 KEY = "DATASETS.REGISTER"
-REQUIRED = ("images", "annotations", "categories")
 
 
 def register_datasets(entries: Sequence[Sequence[str]]) -> None:
@@ -34,7 +35,7 @@ def register_datasets(entries: Sequence[Sequence[str]]) -> None:
 
 
 def register_dataset(name: str, json_file: str, image_root: str) -> None:
-    """Register one annotation file under ``name``; doing so again changes nothing.
+    """Register one annotation file under ``name``, which files are called by too; doing so again changes nothing.
 
     A file that is not there is registered too, without categories: a trained model is evaluated where its
     training set is not. A run that needs the set says that the file is missing.
@@ -43,9 +44,11 @@ def register_dataset(name: str, json_file: str, image_root: str) -> None:
     "coco". Images of an LVIS-format file are found by ``file_name`` or, as LVIS has it, by ``coco_url``.
 
     Raises:
-        ValueError: the name belongs to another file; the image folder is missing; the file is no JSON, lacks
-            a part of its format, or lists no category.
+        ValueError: the name belongs to another file, or is none; the image folder is missing; or see
+            :func:`eql_d2.data.annotations.read_annotations`.
     """
+    if not (isinstance(name, str) and re.fullmatch(r"\w[\w.+-]*", name)):
+        raise ValueError(f"{KEY}: files are called by a name, so it is letters, digits and any of _.+-, got {name!r}")
     if name in DatasetCatalog.list():
         taken_by = MetadataCatalog.get(name).get("json_file")
         if taken_by == json_file and MetadataCatalog.get(name).get("image_root") == image_root:
@@ -56,17 +59,14 @@ def register_dataset(name: str, json_file: str, image_root: str) -> None:
         MetadataCatalog.get(name).set(json_file=json_file, image_root=image_root)
         return
     try:
-        data = read_json(PathManager.get_local_path(json_file), REQUIRED)
+        data = read_annotations(PathManager.get_local_path(json_file))
         is_lvis = is_lvis_format(data)
         classes, order = categories_of(data)
     except (ValueError, OSError) as error:
         raise ValueError(f"{KEY} '{name}': {error}") from error
     if not PathManager.isdir(image_root):
         raise ValueError(f"{KEY} '{name}': there is no image folder {image_root}")
-    if is_lvis:
-        DatasetCatalog.register(name, lambda: load_lvis_format(json_file, image_root, order))
-    else:
-        DatasetCatalog.register(name, lambda: load_coco_json(json_file, image_root, name))
+    DatasetCatalog.register(name, lambda: load_dataset(json_file, image_root, order))
     MetadataCatalog.get(name).set(
         json_file=json_file,
         image_root=image_root,
@@ -101,33 +101,22 @@ def is_lvis_format(data: dict) -> bool:
 def categories_of(data: dict) -> tuple:
     """Names in the order of ascending ids, and dataset id -> contiguous id."""
     categories = sorted(data["categories"], key=lambda c: c["id"])
-    order = {c["id"]: i for i, c in enumerate(categories)}
-    if not categories or len(order) < len(categories):
-        raise ValueError("`categories` must list at least one category, each id once")
-    return [c["name"] for c in categories], order
+    return [c["name"] for c in categories], {c["id"]: i for i, c in enumerate(categories)}
 
 
-def load_lvis_format(json_file: str, image_root: str, order: Dict[int, int]) -> List[dict]:
-    """LVIS format as Detectron2's standard dicts.
+def load_dataset(json_file: str, image_root: str, order: Dict[int, int]) -> List[dict]:
+    """An annotation file as Detectron2's standard dicts.
 
-    Detectron2's own loader knows the categories of LVIS only, and finds images by ``coco_url`` only.
+    Detectron2's own loader of LVIS format knows the categories of LVIS only, and finds images by ``coco_url`` only;
+    that of COCO format trusts the file.
 
     Args:
         order: dataset id -> contiguous id.
     """
-    data = read_json(PathManager.get_local_path(json_file), REQUIRED)
-    annotations = defaultdict(list)
+    data = read_annotations(PathManager.get_local_path(json_file))
+    objects = defaultdict(list)
     for a in data["annotations"]:
-        if a["category_id"] not in order:
-            raise ValueError(
-                f"{json_file}: annotation {a['id']} has the category id {a['category_id']}, which `categories` "
-                f"does not list"
-            )
-        kept = {key: a[key] for key in ("segmentation", "iscrowd") if key in a}
-        category = order[a["category_id"]]
-        annotations[a["image_id"]].append(
-            {"bbox": a["bbox"], "bbox_mode": BoxMode.XYWH_ABS, "category_id": category, **kept}
-        )
+        objects[a["image_id"]].append(as_object(a, order))
     images = sorted(data["images"], key=lambda image: image["id"])
     path_of = image_locator(images, image_root)
     kept = ("height", "width", "neg_category_ids", "not_exhaustive_category_ids")
@@ -135,32 +124,57 @@ def load_lvis_format(json_file: str, image_root: str, order: Dict[int, int]) -> 
         {
             "file_name": path_of(image),
             "image_id": image["id"],
-            **{key: image[key] for key in kept},
-            "annotations": annotations[image["id"]],
+            **{key: image[key] for key in kept if key in image},
+            "annotations": objects[image["id"]],
         }
         for image in images
     ]
+
+
+def as_object(annotation: dict, order: Dict[int, int]) -> dict:
+    """One annotation as Detectron2 has it; an RLE in the compressed form."""
+    entry = {
+        "bbox": annotation["bbox"],
+        "bbox_mode": BoxMode.XYWH_ABS,
+        "category_id": order[annotation["category_id"]],
+        "iscrowd": annotation.get("iscrowd", 0),
+    }
+    segmentation = annotation.get("segmentation")
+    if isinstance(segmentation, list) and segmentation:
+        entry["segmentation"] = valid_polygons(segmentation)
+    elif segmentation:
+        as_text = isinstance(segmentation["counts"], str)
+        entry["segmentation"] = segmentation if as_text else frPyObjects(segmentation, *segmentation["size"])
+    return entry
 
 
 def image_locator(images: List[dict], image_root: str) -> Callable[[dict], str]:
     """How to find the images of a file: the first way that finds the first image.
 
     Raises:
-        ValueError: no way does.
+        ValueError: no way does; or, when a path is asked for, it lies outside of ``image_root``.
     """
 
     def by_url(image, parts):  # the last parts of http://images.cocodataset.org/train2017/000000155379.jpg
         return "/".join(image["coco_url"].split("/")[-parts:]) if "coco_url" in image else ""
 
     ways = [
-        lambda image: os.path.join(image_root, image.get("file_name", "")),
-        lambda image: os.path.join(image_root, by_url(image, 2)),  # the folder above train2017
-        lambda image: os.path.join(image_root, by_url(image, 1)),  # train2017 itself
+        lambda image: image.get("file_name", ""),
+        lambda image: by_url(image, 2),  # the folder above train2017
+        lambda image: by_url(image, 1),  # train2017 itself
     ]
     for way in ways:
-        if not images or PathManager.isfile(way(images[0])):
-            return way
+        if not images or PathManager.isfile(path_inside(image_root, way(images[0]))):
+            return lambda image: path_inside(image_root, way(image))
     raise ValueError(
-        f"image {images[0]['id']} is none of {[way(images[0]) for way in ways]}: which folder holds the images "
-        f"({KEY})?"
+        f"image {images[0]['id']} is none of {[os.path.join(image_root, way(images[0])) for way in ways]}: which "
+        f"folder holds the images ({KEY})?"
     )
+
+
+def path_inside(folder: str, name: str) -> str:
+    """``folder/name``, where ``name``, from an annotation file, must not lead out of the folder."""
+    path = os.path.normpath(name)
+    if os.path.isabs(path) or path.split(os.sep)[0] == os.pardir:
+        raise ValueError(f"the image '{name}' lies outside of the image folder {folder}: refused")
+    return os.path.join(folder, name)

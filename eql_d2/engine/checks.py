@@ -11,8 +11,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import ROI_HEADS_REGISTRY
 from detectron2.utils.file_io import PathManager
 
+from eql_d2.data.annotations import EVALUATED_BY, read_annotations
 from eql_d2.data.builtin import datasets_root
-from eql_d2.data.frequencies import read_json
 from eql_d2.losses import CLS_LOSS_REGISTRY
 from eql_d2.losses.hyper_parameters import NODE
 
@@ -111,10 +111,10 @@ def check_dataset(cfg: CfgNode, key: str, name: str, read: bool) -> None:
 
     Args:
         key: the config key that names the dataset, for messages.
-        read: whether to read the annotation file even where the metadata has the categories.
+        read: whether to read the annotation file, to evaluate by, even where the metadata has the categories.
 
     Raises:
-        ValueError: one of these does not hold, or the file read is no JSON or lacks `images` or `categories`.
+        ValueError: one of these does not hold, or see :func:`eql_d2.data.annotations.read_annotations`.
     """
     if name not in DatasetCatalog.list():
         raise ValueError(
@@ -132,7 +132,8 @@ def check_dataset(cfg: CfgNode, key: str, name: str, read: bool) -> None:
         )
     classes = metadata.get("thing_classes")
     if json_file is not None and (read or classes is None):
-        content = read_json(PathManager.get_local_path(json_file), required=("images", "categories"))
+        required = EVALUATED_BY.get(metadata.get("evaluator_type"), ()) if read else ()
+        content = read_annotations(PathManager.get_local_path(json_file), required)
         classes = content["categories"] if classes is None else classes
     if classes is not None:
         check_num_classes(cfg, key, name, len(classes))
@@ -149,13 +150,14 @@ def check_num_classes(cfg: CfgNode, key: str, name: str, found: int) -> None:
 
 @contextmanager
 def explained_dataset_errors(names: Iterable[str]):
-    """Where a loader fails on an annotation file that is no JSON or lacks a part, say so instead."""
+    """Where a loader fails on an annotation file that has something wrong in it, say what instead."""
     try:
         yield
-    except (ValueError, KeyError, AssertionError):
+    except Exception:
         for name in names:
             json_file = MetadataCatalog.get(name).get("json_file")
             if json_file is not None:
-                required = ("images", "annotations", "categories")
-                read_json(PathManager.get_local_path(json_file), required)
+                data = read_annotations(PathManager.get_local_path(json_file))
+                if not data["annotations"]:
+                    raise ValueError(f"{json_file} of '{name}' has no object that can be used: nothing to train on")
         raise

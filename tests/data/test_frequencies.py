@@ -13,7 +13,7 @@ from eql_d2.data.frequencies import FrequenciesNotFound, frequency_letter, tail_
 def annotations(tmp_path):
     """COCO format with non-contiguous category ids, a crowd region, an empty image and an empty category."""
     data = {
-        "images": [{"id": i} for i in (10, 11, 12, 13)],
+        "images": [{"id": i, "file_name": f"{i}.png", "height": 9, "width": 9} for i in (10, 11, 12, 13)],
         "categories": [{"id": 7, "name": "b"}, {"id": 3, "name": "a"}, {"id": 90, "name": "c"}],
         "annotations": [
             {"image_id": 10, "category_id": 3},
@@ -23,6 +23,8 @@ def annotations(tmp_path):
             {"image_id": 12, "category_id": 7, "iscrowd": 1},
         ],
     }
+    for i, annotation in enumerate(data["annotations"]):
+        annotation.update(id=i, bbox=[1, 2, 3, 4])
     path = tmp_path / "annotations.json"
     path.write_text(json.dumps(data))
     return path
@@ -213,11 +215,7 @@ def test_bad_counts(arguments, message):
         ("{", "not a JSON file"),
         ("[]", "lacks"),
         ('{"images": [], "annotations": []}', "categories"),
-        (
-            '{"images": [], "categories": [{"id": 1}], "annotations": [{"image_id": 1, "category_id": 2}]}',
-            "category ids",
-        ),
-        ('{"images": [], "categories": [{"id": 1}], "annotations": []}', "empty training set"),
+        ('{"images": [], "categories": [{"id": 1, "name": "a"}], "annotations": []}', "empty training set"),
     ],
 )
 def test_bad_annotation_files(tmp_path, content, message):

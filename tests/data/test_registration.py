@@ -112,8 +112,9 @@ def test_again_changes_nothing_and_another_file_needs_another_name(folder):
         (lambda data: "{", "is not a JSON file"),
         (lambda data: data.pop("categories") and None, "lacks.*categories"),
         (lambda data: data.update(categories=[]), "at least one category"),
-        (lambda data: data["categories"].append(data["categories"][0]), "each id once"),
+        (lambda data: data["categories"].append(data["categories"][0]), "category 40 is there twice"),
         (lambda data: data["images"][0].pop("not_exhaustive_category_ids") and None, "lack 'not_exhaustive"),
+        (lambda data: data["annotations"][0].update(category_id=8), "annotation 1 has the category id 8"),
         (lambda data: data["categories"][1].pop("frequency") and None, "1 of the categories lack 'frequency'.*id 7"),
     ],
 )
@@ -138,12 +139,20 @@ def test_images_that_are_not_there(folder):
         DatasetCatalog.get(NAME)
 
 
-def test_an_annotation_of_an_unknown_category(folder):
-    data = annotations(lvis=True)
-    data["annotations"][0]["category_id"] = 8
-    register(folder, data)
-    with pytest.raises(ValueError, match="annotation 1 has the category id 8"):
-        DatasetCatalog.get(NAME)
+def test_an_image_outside_of_its_folder_is_refused(folder):
+    Image.new("RGB", (64, 64)).save(folder / "private.png")
+    for name in ("../private.png", str(folder / "private.png")):
+        data = annotations(lvis=True)
+        data["images"][0]["file_name"] = name  # the second that is looked at: the first tells where images are
+        register(folder, data)
+        with pytest.raises(ValueError, match="private.png' lies outside of the image folder .*train2017: refused"):
+            DatasetCatalog.get(NAME)
+
+
+@pytest.mark.parametrize("name", ["../elsewhere", "a/b", "", ".hidden", 3])
+def test_a_name_that_files_cannot_be_called_by(folder, name):
+    with pytest.raises(ValueError, match="letters, digits"):
+        load_config("", ["DATASETS.REGISTER", [[name, "annotations.json", str(folder)]]])
 
 
 @pytest.mark.parametrize("kind", ["coco", "lvis"])
