@@ -137,6 +137,20 @@ def test_environment_of_a_users_own_is_added_to(machine, fate):
     assert "--editable" in calls and "torch.txt" not in calls and "detectron2" not in calls
 
 
+def test_the_numpy_that_torch_was_built_for_stays(machine):
+    machine.make_python(machine.venv / "bin" / "python")
+    for package in ("torch", "torchvision", "detectron2", "numpy-1.26.4.dist-info"):
+        (machine.venv / "packages" / package).mkdir(parents=True)
+        (machine.venv / "packages" / package / "__init__.py").touch()
+    (machine.venv / "packages" / "numpy-1.26.4.dist-info" / "METADATA").write_text("Name: numpy\nVersion: 1.26.4\n")
+    (machine.venv / "packages" / "detectron2" / "modeling.py").write_text("build_model = None")
+    machine.run()
+    constraints = machine.venv / ".eql_d2-numpy.txt"
+    assert constraints.read_text() == "numpy==1.26.4\n"
+    installs = [call for call in machine.pip_calls().splitlines() if " install " in call]
+    assert installs and all(f"--constraint {constraints}" in call for call in installs)
+
+
 def test_torch_and_detectron2_of_the_parent_are_used(machine):
     for package in ("torch", "torchvision", "detectron2"):
         (machine.python.parents[1] / "packages" / package).mkdir(parents=True)

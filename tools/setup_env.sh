@@ -22,7 +22,7 @@ VENV=${VENV:-.venv}
 VENV=${VENV%/}
 PYTHON=${PYTHON:-}
 DETECTRON2=${DETECTRON2:-}
-readonly VENV MARKER=$VENV/.eql_d2-unfinished STAMP=$VENV/.eql_d2-stamp
+readonly VENV MARKER=$VENV/.eql_d2-unfinished STAMP=$VENV/.eql_d2-stamp NUMPY=$VENV/.eql_d2-numpy.txt
 readonly LOG=$VENV-setup.log LOCK=$VENV-setup.lock TRASH=$VENV.eql_d2-trash
 DRY_RUN=
 
@@ -160,7 +160,20 @@ pip() { logged "$VENV/bin/python" -m pip --disable-pip-version-check --no-input 
 
 pip_install() {
     if [ "$REDO" = "$STAGE" ]; then set -- --ignore-installed "$@"; fi
-    pip install --constraint requirements/build.txt "$@"  # else torch or tensorboard may pull a newer setuptools
+    # Else torch or tensorboard may pull a newer setuptools, and OpenCV a numpy that the torch there was not built for.
+    [ -n "$DRY_RUN" ] || installed_numpy >"$NUMPY"
+    pip install --constraint requirements/build.txt --constraint "$NUMPY" "$@"
+}
+
+# "numpy==..." if VENV has one, as a line of a requirements file.
+installed_numpy() {
+    "$VENV/bin/python" - <<'EOF'
+from importlib.metadata import PackageNotFoundError, version
+try:
+    print("numpy==" + version("numpy"))
+except PackageNotFoundError:
+    pass
+EOF
 }
 
 site_packages() { "$VENV/bin/python" -c 'import sys; print("lib/python%d.%d/site-packages" % sys.version_info[:2])'; }

@@ -136,7 +136,7 @@ def test_annotations_are_counted_once_until_they_change(dataset, annotations, tm
         m.setattr("eql_d2.data.frequencies.count_annotations", None)  # a second count would fail
         assert torch.equal(ClassFrequencies.from_dataset(dataset, cache).image_count, first.image_count)
     data = json.loads(annotations.read_text())
-    data["annotations"].append({"image_id": 13, "category_id": 90})
+    data["annotations"].append({"id": 9, "image_id": 13, "category_id": 90, "bbox": [1, 2, 3, 4]})
     annotations.write_text(json.dumps(data))
     os.utime(annotations, ns=(1, 1))
     assert ClassFrequencies.from_dataset(dataset, cache).image_count.tolist() == [2, 1, 1]
