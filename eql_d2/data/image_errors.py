@@ -1,0 +1,32 @@
+"""Images that cannot be read: which one it was, and of which dataset entry."""
+
+
+class UnreadableImage(ValueError):
+    """An image file that is missing, broken, or not as the annotation file says; the message names it and its id.
+
+    From a worker process an error arrives with that process's traceback as its message: here only its last line stays.
+    """
+
+    def __init__(self, message: str):
+        super().__init__(message.rpartition(f"{type(self).__name__}: ")[2].strip())
+
+
+class ExplainedMapper:
+    """A dataset mapper whose failures name the image.
+
+    Args:
+        mapper: Detectron2's ``DatasetMapper``, or any other function of a dataset dict.
+    """
+
+    def __init__(self, mapper):
+        self._mapper = mapper
+
+    def __call__(self, dataset_dict: dict):
+        try:
+            return self._mapper(dataset_dict)
+        except Exception as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise UnreadableImage(
+                f"image {dataset_dict.get('image_id')}, {dataset_dict.get('file_name')}, cannot be used: {reason}. "
+                f"Restore the file, or drop the image from its annotation file"
+            ) from error
