@@ -59,8 +59,9 @@ def _checked(json_file, kind: str, entries: list, problem_of: Callable) -> Dict[
     for place, entry in enumerate(entries):
         problem = _id_problem(entry, by_id) or problem_of(entry)
         if problem:
-            name = entry["id"] if isinstance(entry, dict) and "id" in entry else f"number {place} in the file"
-            raise ValueError(f"{json_file}: {kind} {_shown(name)} {problem}")
+            has_id = isinstance(entry, dict) and is_id(entry.get("id"))
+            name = f"{entry['id']}" if has_id else f"number {place} of the file"
+            raise ValueError(f"{json_file}: {kind} {name} {problem}")
         by_id[entry["id"]] = entry
     return by_id
 

@@ -28,5 +28,5 @@ class ExplainedMapper:
             reason = " ".join(str(error).split()) or type(error).__name__
             raise UnreadableImage(
                 f"image {dataset_dict.get('image_id')}, {dataset_dict.get('file_name')}, cannot be used: {reason}. "
-                f"Restore the file, or drop the image from its annotation file"
+                f"Mend the file or its entry in the annotation file, or drop both"
             ) from error

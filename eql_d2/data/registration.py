@@ -7,7 +7,7 @@ Detectron2 does.
 import os
 import re
 from collections import defaultdict
-from typing import Callable, Dict, List, Sequence
+from typing import Dict, List, Sequence
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
@@ -118,16 +118,19 @@ def load_dataset(json_file: str, image_root: str, order: Dict[int, int]) -> List
     for a in data["annotations"]:
         objects[a["image_id"]].append(as_object(a, order))
     images = sorted(data["images"], key=lambda image: image["id"])
-    path_of = image_locator(images, image_root)
+    try:
+        paths = image_paths(images, image_root)
+    except ValueError as error:
+        raise ValueError(f"{json_file}: {error}") from error
     kept = ("height", "width", "neg_category_ids", "not_exhaustive_category_ids")
     return [
         {
-            "file_name": path_of(image),
+            "file_name": path,
             "image_id": image["id"],
             **{key: image[key] for key in kept if key in image},
             "annotations": objects[image["id"]],
         }
-        for image in images
+        for image, path in zip(images, paths)
     ]
 
 
@@ -148,11 +151,11 @@ def as_object(annotation: dict, order: Dict[int, int]) -> dict:
     return entry
 
 
-def image_locator(images: List[dict], image_root: str) -> Callable[[dict], str]:
-    """How to find the images of a file: the first way that finds the first image.
+def image_paths(images: List[dict], image_root: str) -> List[str]:
+    """Where the images of a file are, all found in the first way that finds the first of them.
 
     Raises:
-        ValueError: no way does; or, when a path is asked for, it lies outside of ``image_root``.
+        ValueError: no way does, or a path lies outside of ``image_root``.
     """
 
     def by_url(image, parts):  # the last parts of http://images.cocodataset.org/train2017/000000155379.jpg
@@ -165,7 +168,7 @@ def image_locator(images: List[dict], image_root: str) -> Callable[[dict], str]:
     ]
     for way in ways:
         if not images or PathManager.isfile(path_inside(image_root, way(images[0]))):
-            return lambda image: path_inside(image_root, way(image))
+            return [path_inside(image_root, way(image)) for image in images]
     raise ValueError(
         f"image {images[0]['id']} is none of {[os.path.join(image_root, way(images[0])) for way in ways]}: which "
         f"folder holds the images ({KEY})?"

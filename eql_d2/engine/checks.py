@@ -26,10 +26,16 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 @contextmanager
-def explained_key_errors(cfg: CfgNode):
-    """Add the nearest keys of ``cfg`` to yacs's error for one that does not exist."""
+def explained_config_errors(cfg: CfgNode, source: str):
+    """Say for a config that cannot be merged into ``cfg`` what is wrong with it: for an unknown key, the nearest keys.
+
+    Args:
+        source: where the config comes from, for messages.
+    """
     try:
         yield
+    except (TypeError, AttributeError) as error:  # Detectron2 and yacs look into what is no section
+        raise ValueError(f"{source} is no config: sections of `KEY: value` are expected ({error})") from error
     except (KeyError, AssertionError) as error:
         unknown = re.search(r"Non-existent (?:config )?key: ([\w.]+)", str(error))
         if unknown is None:
@@ -38,6 +44,19 @@ def explained_key_errors(cfg: CfgNode):
         raise KeyError(
             f"there is no config key {key}{did_you_mean(key, config_keys(cfg)) or ': see eql_d2/config.py'}"
         ) from error
+
+
+def check_nothing_is_empty(cfg: CfgNode, defaults: CfgNode, prefix: str = "") -> None:
+    """A key without a value (`NUM_CLASSES:` in YAML) is None, which yacs lets stand for any type.
+
+    Raises:
+        ValueError: such a key, where None is not the default.
+    """
+    for name, default in defaults.items():
+        if isinstance(default, CfgNode):
+            check_nothing_is_empty(cfg[name], default, f"{prefix}{name}.")
+        elif cfg[name] is None and default is not None:
+            raise ValueError(f"{prefix}{name} has no value; expected {type(default).__name__}, such as {default!r}")
 
 
 def config_keys(cfg: CfgNode, prefix: str = "") -> List[str]:

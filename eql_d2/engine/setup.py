@@ -10,9 +10,16 @@ from detectron2.utils.logger import setup_logger
 
 from eql_d2.config import add_eql_config
 from eql_d2.data.registration import register_datasets
-from eql_d2.engine.checks import explained_key_errors
+from eql_d2.engine.checks import check_nothing_is_empty, explained_config_errors
 
 logger = logging.getLogger(__name__)
+
+
+def default_config() -> CfgNode:
+    """Detectron2's defaults and this package's keys."""
+    cfg = get_cfg()
+    add_eql_config(cfg)
+    return cfg
 
 
 def load_config(config_file: str, opts=()) -> CfgNode:
@@ -23,13 +30,15 @@ def load_config(config_file: str, opts=()) -> CfgNode:
 
     Raises:
         KeyError: a key that does not exist, with the nearest that do.
+        ValueError: a file that is no config, or a value of another type than its key's.
     """
-    cfg = get_cfg()
-    add_eql_config(cfg)
-    with explained_key_errors(cfg):
-        if config_file:
+    cfg = default_config()
+    if config_file:
+        with explained_config_errors(cfg, config_file):
             cfg.merge_from_file(config_file, allow_unsafe=False)
+    with explained_config_errors(cfg, "the command line"):
         cfg.merge_from_list(list(opts))
+    check_nothing_is_empty(cfg, default_config())
     register_datasets(cfg.DATASETS.REGISTER)
     return cfg
 

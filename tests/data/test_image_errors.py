@@ -37,7 +37,7 @@ def mapper():
 def test_the_image_is_named(dataset_dict, mapper, how, num_workers, tmp_path):
     BROKEN[how](tmp_path / "7.png")
     loader = DataLoader([dataset_dict], num_workers=num_workers, collate_fn=lambda batch: mapper(batch[0]))
-    with pytest.raises(UnreadableImage, match=r"^image 7, .*7\.png, cannot be used: .+ Restore the file") as error:
+    with pytest.raises(UnreadableImage, match=r"^image 7, .*7\.png, cannot be used: .+ Mend the file") as error:
         next(iter(loader))
     assert "\n" not in str(error.value) and "Traceback" not in str(error.value)
 
