@@ -106,7 +106,8 @@ def folder(tmp_path):
 def cfg(tiny_cfg):
     return tiny_cfg(
         "DATASETS.TRAIN", (NAME,), "DATASETS.TEST", (NAME,), "MODEL.ROI_BOX_HEAD.CLS_LOSS.COUNTS_FILE", "",
-        "MODEL.MASK_ON", True, "INPUT.MASK_FORMAT", "bitmask", "MODEL.ROI_HEADS.NUM_CLASSES", 3, "DATALOADER.FILTER_EMPTY_ANNOTATIONS", False,
+        "MODEL.MASK_ON", True, "INPUT.MASK_FORMAT", "bitmask", "MODEL.ROI_HEADS.NUM_CLASSES", 3,
+        "DATALOADER.FILTER_EMPTY_ANNOTATIONS", False,
         "OUTPUT_DIR", "",
     )  # fmt: skip
 

@@ -60,7 +60,7 @@ def register_dataset(name: str, json_file: str, image_root: str) -> None:
         return
     try:
         data = read_annotations(PathManager.get_local_path(json_file))
-        is_lvis = is_lvis_format(data)
+        is_lvis = is_lvis_format(json_file, data)
         classes, order = categories_of(data)
     except (ValueError, OSError) as error:
         raise ValueError(f"{KEY} '{name}': {error}") from error
@@ -76,7 +76,7 @@ def register_dataset(name: str, json_file: str, image_root: str) -> None:
     )
 
 
-def is_lvis_format(data: dict) -> bool:
+def is_lvis_format(json_file: str, data: dict) -> bool:
     """Whether images list the categories that are known to be absent; all that LVIS evaluates by must then be there.
 
     Raises:
@@ -92,7 +92,7 @@ def is_lvis_format(data: dict) -> bool:
         lacking = [entry["id"] for entry in data[part] if key not in entry]
         if lacking:
             raise ValueError(
-                f"images have neg_category_ids, so this is LVIS format, but {len(lacking)} of the {part} lack "
+                f"{json_file}: images have neg_category_ids, so this is LVIS format, but {len(lacking)} of the {part} lack "
                 f"'{key}' (id {lacking[0]} first): add it, or drop neg_category_ids for COCO format"
             )
     return True

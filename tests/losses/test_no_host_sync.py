@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import (
     FakeTensorMode,
 )
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten
 
 from eql_d2 import CLS_LOSS_REGISTRY
 from eql_d2.losses import SigmoidLoss, SoftmaxEqualizationLoss
@@ -30,7 +30,7 @@ class OneDevice(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
-        for x in tree_leaves((args, kwargs, result)):
+        for x in tree_flatten((args, kwargs, result))[0]:
             if isinstance(x, torch.Tensor) and x.device.type != "cuda":
                 raise AssertionError(f"{func} takes or makes a tensor on {x.device}")
         return result
