@@ -92,8 +92,8 @@ def is_lvis_format(json_file: str, data: dict) -> bool:
         lacking = [entry["id"] for entry in data[part] if key not in entry]
         if lacking:
             raise ValueError(
-                f"{json_file}: images have neg_category_ids, so this is LVIS format, but {len(lacking)} of the {part} lack "
-                f"'{key}' (id {lacking[0]} first): add it, or drop neg_category_ids for COCO format"
+                f"{json_file}: images have neg_category_ids, so this is LVIS format, but {len(lacking)} of the {part} "
+                f"lack '{key}' (id {lacking[0]} first): add it, or drop neg_category_ids for COCO format"
             )
     return True
 
