@@ -45,8 +45,9 @@ def test_make_class_counts(tmp_path):
 
     annotations = tmp_path / "train.json"
     annotations.write_text(
-        '{"images": [{"id": 1}], "categories": [{"id": 5}, {"id": 9}],'
-        ' "annotations": [{"image_id": 1, "category_id": 9}]}'
+        '{"images": [{"id": 1, "file_name": "1.png", "height": 9, "width": 9}],'
+        ' "categories": [{"id": 5, "name": "a"}, {"id": 9, "name": "b"}],'
+        ' "annotations": [{"id": 1, "image_id": 1, "category_id": 9, "bbox": [1, 2, 3, 4]}]}'
     )
     output = tmp_path / "counts.json"
     result = run("tools/make_class_counts.py", annotations, output)

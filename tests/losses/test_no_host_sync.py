@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_flatten
 from eql_d2 import CLS_LOSS_REGISTRY
 from eql_d2.losses import SigmoidLoss, SoftmaxEqualizationLoss
 
+
 def has_fake_cuda() -> bool:
     try:
         with FakeTensorMode():
