@@ -20,6 +20,8 @@ def add_eql_config(cfg: CfgNode) -> None:
     losses.NAME = ""
     # Category counts written by tools/make_class_counts.py; "" counts DATASETS.TRAIN.
     losses.COUNTS_FILE = ""
+    # Training steps with plain cross-entropy before the loss takes over: for losses that fine-tune.
+    losses.START_ITER = 0
     for name, loss_class in CLS_LOSS_REGISTRY:
         losses[name] = config_node(loss_class)
     _let_an_int_replace_a_float()
