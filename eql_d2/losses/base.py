@@ -79,9 +79,11 @@ class ClassificationLoss(nn.Module):
         logits = at_least_fp32(self.checked_width(logits))
         self.require_frequencies()
         if len(logits) == 0:
-            return logits.sum() * 0.0
-        compute = self.compute if self.steps_done >= self.start_iter else self.plain
-        loss = compute(logits, gt_classes, features, negatives)
+            loss = logits.sum() * 0.0
+        elif self.steps_done < self.start_iter:
+            loss = self.plain(logits, gt_classes, features, negatives)
+        else:
+            loss = self.compute(logits, gt_classes, features, negatives)
         if self.training and "steps" in self._buffers:
             self._count_step()
         return loss
@@ -117,8 +119,9 @@ class ClassificationLoss(nn.Module):
     def count_steps(self) -> None:
         """From now on count training steps in ``steps``, a persistent int64 buffer, and in ``steps_done``.
 
-        A step is a call with RoIs in training mode; each stage of a cascade counts its own. ``steps_done`` is the same
-        number on the host: reading the buffer would wait for the GPU in every step.
+        A step is a call in training mode, with RoIs or without, so that all processes count alike; each stage of a
+        cascade counts its own. ``steps_done`` is the same number on the host: reading the buffer would wait for the GPU
+        in every step.
         """
         if "steps" not in self._buffers:
             self.register_buffer("steps", torch.zeros((), dtype=torch.int64))

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from eql_d2 import CLS_LOSS_REGISTRY, build_cls_loss
-from eql_d2.losses import ClassificationLoss, InfluenceBalancedLoss, SoftmaxFocalLoss
+from eql_d2.losses import ClassificationLoss, InfluenceBalancedLoss, SigmoidLoss, SoftmaxFocalLoss
 
 K, D, R = 7, 16, 24
 
@@ -29,11 +29,11 @@ def a_batch(width):
     return logits, torch.arange(R) % (K + 1), torch.rand(R, D, dtype=torch.float64)
 
 
-def cross_entropy(logits, gt_classes):
-    """Softmax cross-entropy of K + 1 logits, sigmoid cross-entropy of K."""
-    if logits.shape[1] == K + 1:
+def cross_entropy(loss, logits, gt_classes):
+    """Softmax or sigmoid cross-entropy, of as many logits as the loss has."""
+    if not isinstance(loss, SigmoidLoss) and logits.shape[1] == K + 1:
         return F.cross_entropy(logits, gt_classes)
-    target = F.one_hot(gt_classes, K + 1)[:, :K].to(logits.dtype)
+    target = F.one_hot(gt_classes, K + 1)[:, : logits.shape[1]].to(logits.dtype)
     return F.binary_cross_entropy_with_logits(logits, target, reduction="sum") / len(logits)
 
 
@@ -42,7 +42,7 @@ def test_plain_cross_entropy_first_and_then_the_loss(name, frequencies):
     loss, at_once = make(name, frequencies).start_at(2), make(name, frequencies)
     batch = a_batch(loss.num_logits)
     for _ in range(2):
-        torch.testing.assert_close(loss(*batch), cross_entropy(*batch[:2]), rtol=1e-12, atol=0)
+        torch.testing.assert_close(loss(*batch), cross_entropy(loss, *batch[:2]), rtol=1e-12, atol=0)
     for _ in range(2):
         values = []
         for one in (loss, at_once):
@@ -72,14 +72,20 @@ def batch():
     return a_batch(K + 1)
 
 
-def test_evaluation_and_empty_batches_do_not_count(focal, batch):
+def test_evaluation_does_not_count(focal, batch):
     loss = focal(1).eval()
     for _ in range(3):
         assert torch.equal(loss(*batch), F.cross_entropy(*batch[:2]))
-    loss.train()(*(x[:0] for x in batch))
     assert loss.steps == 0 == loss.steps_done
-    loss(*batch)
+    loss.train()(*batch)
     assert loss.steps == 1 and loss.eval()(*batch) != F.cross_entropy(*batch[:2])
+
+
+def test_a_process_without_rois_counts_with_the_others(focal, batch):
+    """Or they would change their loss in different steps."""
+    loss = focal(1)
+    assert loss(*(x[:0] for x in batch)) == 0
+    assert loss.steps == 1 and loss(*batch) != F.cross_entropy(*batch[:2])
 
 
 def test_a_resumed_run_goes_on_counting(focal, batch):
