@@ -1,8 +1,8 @@
 """Which categories an image of a federated dataset was checked for (LVIS format).
 
-LVIS's annotators looked in an image for some of its categories only. Those that they found are annotated, those that they
-did not find are the image's ``neg_category_ids``, and of those in ``not_exhaustive_category_ids`` some objects are left
-unmarked. All other categories may be in the image or not.
+LVIS's annotators looked in an image for some of the categories only. Those that they found are annotated, those that
+they did not find are the image's ``neg_category_ids``, and of those in ``not_exhaustive_category_ids`` some objects are
+left unmarked. All other categories may be in the image or not.
 """
 
 from typing import Dict, List, Optional, Sequence
@@ -46,15 +46,15 @@ def get_checked_dataset_dicts(
                 image[CHECKED] = checked_categories(image, order)
             except KeyError as error:
                 raise ValueError(
-                    f"{KEY} is True, but in image {image['image_id']} of '{name}' {error} is a part that is missing or a "
-                    f"category id that the dataset does not have: mend its annotation file, or set the key to False"
+                    f"{KEY} is True, but in image {image['image_id']} of '{name}' {error} is a part that is missing "
+                    f"or a category id that the dataset does not have: mend its annotation file, or set it to False"
                 ) from error
         all_images += images
     return all_images
 
 
 def read_training_set(cfg) -> List[dict]:
-    """The images of ``DATASETS.TRAIN`` as Detectron2's loader reads them, with what they were checked for if asked for."""
+    """The images of ``DATASETS.TRAIN`` as Detectron2's loader reads them; with image labels if the config wants."""
     read = (
         get_checked_dataset_dicts
         if cfg.MODEL.ROI_BOX_HEAD.CLS_LOSS.IMAGE_LABELS

@@ -58,7 +58,7 @@ class ClassAwareSampler(Sampler):
 
 
 def build_train_sampler(cfg, dataset_dicts: Sequence[dict]) -> Optional[Sampler]:
-    """The sampler that ``DATALOADER.SAMPLER_TRAIN`` names, or None for one of Detectron2's own, which its loader makes."""
+    """The sampler that ``DATALOADER.SAMPLER_TRAIN`` names, or None for one of Detectron2's own, made by its loader."""
     if cfg.DATALOADER.SAMPLER_TRAIN != "ClassAwareSampler":
         return None
     return ClassAwareSampler(dataset_dicts, seed=None if cfg.SEED < 0 else cfg.SEED)

@@ -22,8 +22,8 @@ class LongTailCheckpointer(DetectionCheckpointer):
 
     Args:
         model, save_dir, checkpointables: as of ``DetectionCheckpointer``.
-        new_classifier: leave the classifier out of the weights that a new run starts from, whatever its width. A resumed
-            run goes on with its own.
+        new_classifier: leave the classifier out of the weights that a new run starts from, whatever its width. A
+            resumed run goes on with its own.
     """
 
     def __init__(self, model, save_dir="", *, new_classifier: bool = False, **checkpointables):

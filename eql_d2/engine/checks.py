@@ -114,8 +114,8 @@ def check_no_key_of_ours(cfg: CfgNode) -> None:
     ):
         if value:
             raise ValueError(
-                f"{key} is {value!r}, but {HEAD_KEY} is Detectron2's own '{cfg.MODEL.ROI_HEADS.NAME}', which ignores it: "
-                f"choose LongTailROIHeads, LongTailCascadeROIHeads or LongTailRes5ROIHeads"
+                f"{key} is {value!r}, but {HEAD_KEY} is Detectron2's own '{cfg.MODEL.ROI_HEADS.NAME}', which ignores "
+                f"it: choose LongTailROIHeads, LongTailCascadeROIHeads or LongTailRes5ROIHeads"
             )
 
 
@@ -128,9 +128,10 @@ def check_first_stage(cfg: CfgNode) -> None:
     weights = cfg.MODEL.WEIGHTS
     if cfg.MODEL.FREEZE and not (weights and ("://" in weights or PathManager.isfile(weights))):
         raise FileNotFoundError(
-            f"MODEL.FREEZE {list(cfg.MODEL.FREEZE)} keeps parts of the model as a first stage of training left them, but "
-            f"its weights are not here: MODEL.WEIGHTS is '{weights}'. Set it to the checkpoint of the first stage, or "
-            f"train that first, with its own config and OUTPUT_DIR '{os.path.dirname(weights) or 'output/first_stage'}'"
+            f"MODEL.FREEZE {list(cfg.MODEL.FREEZE)} keeps parts of the model as a first stage of training left them, "
+            f"but its weights are not here: MODEL.WEIGHTS is '{weights}'. Set it to the checkpoint of the first stage, "
+            f"or train that first, with its own config and OUTPUT_DIR "
+            f"'{os.path.dirname(weights) or 'output/first_stage'}'"
         )
 
 

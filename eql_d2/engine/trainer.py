@@ -169,7 +169,11 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg):
-        """Detectron2's loader, with our samplers and image labels; a broken annotation file is a ValueError that names it."""
+        """Detectron2's loader, with our samplers and image labels.
+
+        Raises:
+            ValueError: a broken annotation file, named; or one without the image labels that the config wants.
+        """
         with explained_dataset_errors(cfg.DATASETS.TRAIN):
             images = read_training_set(cfg)
             return build_detection_train_loader(

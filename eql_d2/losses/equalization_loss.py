@@ -19,16 +19,16 @@ class EqualizationLoss(SigmoidLoss):
     E(r_i) is 1 where RoI i is foreground, so a background RoI still pushes every category down; T(f_j) is 1 for the
     tail. From "Equalization Loss for Long-Tailed Object Recognition" (Tan et al., CVPR 2020, arXiv:2003.05176).
 
-    Section 4.2 spares the tail only where nothing is known: w_ij = 1 for all categories that image i is known to contain
-    or known not to contain. That is ``unchecked="equalize"``: with c_ij = 1 for the categories that are known of RoI i
-    (``negatives`` of the call),
+    Section 4.2 spares the tail only where nothing is known: w_ij = 1 for all categories that the image is known to
+    contain or known not to contain. That is ``unchecked="equalize"``: with c_ij = 1 for the categories that are known
+    of RoI i (``negatives`` of the call),
 
     w_ij = 1 - E(r_i) T(f_j) (1 - y_ij) (1 - c_ij)
 
     Deviations from the authors' code: the tail is any :class:`TailRule` instead of a lambda that fits LVIS v0.5 only;
-    the mask is a buffer on the model's device; the last category gets its box loss; it has no section 4.2 rule, which by
-    the authors "doesn't lead to a better result" (eql.detectron2 issue 4). Deviation from the paper in that rule: of a
-    category that is in the image with unmarked objects nothing counts as known but the RoIs of its marked ones.
+    the mask is a buffer on the model's device; the last category gets its box loss; theirs has no section 4.2 rule,
+    which "doesn't lead to a better result" (eql.detectron2 issue 4). Deviation from the paper in that rule: a category
+    with unmarked objects in the image, which the paper takes for known, is known of its own RoIs only.
 
     Args:
         num_classes: K.
@@ -65,8 +65,8 @@ class EqualizationLoss(SigmoidLoss):
         arguments = super().from_config(cfg)
         if arguments["unchecked"] == "equalize" and not cfg.MODEL.ROI_BOX_HEAD.CLS_LOSS.IMAGE_LABELS:
             raise ValueError(
-                f"{NODE}.EqualizationLoss.UNCHECKED is 'equalize', which needs to know what each image was checked for: "
-                f"set {NODE}.IMAGE_LABELS True"
+                f"{NODE}.EqualizationLoss.UNCHECKED is 'equalize', which needs to know what each image was checked "
+                f"for: set {NODE}.IMAGE_LABELS True"
             )
         return arguments
 

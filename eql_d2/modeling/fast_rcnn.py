@@ -64,8 +64,8 @@ class LongTailFastRCNNOutputLayers(FastRCNNOutputLayers):
             )
         if image_labels and not cls_loss.uses_negatives:
             raise ValueError(
-                f"MODEL.ROI_BOX_HEAD.CLS_LOSS.IMAGE_LABELS is True, but {type(cls_loss).__name__} has no term of its own "
-                f"for each category that it could leave out: choose a sigmoid loss, or set it to False"
+                f"MODEL.ROI_BOX_HEAD.CLS_LOSS.IMAGE_LABELS is True, but {type(cls_loss).__name__} has no term of its "
+                f"own for each category that it could leave out: choose a sigmoid loss, or set it to False"
             )
         self.cls_loss = cls_loss
         self.calibration = calibration
@@ -159,8 +159,8 @@ class LongTailFastRCNNOutputLayers(FastRCNNOutputLayers):
     def _known_categories(self, proposals, gt_classes):
         """The ``negatives`` of the loss's call, (R, K) bool, or None without image labels.
 
-        Those that the image was checked for, and the RoI's own category, even if the image has further objects of it that
-        are not marked.
+        Those that the image was checked for, and the RoI's own category, even if the image has further objects of it
+        that are not marked.
         """
         if not self.image_labels or not len(proposals):
             return None

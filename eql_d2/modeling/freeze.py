@@ -17,9 +17,9 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> nn.Module:
     ``model.train()``. To be called before the optimizer is built and DistributedDataParallel is put around the model.
 
     Args:
-        patterns: shell-style patterns of names as in ``model.named_modules()`` and ``model.named_parameters()``, in which
-            `*` stands for anything, dots included: "backbone", "roi_heads.box_head", "*.bbox_pred". A module is frozen
-            with all that is in it.
+        patterns: shell-style patterns of names as in ``model.named_modules()`` and ``model.named_parameters()``, in
+            which `*` stands for anything, dots included: "backbone", "roi_heads.box_head", "*.bbox_pred". A module is
+            frozen with all that is in it.
 
     Raises:
         ValueError: a pattern that matches nothing, with the names that there are; or nothing is left to train.

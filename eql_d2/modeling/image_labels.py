@@ -11,10 +11,10 @@ from eql_d2.modeling.fast_rcnn import LongTailFastRCNNOutputLayers
 
 
 def tell_image_labels(model: nn.Module) -> nn.Module:
-    """Let ``model`` tell its box predictors with ``image_labels`` what the images of each training step were checked for.
+    """Let ``model`` tell its box predictors what the images of each training step were checked for. Returns the model.
 
-    The images come from :func:`eql_d2.data.federated.get_checked_dataset_dicts`. A model without such predictors is left
-    as it is. Returns the model.
+    The images come from :func:`eql_d2.data.federated.get_checked_dataset_dicts`. Without a predictor that has
+    ``image_labels`` the model is left as it is.
     """
     if predictors_with_image_labels(model):
         model.register_forward_pre_hook(_tell)

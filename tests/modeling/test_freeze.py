@@ -75,7 +75,8 @@ def test_a_part_that_behaves_otherwise_in_training_goes_on_so(model, batched_inp
 
 
 def test_a_pattern_that_matches_nothing(model):
-    with pytest.raises(ValueError, match=r"MODEL.FREEZE: 'roi_heads.box_haed' matches no .*mean roi_heads.box_head.*'backbone'"):
+    message = r"MODEL.FREEZE: 'roi_heads.box_haed' matches no .*mean roi_heads.box_head.*'backbone'"
+    with pytest.raises(ValueError, match=message):
         freeze(model, ["backbone", "roi_heads.box_haed"])
 
 

@@ -43,7 +43,7 @@ def bce(z, y):
 
 
 def reference(images, weight):
-    """(1 / R) sum of w BCE; ``images``: a (logits, labels) pair each; ``weight(i, label, j)``: w of category j in image i."""
+    """(1 / R) sum of w BCE; ``images`` are (logits, labels), ``weight(i, label, j)`` is w of category j in image i."""
     total, R = 0.0, 0
     for i, (logits, labels) in enumerate(images):
         for z, label in zip(logits.tolist(), labels.tolist()):
@@ -80,7 +80,8 @@ def test_the_loss_against_loops(build, loss, overrides, weight):
     keys[::2] = [f"{NODE}.{loss}.{key}" for key in keys[::2]]
     (predictor,) = predictors(build(loss, *keys))
     # In both images an own category that the image was not checked for (6, 2), and background.
-    images = [(torch.randn(n, K), labels) for n, labels in ((4, torch.tensor([0, 6, 7, 3])), (3, torch.tensor([2, 7, 1])))]
+    labels = torch.tensor([0, 6, 7, 3]), torch.tensor([2, 7, 1])
+    images = [(torch.randn(len(x), K), x) for x in labels]
     proposals = []
     for logits, labels in images:
         proposals.append(Instances((50, 50)))
@@ -137,7 +138,8 @@ def test_each_batch_replaces_the_last_and_evaluation_needs_no_labels(build, batc
     for images in (batch, batch[::-1], batch[:1]):
         with EventStorage():
             model(images)
-        assert [row.nonzero().flatten().tolist() for row in predictor.checked] == [x["checked_categories"] for x in images]
+        told = [row.nonzero().flatten().tolist() for row in predictor.checked]
+        assert told == [image["checked_categories"] for image in images]
     for image in batch:
         del image["checked_categories"]
     with EventStorage(), pytest.raises(ValueError, match="have no 'checked_categories'.*get_checked_dataset_dicts"):
