@@ -1,12 +1,15 @@
 """Which training image comes next. Samplers are infinite, the same in every process for a seed, and sharded by rank."""
 
 import itertools
+import logging
 from collections import defaultdict
 from typing import Iterator, Optional, Sequence
 
 import torch
 from detectron2.utils import comm
 from torch.utils.data import Sampler
+
+logger = logging.getLogger(__name__)
 
 BLOCK = 1024  # draws made at once; part of what a seed means
 
@@ -61,4 +64,5 @@ def build_train_sampler(cfg, dataset_dicts: Sequence[dict]) -> Optional[Sampler]
     """The sampler that ``DATALOADER.SAMPLER_TRAIN`` names, or None for one of Detectron2's own, made by its loader."""
     if cfg.DATALOADER.SAMPLER_TRAIN != "ClassAwareSampler":
         return None
+    logger.info("Using training sampler ClassAwareSampler")  # as Detectron2 does of its own
     return ClassAwareSampler(dataset_dicts, seed=None if cfg.SEED < 0 else cfg.SEED)

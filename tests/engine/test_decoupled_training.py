@@ -1,5 +1,11 @@
 """Training in two stages, and with image labels, the whole way on a small MiniLVIS."""
 
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +17,7 @@ from eql_d2.data.mini_lvis import MiniLVISSpec
 from eql_d2.engine import Trainer
 from eql_d2.modeling import LongTailFastRCNNOutputLayers
 
+ROOT = Path(__file__).parents[2]
 SPEC = MiniLVISSpec(num_categories=7, num_train_images=30, num_val_images=6, max_image_count=20, min_val_images=2)
 NODE = "MODEL.ROI_BOX_HEAD.CLS_LOSS"
 CLS_WEIGHT = "roi_heads.box_predictor.cls_score.weight"
@@ -133,6 +140,34 @@ def test_training_with_image_labels(make_cfg, dataset, workers, unchecked):
             original = images[image["image_id"]]
             found = {a["category_id"] for a in original["annotations"]}
             assert set(row.nonzero().flatten().tolist()) == found | {i - 1 for i in original["neg_category_ids"]}
+
+
+def test_two_processes_train_a_frozen_model_with_image_labels(make_cfg, dataset, first_stage, tmp_path):
+    """Frozen parameters get no gradient that DistributedDataParallel would wait for, and batch norms stay alike."""
+    metadata = MetadataCatalog.get(dataset)
+    metadata.prepare()
+    cfg = make_cfg(
+        "DATASETS.REGISTER", [["mine", metadata.json_file, metadata.image_root]],
+        "DATASETS.TRAIN", ("mine",),
+        "DATALOADER.SAMPLER_TRAIN", "ClassAwareSampler",
+        "MODEL.WEIGHTS", first_stage,
+        "MODEL.FREEZE", [*BODY, "*.bbox_pred"],
+        f"{NODE}.NAME", "SigmoidFocalLoss",
+        f"{NODE}.START_ITER", 2,
+        f"{NODE}.IMAGE_LABELS", True,
+    )  # fmt: skip
+    (tmp_path / "config.yaml").write_text(cfg.dump())
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+    command = [sys.executable, "tools/train_net.py", "--num-gpus", "2", "--dist-url", url]
+    arguments = ["--config-file", str(tmp_path / "config.yaml")]
+    subprocess.run([*command, *arguments], check=True, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    before = torch.load(first_stage)["model"]
+    after = torch.load(tmp_path / "output" / "model_final.pth")["model"]
+    assert after.pop("roi_heads.box_predictor.cls_loss.steps") == 3
+    moved = {name for name, value in after.items() if not torch.equal(value, before[name])}
+    assert moved == {CLS_WEIGHT, CLS_WEIGHT.replace("weight", "bias")}
 
 
 def test_the_loader_without_our_keys_is_detectron2s(make_cfg):
