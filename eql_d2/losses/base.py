@@ -38,6 +38,7 @@ class ClassificationLoss(nn.Module):
 
     prior_prob: Optional[float] = None  # p in (0, 1): cls_score.bias starts at -log((1 - p) / p); None: at 0
     uses_negatives = False  # whether `negatives` of a call change anything
+    needs_negatives = False  # whether a call without them is an error
     start_iter = 0  # see start_at
     steps_done = 0  # see count_steps
 
@@ -73,11 +74,16 @@ class ClassificationLoss(nn.Module):
             Scalar loss, at least fp32. Without RoIs it is zero, with a gradient path (DDP needs one).
 
         Raises:
-            ValueError: logits of another width than :attr:`num_logits`, or a loss that cannot train because
-                its class frequencies were not found.
+            ValueError: logits of another width than :attr:`num_logits`, no negatives where the loss needs them, or a
+                loss that cannot train because its class frequencies were not found.
         """
         logits = at_least_fp32(self.checked_width(logits))
         self.require_frequencies()
+        if self.needs_negatives and negatives is None:
+            raise ValueError(
+                f"{type(self).__name__} as it is set needs negatives: call it with the (R, K) bool tensor of what is "
+                f"known"
+            )
         if len(logits) == 0:
             loss = logits.sum() * 0.0
         elif self.steps_done < self.start_iter:

@@ -6,7 +6,6 @@ from eql_d2.data.frequencies import ClassFrequencies, TailRule
 from eql_d2.losses import fused
 from eql_d2.losses.base import SigmoidLoss
 from eql_d2.losses.build import CLS_LOSS_REGISTRY
-from eql_d2.losses.hyper_parameters import NODE
 
 
 @CLS_LOSS_REGISTRY.register()
@@ -41,7 +40,7 @@ class EqualizationLoss(SigmoidLoss):
         prior_prob: score every category starts with (default of the authors' code).
 
     Raises:
-        ValueError: another ``unchecked``; in a config "equalize" without ``CLS_LOSS.IMAGE_LABELS``.
+        ValueError: another ``unchecked``.
     """
 
     @configurable
@@ -58,27 +57,13 @@ class EqualizationLoss(SigmoidLoss):
         if unchecked not in ("ignore", "equalize"):
             raise ValueError(f"unchecked must be 'ignore' or 'equalize', got '{unchecked}'")
         self.unchecked = unchecked
+        self.needs_negatives = unchecked == "equalize"
         self.register_tail_mask(frequencies, tail)
-
-    @classmethod
-    def from_config(cls, cfg):
-        arguments = super().from_config(cfg)
-        if arguments["unchecked"] == "equalize" and not cfg.MODEL.ROI_BOX_HEAD.CLS_LOSS.IMAGE_LABELS:
-            raise ValueError(
-                f"{NODE}.EqualizationLoss.UNCHECKED is 'equalize', which needs to know what each image was checked "
-                f"for: set {NODE}.IMAGE_LABELS True"
-            )
-        return arguments
 
     def compute(self, logits, gt_classes, features, negatives):
         if self.unchecked == "ignore":
             return fused.sigmoid_cross_entropy(
                 logits, gt_classes, tail=self.tail_mask, negatives=negatives
-            )
-        if negatives is None:
-            raise ValueError(
-                "EqualizationLoss with unchecked='equalize' spares the tail where nothing is known of it: call it with "
-                "negatives, the (R, K) bool tensor of what is known"
             )
         foreground = (gt_classes < self.num_classes)[:, None]
         spared = foreground & self.tail_mask & ~negatives

@@ -67,6 +67,11 @@ class LongTailFastRCNNOutputLayers(FastRCNNOutputLayers):
                 f"MODEL.ROI_BOX_HEAD.CLS_LOSS.IMAGE_LABELS is True, but {type(cls_loss).__name__} has no term of its "
                 f"own for each category that it could leave out: choose a sigmoid loss, or set it to False"
             )
+        if cls_loss.needs_negatives and not image_labels:
+            raise ValueError(
+                f"{type(cls_loss).__name__} is set to go by what each image was checked for: set "
+                f"MODEL.ROI_BOX_HEAD.CLS_LOSS.IMAGE_LABELS True"
+            )
         self.cls_loss = cls_loss
         self.calibration = calibration
         self.image_labels = image_labels
@@ -162,8 +167,10 @@ class LongTailFastRCNNOutputLayers(FastRCNNOutputLayers):
         Those that the image was checked for, and the RoI's own category, even if the image has further objects of it
         that are not marked.
         """
-        if not self.image_labels or not len(proposals):
+        if not self.image_labels:
             return None
+        if not len(proposals):
+            return gt_classes.new_zeros(0, self.num_classes, dtype=torch.bool)
         if self.checked is None:
             raise ValueError(
                 "the box predictor was not told which categories the images were checked for: train with "

@@ -8,7 +8,7 @@ from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
-from eql_d2.losses import CLS_LOSS_REGISTRY
+from eql_d2.losses import CLS_LOSS_REGISTRY, EqualizationLoss
 from eql_d2.modeling import LongTailFastRCNNOutputLayers
 from eql_d2.modeling.image_labels import tell_image_labels
 
@@ -153,6 +153,14 @@ def test_a_model_that_is_not_told_says_so(build, batch):
         build("SigmoidCrossEntropy")(batch)
 
 
+def test_a_batch_without_images(build):
+    (predictor,) = predictors(build("EqualizationLoss", f"{NODE}.EqualizationLoss.UNCHECKED", "equalize"))
+    logits, deltas = torch.zeros(0, K, requires_grad=True), torch.zeros(0, 4)
+    with EventStorage():
+        losses = predictor.losses((logits, deltas, None), [])
+    assert losses["loss_cls"] == 0 and losses["loss_cls"].requires_grad
+
+
 def test_without_the_key_nothing_is_told(tiny_cfg, batched_inputs):
     model = build_model(tiny_cfg(f"{NODE}.NAME", "SigmoidCrossEntropy"))
     assert not tell_image_labels(model)._forward_pre_hooks
@@ -188,8 +196,16 @@ def test_a_softmax_loss_is_refused(build, loss):
 
 def test_section_4_2_needs_the_labels(tiny_cfg):
     cfg = tiny_cfg(f"{NODE}.NAME", "EqualizationLoss", f"{NODE}.EqualizationLoss.UNCHECKED", "equalize")
-    with pytest.raises(ValueError, match="UNCHECKED is 'equalize'.*IMAGE_LABELS True"):
+    with pytest.raises(ValueError, match="EqualizationLoss is set to go by .* checked for: set .*IMAGE_LABELS True"):
         build_model(cfg)
+
+
+def test_in_a_loop_of_ones_own_too(frequencies):
+    loss = EqualizationLoss(K, frequencies=frequencies, unchecked="equalize")
+    with pytest.raises(ValueError, match="EqualizationLoss as it is set needs negatives"):
+        loss(torch.zeros(2, K), torch.tensor([0, K]))
+    with pytest.raises(ValueError, match="unchecked must be 'ignore' or 'equalize', got 'all'"):
+        EqualizationLoss(K, frequencies=frequencies, unchecked="all")
 
 
 def test_no_host_sync_on_the_way(build):
