@@ -20,9 +20,16 @@ def add_eql_config(cfg: CfgNode) -> None:
     losses.NAME = ""
     # Category counts written by tools/make_class_counts.py; "" counts DATASETS.TRAIN.
     losses.COUNTS_FILE = ""
+    # Training steps with plain cross-entropy before the loss takes over: for losses that fine-tune.
+    losses.START_ITER = 0
+    # Tell a sigmoid loss which categories each training image was checked for (LVIS): the others then take no part.
+    losses.IMAGE_LABELS = False
     for name, loss_class in CLS_LOSS_REGISTRY:
         losses[name] = config_node(loss_class)
     _let_an_int_replace_a_float()
+
+    # A learnable factor for each logit: learnable weight scaling (LWS).
+    cfg.MODEL.ROI_BOX_HEAD.CLS_SCALE = False
 
     # Correction of the scores at inference for the class prior, for a model trained with any loss: "" (none),
     # "LogitAdjustment" or "NorCal".
@@ -30,6 +37,11 @@ def add_eql_config(cfg: CfgNode) -> None:
     calibration.NAME = ""
     # tau of LogitAdjustment (None: 1.0), gamma of NorCal (None: 0.6); 0 corrects nothing.
     calibration.STRENGTH = None
+
+    # Modules or parameters that are not trained, as shell-style patterns of their names: ["backbone", "*.bbox_pred"].
+    cfg.MODEL.FREEZE = []
+    # Leave the classifier (cls_score) of MODEL.WEIGHTS out: it starts anew, also with another number of classes.
+    cfg.MODEL.NEW_CLASSIFIER = False
 
     # Keys of the original EQL project, so that its YAML files still merge and mean what they meant. LAMBDA
     # and PRIOR_PROB are those of the loss's own node; FREQ_INFO was never read there either.

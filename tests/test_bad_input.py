@@ -198,3 +198,23 @@ def test_a_checkpoint_of_another_width(run_cfg, tmp_path):
     trainer = Trainer(run_cfg("MODEL.WEIGHTS", str(path)))
     with pytest.raises(ValueError, match="12 rows.*7 classes.*has 8"):
         trainer.resume_or_load(resume=False)
+
+
+@pytest.mark.parametrize(
+    "key, value", [(f"{NODE}.IMAGE_LABELS", True), (f"{NODE}.START_ITER", 5), ("MODEL.ROI_BOX_HEAD.CLS_SCALE", True)]
+)
+def test_keys_that_a_head_of_detectron2_would_ignore(run_cfg, key, value):
+    with pytest.raises(ValueError, match=f"{key} is {value}, but MODEL.ROI_HEADS.NAME is .*'StandardROIHeads'"):
+        check_run(run_cfg(key, value, "MODEL.ROI_HEADS.NAME", "StandardROIHeads"), train=True)
+
+
+def test_image_labels_of_a_dataset_that_has_none(run_cfg, dataset):
+    """COCO format."""
+    cfg = run_cfg(f"{NODE}.NAME", "SigmoidCrossEntropy", f"{NODE}.IMAGE_LABELS", True)
+    with pytest.raises(ValueError, match=f"IMAGE_LABELS is True, but no image of '{dataset[0]}' lists neg_category"):
+        Trainer(cfg)
+
+
+def test_a_frozen_part_that_the_model_does_not_have(run_cfg):
+    with pytest.raises(ValueError, match="MODEL.FREEZE: 'roi_heads.mask_head' matches no module"):
+        Trainer(run_cfg("MODEL.FREEZE", ["backbone", "roi_heads.mask_head"]))

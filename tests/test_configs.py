@@ -12,6 +12,7 @@ from eql_d2 import ClassFrequencies
 from eql_d2.engine import load_config
 from eql_d2.losses import EqualizationLoss
 from eql_d2.modeling import LongTailFastRCNNOutputLayers
+from eql_d2.modeling.freeze import freeze
 
 ROOT = Path(eql_d2.__file__).parent / "configs"
 CONFIGS = sorted(str(p.relative_to(ROOT)) for p in ROOT.rglob("*.yaml"))
@@ -77,9 +78,41 @@ def test_names_of_lvis_configs_say_what_is_in_them(name):
     if "_RFS" in name:
         authors = name.startswith("LVISv0.5/eql")
         assert cfg.DATALOADER.REPEAT_THRESHOLD == (0.0005 if authors else 0.001)
-    assert cfg.SOLVER.MAX_ITER == (180000 if "_2x" in name else 90000)
+    if "stage2" not in name:
+        assert cfg.SOLVER.MAX_ITER == (180000 if "_2x" in name else 90000)
     assert cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST == 1e-4 and cfg.TEST.DETECTIONS_PER_IMAGE == 300
     assert cfg.SOLVER.CLIP_GRADIENTS.ENABLED and cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE == 35.0
+
+
+# What the second stage of decoupled training trains, by recipe; the rest is frozen.
+TRAINED = {
+    "crt": ["bbox_pred", "cls_score"],
+    "lws": ["cls_scale"],
+    "bags": ["bbox_pred", "cls_score"],
+    "balanced": ["cls_score"],
+}
+
+
+@pytest.mark.parametrize("name", [name for name in LEAVES if "/stage2_" in name])
+def test_the_second_stage_trains_what_its_recipe_says(name, build):
+    """On the weights of a first stage that has a config, whose classifier it takes or leaves out."""
+    cfg = load(name)
+    recipe = Path(name).name.split("_")[1]
+    model = freeze(build(name), cfg.MODEL.FREEZE)
+    trained = {key for key, p in model.named_parameters() if p.requires_grad}
+    expected = {f"roi_heads.box_predictor.{layer}" for layer in TRAINED[recipe]}
+    assert {key.removesuffix(".weight").removesuffix(".bias") for key in trained} == expected
+
+    first_stage = Path(cfg.MODEL.WEIGHTS).parent.name
+    if name.startswith("MiniLVIS"):  # whose runs are named after loss and seed
+        first_stage = f"{first_stage.split('_')[0]}_faster_rcnn"
+    first = load(f"{Path(name).parent}/{first_stage}.yaml")
+    kind = "Sigmoid" if recipe == "balanced" else "Softmax"
+    assert first.MODEL.ROI_BOX_HEAD.CLS_LOSS.NAME == f"{kind}CrossEntropy"
+    assert first.DATASETS.TRAIN == cfg.DATASETS.TRAIN
+    assert cfg.MODEL.NEW_CLASSIFIER == (recipe in ("crt", "bags"))
+    assert (cfg.DATALOADER.SAMPLER_TRAIN == "ClassAwareSampler") == (recipe in ("crt", "lws"))
+    assert cfg.SOLVER.MAX_ITER <= first.SOLVER.MAX_ITER
 
 
 @pytest.mark.parametrize("folder, tail", [("LVISv0.5", 915), ("LVISv1", 798)])

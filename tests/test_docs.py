@@ -97,6 +97,16 @@ def test_the_tool_draws_a_loss(tmp_path, monkeypatch, capsys, one_thread):
     assert capsys.readouterr().err.startswith("error: ")
 
 
+def test_the_example_without_labels_drops_whole_categories_of_images_and_no_rare_one():
+    example = module_at("docs/examples/missing_labels.py")
+    categories = [{"id": 1, "frequency": "r"}, {"id": 2, "frequency": "c"}, {"id": 3, "frequency": "f"}]
+    objects = [{"image_id": i, "category_id": c} for i in range(300) for c in (1, 2, 3, 3)]
+    kept = example.without_labels({"categories": categories, "annotations": objects}, 0.5)["annotations"]
+    numbers = {c: [sum(o == {"image_id": i, "category_id": c} for o in kept) for i in range(300)] for c in (1, 2, 3)}
+    assert numbers[1] == [1] * 300 and set(numbers[2]) == {0, 1} and set(numbers[3]) == {0, 2}
+    assert all(0.4 < sum(map(bool, numbers[c])) / 300 < 0.6 for c in (2, 3))
+
+
 def test_the_example_recognises_rare_digits_better_than_cross_entropy(one_thread):
     pytest.importorskip("sklearn")
     example = module_at("docs/examples/long_tailed_digits.py")

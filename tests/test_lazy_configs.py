@@ -11,7 +11,7 @@ from detectron2.utils.events import EventStorage
 
 from eql_d2 import ClassFrequencies, get_config_file
 from eql_d2.engine import load_config
-from eql_d2.engine.lazy import classifier_lr_factor, clipped_sgd
+from eql_d2.engine.lazy import build_lazy_model, classifier_lr_factor, clipped_sgd
 from eql_d2.engine.trainer import Trainer
 
 LAZY = Path(get_config_file("Base-RCNN-FPN.yaml")).parent / "lazy"
@@ -74,6 +74,20 @@ def test_same_model_as_the_yaml(name, counts, monkeypatch):
         outputs.append((losses, detections.scores, detections.pred_boxes.tensor))
     assert len(outputs[0][0]) == (5 if cfg.MODEL.MASK_ON else 4)
     torch.testing.assert_close(outputs[0], outputs[1], rtol=0, atol=0)
+
+
+def test_image_labels_reach_the_loss(counts):
+    cfg, _ = load_pair("mini_lvis_eql.py", counts)
+    cfg.train.device = "cpu"
+    predictor = cfg.model.roi_heads.box_predictor
+    predictor.image_labels, predictor.cls_loss.unchecked = True, "equalize"
+    model = build_lazy_model(cfg)
+    (image,) = inputs(96, 90)
+    with EventStorage():
+        model([{**image, "checked_categories": [3, 88]}])
+    assert model.roi_heads.box_predictor.checked.nonzero().tolist() == [[0, 3], [0, 88]]
+    with EventStorage(), pytest.raises(ValueError, match="get_checked_dataset_dicts"):
+        model([image])
 
 
 @pytest.mark.parametrize("name", PAIRS)

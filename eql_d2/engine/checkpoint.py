@@ -19,7 +19,21 @@ class LongTailCheckpointer(DetectionCheckpointer):
 
     A softmax model has K + 1 rows in ``cls_score``, a sigmoid model K. Detectron2 would drop the whole layer with a
     log line; here the background row is dropped or appended as zeros, and any other width is an error.
+
+    Args:
+        model, save_dir, checkpointables: as of ``DetectionCheckpointer``.
+        new_classifier: leave the classifier out of the weights that a new run starts from, whatever its width. A
+            resumed run goes on with its own.
     """
+
+    def __init__(self, model, save_dir="", *, new_classifier: bool = False, **checkpointables):
+        super().__init__(model, save_dir, **checkpointables)
+        self.new_classifier = new_classifier
+
+    def resume_or_load(self, path, *, resume=True):
+        if resume and self.has_checkpoint():
+            self.new_classifier = False
+        return super().resume_or_load(path, resume=resume)
 
     def load(self, path, *args, **kwargs):
         if path:
@@ -28,6 +42,8 @@ class LongTailCheckpointer(DetectionCheckpointer):
 
     def _load_model(self, checkpoint):
         weights = checkpoint["model"]
+        if self.new_classifier:
+            drop_classifier(weights)
         for name, module in self.model.named_modules():
             if isinstance(module, LongTailFastRCNNOutputLayers):
                 for parameter in ("weight", "bias"):
@@ -59,6 +75,14 @@ def require_file(path: str) -> None:
     raise FileNotFoundError(f"the weights {path} are not here: {reason}. {cure[0].upper()}{cure[1:]}")
 
 
+def drop_classifier(weights: dict) -> None:
+    """Take all of ``cls_score`` out of ``weights``, in place."""
+    dropped = [name for name in weights if ".cls_score." in name]
+    for name in dropped:
+        del weights[name]
+    logger.info("MODEL.NEW_CLASSIFIER: %s of the weights are left out", ", ".join(dropped) or "no classifier")
+
+
 def fit_cls_score(weights: dict, name: str, predictor: LongTailFastRCNNOutputLayers) -> None:
     """Give the parameter ``name`` of ``weights`` as many rows as ``predictor.cls_score`` has, in place.
 
@@ -84,6 +108,5 @@ def fit_cls_score(weights: dict, name: str, predictor: LongTailFastRCNNOutputLay
         raise ValueError(
             f"{name} of the checkpoint has {len(rows)} rows, but the model ({type(predictor.cls_loss).__name__}, "
             f"{K} classes) has {wanted}: set MODEL.ROI_HEADS.NUM_CLASSES and MODEL.ROI_BOX_HEAD.CLS_LOSS.NAME to what "
-            f"the checkpoint was trained with. To start a new classifier from this checkpoint, save it without its "
-            f"cls_score and bbox_pred entries"
+            f"the checkpoint was trained with, or start a new classifier from it by MODEL.NEW_CLASSIFIER True"
         )

@@ -1,6 +1,7 @@
 """What a run is checked for before it starts, so that a mistake costs a line and not an evening."""
 
 import difflib
+import os
 import re
 from contextlib import contextmanager
 from typing import Iterable, List
@@ -116,12 +117,40 @@ def check_names(cfg: CfgNode) -> None:
                 f"{key} is '{name}', which is not registered{did_you_mean(name, known) or f'; choose one of {known}'}"
                 f" (one of your own must be imported first)"
             )
-    calibration = cfg.MODEL.ROI_BOX_HEAD.CALIBRATION.NAME
-    if (loss or calibration) and ROI_HEADS_REGISTRY.get(head).__module__.startswith("detectron2."):
-        key = LOSS_KEY if loss else "MODEL.ROI_BOX_HEAD.CALIBRATION.NAME"
-        raise ValueError(
-            f"{key} is '{loss or calibration}', but {HEAD_KEY} is Detectron2's own '{head}', which ignores it: choose "
-            f"LongTailROIHeads, LongTailCascadeROIHeads or LongTailRes5ROIHeads"
+    if ROI_HEADS_REGISTRY.get(head).__module__.startswith("detectron2."):
+        check_no_key_of_ours(cfg)
+
+
+def check_no_key_of_ours(cfg: CfgNode) -> None:
+    """With an ROI head of Detectron2's the keys that only ours read must be as they are by default."""
+    box_head = cfg.MODEL.ROI_BOX_HEAD
+    for key, value in (
+        (LOSS_KEY, box_head.CLS_LOSS.NAME),
+        (f"{NODE}.START_ITER", box_head.CLS_LOSS.START_ITER),
+        (f"{NODE}.IMAGE_LABELS", box_head.CLS_LOSS.IMAGE_LABELS),
+        ("MODEL.ROI_BOX_HEAD.CLS_SCALE", box_head.CLS_SCALE),
+        ("MODEL.ROI_BOX_HEAD.CALIBRATION.NAME", box_head.CALIBRATION.NAME),
+    ):
+        if value:
+            raise ValueError(
+                f"{key} is {value!r}, but {HEAD_KEY} is Detectron2's own '{cfg.MODEL.ROI_HEADS.NAME}', which ignores "
+                f"it: choose LongTailROIHeads, LongTailCascadeROIHeads or LongTailRes5ROIHeads"
+            )
+
+
+def check_first_stage(cfg: CfgNode) -> None:
+    """With ``MODEL.FREEZE`` a new run needs the weights that the frozen parts keep.
+
+    Raises:
+        FileNotFoundError: ``MODEL.WEIGHTS`` is empty, or a file that is not there.
+    """
+    weights = cfg.MODEL.WEIGHTS
+    if cfg.MODEL.FREEZE and not (weights and ("://" in weights or PathManager.isfile(weights))):
+        raise FileNotFoundError(
+            f"MODEL.FREEZE {list(cfg.MODEL.FREEZE)} keeps parts of the model as a first stage of training left them, "
+            f"but its weights are not here: MODEL.WEIGHTS is '{weights}'. Set it to the checkpoint of the first stage, "
+            f"or train that first, with its own config and OUTPUT_DIR "
+            f"'{os.path.dirname(weights) or 'output/first_stage'}'"
         )
 
 

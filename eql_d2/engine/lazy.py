@@ -22,6 +22,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from eql_d2.engine.checkpoint import LongTailCheckpointer
+from eql_d2.modeling.image_labels import tell_image_labels
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ def setup_lazy(args):
 
 def build_lazy_model(cfg):
     """The model on its device, for one process or as a DistributedDataParallel."""
-    model = instantiate(cfg.model).to(cfg.train.device)
+    model = tell_image_labels(instantiate(cfg.model)).to(cfg.train.device)
     devices = {} if torch.device(cfg.train.device).type == "cuda" else {"device_ids": None}
     return create_ddp_model(model, **cfg.train.ddp, **devices)
 

@@ -8,7 +8,7 @@ import weakref
 from collections import OrderedDict
 
 import torch
-from detectron2.data import MetadataCatalog
+from detectron2.data import MetadataCatalog, build_detection_train_loader
 from detectron2.engine import (
     AMPTrainer,
     DefaultTrainer,
@@ -23,9 +23,12 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from eql_d2.data import ClassFrequencies
+from eql_d2.data.federated import read_training_set
+from eql_d2.data.samplers import build_train_sampler
 from eql_d2.engine.checkpoint import LongTailCheckpointer
 from eql_d2.engine.checks import (
     check_evaluator_type,
+    check_first_stage,
     check_num_classes,
     check_run,
     explained_dataset_errors,
@@ -34,6 +37,8 @@ from eql_d2.engine.lazy import classifier_lr_factor
 from eql_d2.evaluation.lvis_evaluation import LVISEvaluator
 from eql_d2.evaluation.picture import PredictionPicture
 from eql_d2.losses import ClassificationLoss
+from eql_d2.modeling.freeze import freeze
+from eql_d2.modeling.image_labels import tell_image_labels
 from eql_d2.modeling.test_time_augmentation import LongTailRCNNWithTTA
 
 logger = logging.getLogger(__name__)
@@ -69,7 +74,10 @@ class Trainer(DefaultTrainer):
         self._trainer = step(model, data_loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = LongTailCheckpointer(
-            model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
+            model,
+            cfg.OUTPUT_DIR,
+            new_classifier=cfg.MODEL.NEW_CLASSIFIER,
+            trainer=weakref.proxy(self),
         )
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
@@ -77,7 +85,13 @@ class Trainer(DefaultTrainer):
         self.register_hooks(self.build_hooks())
 
     def resume_or_load(self, resume=True):
-        """As Detectron2's. Without resuming, losses start from their own state, not from that in ``MODEL.WEIGHTS``."""
+        """As Detectron2's. Without resuming, losses start from their own state, not from that in ``MODEL.WEIGHTS``.
+
+        Raises:
+            FileNotFoundError: the weights are not there; see :func:`eql_d2.engine.checks.check_first_stage` too.
+        """
+        if not (resume and self.checkpointer.has_checkpoint()):
+            check_first_stage(self.cfg)
         losses = [m for m in self.model.modules() if isinstance(m, ClassificationLoss)]
         fresh = [copy.deepcopy(loss.state_dict()) for loss in losses]
         super().resume_or_load(resume)
@@ -149,10 +163,22 @@ class Trainer(DefaultTrainer):
         return results
 
     @classmethod
+    def build_model(cls, cfg):
+        """Detectron2's, with the parts of ``MODEL.FREEZE`` frozen, and told of image labels if its losses want them."""
+        return tell_image_labels(freeze(super().build_model(cfg), cfg.MODEL.FREEZE))
+
+    @classmethod
     def build_train_loader(cls, cfg):
-        """Detectron2's loader; a broken annotation file is a ValueError that names it."""
+        """Detectron2's loader, with our samplers and image labels.
+
+        Raises:
+            ValueError: a broken annotation file, named; or one without the image labels that the config wants.
+        """
         with explained_dataset_errors(cfg.DATASETS.TRAIN):
-            return super().build_train_loader(cfg)
+            images = read_training_set(cfg)
+            return build_detection_train_loader(
+                cfg, dataset=images, sampler=build_train_sampler(cfg, images)
+            )
 
     @classmethod
     def build_test_loader(cls, cfg, dataset_name):

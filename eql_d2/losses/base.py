@@ -14,8 +14,10 @@ from typing import Callable, Optional, Union
 import torch
 from detectron2.utils.logger import log_first_n
 from torch import nn
+from torch.nn import functional as F
 
 from eql_d2.data.frequencies import ClassFrequencies, FrequenciesNotFound, TailRule
+from eql_d2.losses import fused
 from eql_d2.losses.hyper_parameters import arguments_from_config
 
 
@@ -35,6 +37,10 @@ class ClassificationLoss(nn.Module):
     """
 
     prior_prob: Optional[float] = None  # p in (0, 1): cls_score.bias starts at -log((1 - p) / p); None: at 0
+    uses_negatives = False  # whether `negatives` of a call change anything
+    needs_negatives = False  # whether a call without them is an error
+    start_iter = 0  # see start_at
+    steps_done = 0  # see count_steps
 
     def __init__(self, num_classes: int):
         super().__init__()
@@ -60,26 +66,87 @@ class ClassificationLoss(nn.Module):
                 where no RoI is background, (R, K) for a :class:`SoftmaxLoss` too.
             gt_classes: (R,) int64 in [0, K].
             features: (R, D) the classifier's input, for the losses that weigh by it.
-            negatives: (R, K) bool, True where a category is known to be absent or present in the RoI's image;
-                in a sigmoid loss the others take no part. None: all are known. A softmax has no term of its
-                own for a category, and softmax losses do not use it.
+            negatives: (R, K) bool, True where it is known whether the RoI is of the category: its own category, and
+                those that its image was checked for. In a sigmoid loss the others take no part. None: all are
+                known. A softmax has no term of its own for a category, and softmax losses do not use it.
 
         Returns:
             Scalar loss, at least fp32. Without RoIs it is zero, with a gradient path (DDP needs one).
 
         Raises:
-            ValueError: logits of another width than :attr:`num_logits`, or a loss that cannot train because
-                its class frequencies were not found.
+            ValueError: logits of another width than :attr:`num_logits`, no negatives where the loss needs them, or a
+                loss that cannot train because its class frequencies were not found.
         """
         logits = at_least_fp32(self.checked_width(logits))
         self.require_frequencies()
+        if self.needs_negatives and negatives is None:
+            raise ValueError(
+                f"{type(self).__name__} as it is set needs negatives: call it with the (R, K) bool tensor of what is "
+                f"known"
+            )
         if len(logits) == 0:
-            return logits.sum() * 0.0
-        return self.compute(logits, gt_classes, features, negatives)
+            loss = logits.sum() * 0.0
+        elif self.steps_done < self.start_iter:
+            loss = self.plain(logits, gt_classes, features, negatives)
+        else:
+            loss = self.compute(logits, gt_classes, features, negatives)
+        if self.training and "steps" in self._buffers:
+            self._count_step()
+        return loss
 
     def compute(self, logits, gt_classes, features, negatives) -> torch.Tensor:
         """The loss itself, for R > 0 and logits in fp32 or float64; arguments as in :meth:`forward`."""
         raise NotImplementedError
+
+    def plain(self, logits, gt_classes, features, negatives) -> torch.Tensor:
+        """The cross-entropy that a loss which starts later begins with; arguments as in :meth:`compute`."""
+        raise NotImplementedError
+
+    def start_at(self, start_iter: int) -> "ClassificationLoss":
+        """Train with plain cross-entropy for the first ``start_iter`` training steps; returns the loss itself.
+
+        For losses that fine-tune what plain training has learned. ``MODEL.ROI_BOX_HEAD.CLS_LOSS.START_ITER`` in YAML.
+
+        Raises:
+            ValueError: a number below 0, or a loss whose logits no plain cross-entropy can train.
+        """
+        name = type(self).__name__
+        if start_iter < 0:
+            raise ValueError(f"START_ITER must be >= 0, got {start_iter}")
+        if start_iter > 0 and type(self).plain is ClassificationLoss.plain:
+            raise ValueError(
+                f"{name} cannot start later: its {self.num_logits} logits for {self.num_classes} classes are none that "
+                f"plain cross-entropy could train. Set CLS_LOSS.START_ITER 0"
+            )
+        self.start_iter = start_iter
+        self.count_steps()
+        return self
+
+    def count_steps(self) -> None:
+        """From now on count training steps in ``steps``, a persistent int64 buffer, and in ``steps_done``.
+
+        A step is a call in training mode, with RoIs or without, so that all processes count alike; each stage of a
+        cascade counts its own. ``steps_done`` is the same number on the host: reading the buffer would wait for the GPU
+        in every step.
+        """
+        if "steps" not in self._buffers:
+            self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+
+    def _count_step(self) -> None:
+        if self.steps_done == self.start_iter > 0:
+            log_first_n(
+                logging.INFO,
+                f"{type(self).__name__} takes over from plain cross-entropy after {self.start_iter} steps",
+                name=__name__,
+                key="message",
+            )
+        self.steps_done += 1
+        self.steps += 1
+
+    def _load_from_state_dict(self, *args, **kwargs):
+        super()._load_from_state_dict(*args, **kwargs)
+        if "steps" in self._buffers:
+            self.steps_done = int(self.steps)
 
     def checked_width(self, logits) -> torch.Tensor:
         """Logits as :meth:`compute` takes them: of width :attr:`num_logits`, or a ValueError."""
@@ -157,6 +224,8 @@ class SigmoidLoss(ClassificationLoss):
         prior_prob: p in (0, 1), the score every category starts with.
     """
 
+    uses_negatives = True
+
     def __init__(self, num_classes: int, *, prior_prob: float):
         super().__init__(num_classes)
         if not 0 < prior_prob < 1:
@@ -166,6 +235,9 @@ class SigmoidLoss(ClassificationLoss):
     @property
     def num_logits(self) -> int:
         return self.num_classes
+
+    def plain(self, logits, gt_classes, features, negatives):
+        return fused.sigmoid_cross_entropy(logits, gt_classes, negatives=negatives)
 
     def probs(self, logits) -> torch.Tensor:
         """Sigmoid scores and a zero background column, since Detectron2 drops the last column."""
@@ -188,6 +260,9 @@ class SoftmaxLoss(ClassificationLoss):
     @property
     def num_logits(self) -> int:
         return self.num_classes + 1
+
+    def plain(self, logits, gt_classes, features, negatives):
+        return F.cross_entropy(logits, gt_classes)
 
     def checked_width(self, logits) -> torch.Tensor:
         """(R, K) logits get a background that cannot be: -inf, whose exponential is exactly 0."""

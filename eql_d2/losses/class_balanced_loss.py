@@ -84,6 +84,13 @@ class ClassBalancedLoss(ClassificationLoss):
     def predicted_classes(self, probs):
         return self.scoring.predicted_classes(probs)
 
+    @property
+    def uses_negatives(self) -> bool:
+        return self.scoring.uses_negatives
+
+    def plain(self, logits, gt_classes, features, negatives):
+        return self.scoring.plain(logits, gt_classes, features, negatives)
+
     def compute(self, logits, gt_classes, features, negatives):
         class_weight = self.class_weight.to(logits.dtype)
         if self.base == "softmax":

@@ -18,16 +18,29 @@ class EqualizationLoss(SigmoidLoss):
     E(r_i) is 1 where RoI i is foreground, so a background RoI still pushes every category down; T(f_j) is 1 for the
     tail. From "Equalization Loss for Long-Tailed Object Recognition" (Tan et al., CVPR 2020, arXiv:2003.05176).
 
+    Section 4.2 spares the tail only where nothing is known: w_ij = 1 for all categories that the image is known to
+    contain or known not to contain. That is ``unchecked="equalize"``: with c_ij = 1 for the categories that are known
+    of RoI i (``negatives`` of the call),
+
+    w_ij = 1 - E(r_i) T(f_j) (1 - y_ij) (1 - c_ij)
+
     Deviations from the authors' code: the tail is any :class:`TailRule` instead of a lambda that fits LVIS v0.5 only;
-    the mask is a buffer on the model's device; the last category gets its box loss. The paper's section 4.2 rule on
-    image-level negatives, absent from the authors' code too, is the argument ``negatives`` of the call.
+    the mask is a buffer on the model's device; the last category gets its box loss; theirs has no section 4.2 rule,
+    which "doesn't lead to a better result" (eql.detectron2 issue 4). Deviation from the paper in that rule: a category
+    with unmarked objects in the image, which the paper takes for known, is known of its own RoIs only.
 
     Args:
         num_classes: K.
         frequencies: counts of the training set, K categories.
         tail: which categories T selects; by default image count <= 100, the same 915 categories of LVIS v0.5 as the
             authors' lambda of 0.00177.
+        unchecked: of the categories that nothing is known of, "ignore" (default) lets none take part, as in every
+            sigmoid loss; "equalize" lets all but the tail take part, and spares no other. Without ``negatives`` all are
+            known and the tail is spared by Eq. 4; "equalize" then is an error.
         prior_prob: score every category starts with (default of the authors' code).
+
+    Raises:
+        ValueError: another ``unchecked``.
     """
 
     @configurable
@@ -37,12 +50,21 @@ class EqualizationLoss(SigmoidLoss):
         *,
         frequencies: ClassFrequencies,
         tail: TailRule = TailRule(),
+        unchecked: str = "ignore",
         prior_prob: float = 0.001,
     ):
         super().__init__(num_classes, prior_prob=prior_prob)
+        if unchecked not in ("ignore", "equalize"):
+            raise ValueError(f"unchecked must be 'ignore' or 'equalize', got '{unchecked}'")
+        self.unchecked = unchecked
+        self.needs_negatives = unchecked == "equalize"
         self.register_tail_mask(frequencies, tail)
 
     def compute(self, logits, gt_classes, features, negatives):
-        return fused.sigmoid_cross_entropy(
-            logits, gt_classes, tail=self.tail_mask, negatives=negatives
-        )
+        if self.unchecked == "ignore":
+            return fused.sigmoid_cross_entropy(
+                logits, gt_classes, tail=self.tail_mask, negatives=negatives
+            )
+        foreground = (gt_classes < self.num_classes)[:, None]
+        spared = foreground & self.tail_mask & ~negatives
+        return fused.sigmoid_cross_entropy(logits, gt_classes, negatives=~spared)

@@ -1,10 +1,7 @@
 """Influence-balanced loss (IB)."""
 
-import logging
-
 import torch
 from detectron2.config import configurable
-from detectron2.utils.logger import log_first_n
 from torch.nn import functional as F
 
 from eql_d2.data.frequencies import ClassFrequencies
@@ -24,7 +21,8 @@ class InfluenceBalancedLoss(SoftmaxLoss):
 
     p = softmax(z), and h is the classifier's input, so that the product is the L1 norm of the gradient of CE by the
     classifier's weights. From "Influence-Balanced Loss for Imbalanced Visual Classification" (Park et al., ICCV 2021,
-    arXiv:2110.02444). Plain cross-entropy until ``start_iter``, after which the boundary is only fine-tuned.
+    arXiv:2110.02444). Meant to fine-tune the boundary of a trained classifier: start it after half of the training, as
+    the authors' scripts do (``CLS_LOSS.START_ITER``, :meth:`start_at`).
 
     Background, column K, has no count: w_i is 1 on background RoIs, and 1 in the mean over the foreground RoIs of the
     batch (of each process, with several). n_j counts objects, as the paper's samples have one label each; a category
@@ -37,8 +35,6 @@ class InfluenceBalancedLoss(SoftmaxLoss):
     Args:
         num_classes: K.
         frequencies: counts of the training set, K categories, with instance counts.
-        start_iter: >= 0, training steps (calls with RoIs in training mode; each stage of a cascade counts its own) with
-            plain cross-entropy first. Default 0, but half of the training is advised, as in the authors' scripts.
         detach: whether the weight is a constant in the gradient.
     """
 
@@ -48,13 +44,9 @@ class InfluenceBalancedLoss(SoftmaxLoss):
         num_classes: int,
         *,
         frequencies: ClassFrequencies,
-        start_iter: int = 0,
         detach: bool = True,
     ):
         super().__init__(num_classes)
-        if start_iter < 0:
-            raise ValueError(f"start_iter must be >= 0, got {start_iter}")
-        self.start_iter = start_iter
         self.detach = detach
 
         def class_weight(frequencies):
@@ -63,12 +55,6 @@ class InfluenceBalancedLoss(SoftmaxLoss):
             return functional.with_background(weight, 1)
 
         self.register_derived("class_weight", frequencies, class_weight)
-        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
-        self._steps = 0  # the same number on the host: reading the buffer would wait for the GPU in every step
-
-    def _load_from_state_dict(self, *args, **kwargs):
-        super()._load_from_state_dict(*args, **kwargs)
-        self._steps = int(self.steps)
 
     def compute(self, logits, gt_classes, features, negatives):
         if features is None:
@@ -77,11 +63,7 @@ class InfluenceBalancedLoss(SoftmaxLoss):
                 "tensor that the logits were computed from"
             )
         loss = F.cross_entropy(logits, gt_classes, reduction="none")
-        if self._steps >= self.start_iter:
-            loss = loss * self.weight(loss, gt_classes, features)
-        if self.training:
-            self._count_step()
-        return loss.mean()
+        return (loss * self.weight(loss, gt_classes, features)).mean()
 
     def weight(self, cross_entropy, gt_classes, features) -> torch.Tensor:
         """(R,) w, from the (R,) cross-entropy of each RoI."""
@@ -93,14 +75,3 @@ class InfluenceBalancedLoss(SoftmaxLoss):
             weight = class_weight / (error * feature_norm + EPSILON)
             total = (weight * foreground).sum().clamp(min=torch.finfo(weight.dtype).tiny)
             return torch.where(foreground, weight * (foreground.sum() / total), 1)
-
-    def _count_step(self) -> None:
-        if self._steps == self.start_iter:
-            log_first_n(
-                logging.INFO,
-                f"InfluenceBalancedLoss weighs by influence from step {self.start_iter} on",
-                name=__name__,
-                key="message",
-            )
-        self._steps += 1
-        self.steps += 1

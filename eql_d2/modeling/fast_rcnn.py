@@ -3,6 +3,7 @@
 Shape shorthand:
 
     R: number of RoIs of all images together; Ri: number of RoIs of image i
+    N: number of images
     K: number of foreground categories; background is index K
     D: width of the classifier's input
     predictions: what :meth:`LongTailFastRCNNOutputLayers.forward` returns, (logits, deltas, features)
@@ -20,6 +21,7 @@ from detectron2.utils.events import get_event_storage
 from torch import nn
 
 from eql_d2.losses import ClassificationLoss, build_cls_loss
+from eql_d2.losses.fused import own_entry
 from eql_d2.modeling.calibration import Calibration, build_calibration
 from eql_d2.modeling.inference import EncodedBoxes, fast_rcnn_inference
 
@@ -38,6 +40,8 @@ class LongTailFastRCNNOutputLayers(FastRCNNOutputLayers):
         *,
         cls_loss: ClassificationLoss,
         calibration: Optional[Calibration] = None,
+        image_labels: bool = False,
+        learn_scale: bool = False,
         **kwargs,
     ):
         """
@@ -45,6 +49,11 @@ class LongTailFastRCNNOutputLayers(FastRCNNOutputLayers):
             input_shape (ShapeSpec or int): shape of the RoI features, or D.
             cls_loss: the classification loss, for as many classes as ``num_classes``.
             calibration: a correction of the loss's scores at inference, or None.
+            image_labels: whether to tell the loss which categories each image was checked for; see
+                :mod:`eql_d2.modeling.image_labels`.
+            learn_scale: whether each logit has a learnable factor ``cls_scale``, initially 1: learnable weight scaling
+                (LWS), "Decoupling Representation and Classifier for Long-Tailed Recognition" (Kang et al., ICLR 2020,
+                arXiv:1910.09217), where nothing but the factors is trained.
             kwargs: the arguments of ``FastRCNNOutputLayers``.
         """
         super().__init__(input_shape, **kwargs)
@@ -53,12 +62,25 @@ class LongTailFastRCNNOutputLayers(FastRCNNOutputLayers):
                 f"the loss {type(cls_loss).__name__} has {cls_loss.num_classes} classes, the box predictor "
                 f"{self.num_classes}"
             )
+        if image_labels and not cls_loss.uses_negatives:
+            raise ValueError(
+                f"MODEL.ROI_BOX_HEAD.CLS_LOSS.IMAGE_LABELS is True, but {type(cls_loss).__name__} has no term of its "
+                f"own for each category that it could leave out: choose a sigmoid loss, or set it to False"
+            )
+        if cls_loss.needs_negatives and not image_labels:
+            raise ValueError(
+                f"{type(cls_loss).__name__} is set to go by what each image was checked for: set "
+                f"MODEL.ROI_BOX_HEAD.CLS_LOSS.IMAGE_LABELS True"
+            )
         self.cls_loss = cls_loss
         self.calibration = calibration
+        self.image_labels = image_labels
+        self.checked: Optional[torch.Tensor] = None  # (N, K) bool of the batch, which a hook sets
         self.cls_score = nn.Linear(self.cls_score.in_features, cls_loss.num_logits)
         nn.init.normal_(self.cls_score.weight, std=0.01)
         p = cls_loss.prior_prob
         nn.init.constant_(self.cls_score.bias, 0 if p is None else -math.log((1 - p) / p))
+        self.cls_scale = nn.Parameter(torch.ones(cls_loss.num_logits)) if learn_scale else None
 
     @classmethod
     def from_config(cls, cfg, input_shape):
@@ -73,6 +95,8 @@ class LongTailFastRCNNOutputLayers(FastRCNNOutputLayers):
             **super().from_config(cfg, input_shape),
             "cls_loss": cls_loss,
             "calibration": build_calibration(cfg, cls_loss),
+            "image_labels": cfg.MODEL.ROI_BOX_HEAD.CLS_LOSS.IMAGE_LABELS,
+            "learn_scale": cfg.MODEL.ROI_BOX_HEAD.CLS_SCALE,
         }
 
     @classmethod
@@ -103,6 +127,8 @@ class LongTailFastRCNNOutputLayers(FastRCNNOutputLayers):
         """
         features = torch.flatten(x, start_dim=1)
         logits, deltas = super().forward(features)
+        if self.cls_scale is not None:
+            logits = logits * self.cls_scale
         return logits, deltas, features
 
     def losses(self, predictions, proposals):
@@ -128,10 +154,32 @@ class LongTailFastRCNNOutputLayers(FastRCNNOutputLayers):
             proposal_boxes = gt_boxes = deltas.new_zeros(0, 4)
         log_classification_stats(self.cls_loss, logits, gt_classes)
         losses = {
-            "loss_cls": self.cls_loss(logits, gt_classes, features),
+            "loss_cls": self.cls_loss(
+                logits, gt_classes, features, self._known_categories(proposals, gt_classes)
+            ),
             "loss_box_reg": self.box_reg_loss(proposal_boxes, gt_boxes, deltas, gt_classes),
         }
         return {name: loss * self.loss_weight.get(name, 1.0) for name, loss in losses.items()}
+
+    def _known_categories(self, proposals, gt_classes):
+        """The ``negatives`` of the loss's call, (R, K) bool, or None without image labels.
+
+        Those that the image was checked for, and the RoI's own category, even if the image has further objects of it
+        that are not marked.
+        """
+        if not self.image_labels:
+            return None
+        if not len(proposals):
+            return gt_classes.new_zeros(0, self.num_classes, dtype=torch.bool)
+        if self.checked is None:
+            raise ValueError(
+                "the box predictor was not told which categories the images were checked for: train with "
+                "eql_d2.engine.Trainer, or call eql_d2.modeling.image_labels.tell_image_labels(model) first"
+            )
+        # No repeat_interleave: on a GPU it waits for the numbers of RoIs.
+        known = cat([row.expand(len(p), -1) for row, p in zip(self.checked, proposals)])
+        column, foreground = own_entry(gt_classes, self.num_classes)
+        return known.scatter(1, column, known.gather(1, column) | foreground)
 
     def inference(self, predictions, proposals):
         """Detections as in ``FastRCNNOutputLayers``, bit for bit, but fast with many categories.

@@ -63,6 +63,44 @@ def test_another_width_is_an_error(model_of, tmp_path, rows):
         LongTailCheckpointer(model).load(save(model, tmp_path, edit=widen))
 
 
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_a_new_classifier_leaves_out_the_old_one(model_of, tmp_path, prefix):
+    """Of any width; the rest is the checkpoint's."""
+    trained = model_of("SoftmaxCrossEntropy")
+    torch.nn.init.constant_(trained.roi_heads.box_predictor.cls_score.weight, 5.0)
+    path = save(trained, tmp_path, prefix)
+    model = model_of("EqualizationLoss", "MODEL.BACKBONE.FREEZE_AT", 1)
+    fresh = {k: v.clone() for k, v in model.state_dict().items() if ".cls_score." in k}
+    LongTailCheckpointer(model, new_classifier=True).resume_or_load(path, resume=False)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, fresh[name] if name in fresh else trained.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("agnostic", [True, False])
+def test_a_new_classifier_for_another_number_of_classes(model_of, tiny_cfg, tmp_path, agnostic):
+    """Layers that have a part a class start anew too."""
+    key = ["MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", agnostic]
+    cfg = tiny_cfg("MODEL.ROI_HEADS.NUM_CLASSES", 12, "MODEL.ROI_BOX_HEAD.CLS_LOSS.COUNTS_FILE", "", *key)
+    trained = build_model(cfg)
+    path = save(trained, tmp_path)
+    model = model_of("EqualizationLoss", *key)
+    with pytest.raises(ValueError, match="has 13 rows.*MODEL.NEW_CLASSIFIER True"):
+        LongTailCheckpointer(model).load(path)
+    LongTailCheckpointer(model, new_classifier=True).load(path)
+    weights = trained.state_dict()
+    same = {name for name, value in model.state_dict().items() if torch.equal(value, weights[name])}
+    of_classes = {name for name in weights if ".cls_score." in name or ".bbox_pred." in name and not agnostic}
+    assert weights.keys() - same <= of_classes and not any(".cls_score." in name for name in same)
+
+
+def test_a_resumed_run_keeps_its_new_classifier(model_of, tmp_path):
+    trained, model = model_of("SoftmaxCrossEntropy"), model_of("SoftmaxCrossEntropy")
+    torch.nn.init.constant_(trained.roi_heads.box_predictor.cls_score.weight, 5.0)
+    LongTailCheckpointer(trained, str(tmp_path), new_classifier=True).save("model_0000002", iteration=2)
+    LongTailCheckpointer(model, str(tmp_path), new_classifier=True).resume_or_load("nowhere.pth", resume=True)
+    assert (model.state_dict()[WEIGHT] == 5).all()
+
+
 @pytest.fixture
 def offline(monkeypatch, tmp_path):
     """No network, and an empty cache; returns the cache's folder."""

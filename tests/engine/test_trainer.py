@@ -89,6 +89,7 @@ def test_results_of_a_run_that_evaluates_nothing_are_empty(cfg):
 def test_a_new_training_starts_the_loss_anew_and_a_resumed_one_goes_on(cfg, tmp_path):
     cfg.MODEL.ROI_HEADS.NAME = "LongTailROIHeads"
     cfg.MODEL.ROI_BOX_HEAD.CLS_LOSS.NAME = "InfluenceBalancedLoss"
+    cfg.MODEL.ROI_BOX_HEAD.CLS_LOSS.START_ITER = 2
     cfg.DATASETS.TEST = ()
     train(cfg)
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from eql_d2 import CLS_LOSS_REGISTRY, add_eql_config, build_cls_loss, get_config_file
 from eql_d2.data.frequencies import FrequenciesNotFound, TailRule
 from eql_d2.engine import load_config
-from eql_d2.losses import ClassificationLoss, SigmoidLoss, SoftmaxLoss
+from eql_d2.losses import ClassificationLoss, SoftmaxLoss
 from eql_d2.losses.hyper_parameters import defaults
 from eql_d2.modeling import LongTailFastRCNNOutputLayers
 
@@ -49,8 +49,11 @@ def takes_frequencies(loss_class):
     return "frequencies" in inspect.signature(loss_class.__init__).parameters
 
 
-sigmoid_losses = pytest.mark.parametrize(
-    "name", [name for name in LOSSES if issubclass(CLASSES[name], SigmoidLoss)], indirect=True
+losses_with_negatives = pytest.mark.parametrize(
+    "name", [name for name in LOSSES if CLASSES[name].uses_negatives], indirect=True
+)
+losses_without_negatives = pytest.mark.parametrize(
+    "name", [name for name in LOSSES if not CLASSES[name].uses_negatives], indirect=True
 )
 losses_with_counts = pytest.mark.parametrize(
     "name", [name for name in LOSSES if takes_frequencies(CLASSES[name])], indirect=True
@@ -259,13 +262,22 @@ def test_no_step_looks_at_a_value(make):
     assert loss.probs(logits).device.type == "meta"
 
 
-@sigmoid_losses
-def test_unknown_categories_take_no_part_in_a_sigmoid_loss(make):
+@losses_with_negatives
+def test_unknown_categories_take_no_part(make):
     loss = make()
     logits, gt_classes, features = a_batch(loss)
     known = torch.arange(K).expand(len(logits), K) != 5
     loss(logits, gt_classes, features, negatives=known).backward()
     assert (logits.grad[:, 5] == 0).all() and (logits.grad[:, 6] != 0).any()
+
+
+@losses_without_negatives
+def test_a_loss_that_says_it_uses_no_negatives_does_not(make):
+    inputs = a_batch(make())
+    value, _ = step(make(), *inputs)
+    torch.manual_seed(0)
+    nothing_known = torch.zeros(len(inputs[0]), K, dtype=torch.bool)
+    assert torch.equal(make()(*inputs, negatives=nothing_known), value)
 
 
 # ---- configs ----

@@ -1,5 +1,3 @@
-import copy
-import io
 import math
 
 import pytest
@@ -112,64 +110,6 @@ def test_equal_influence_is_cross_entropy():
     torch.testing.assert_close(value, F.cross_entropy(logits, gt_classes), rtol=1e-12, atol=0)
 
 
-# ---- the start ----
-
-
-def test_cross_entropy_until_start_iter(frequencies, batch):
-    loss = InfluenceBalancedLoss(K, frequencies=frequencies, start_iter=2)
-    plain = F.cross_entropy(*batch[:2])
-    values = [loss(*batch) for _ in range(4)]
-    assert torch.equal(values[0], plain) and torch.equal(values[1], plain)
-    for value in values[2:]:
-        assert value.item() == pytest.approx(reference(*batch), rel=1e-12)
-    assert loss.steps == 4 and loss.steps.dtype == torch.int64
-
-
-def test_evaluation_does_not_count(frequencies, batch):
-    loss = InfluenceBalancedLoss(K, frequencies=frequencies, start_iter=1).eval()
-    for _ in range(3):
-        assert torch.equal(loss(*batch), F.cross_entropy(*batch[:2]))
-    assert loss.steps == 0
-    loss.train()(*batch)
-    assert loss.steps == 1 and loss.eval()(*batch) != F.cross_entropy(*batch[:2])
-
-
-def test_a_resumed_run_goes_on_counting(frequencies, batch):
-    def make():
-        return InfluenceBalancedLoss(K, frequencies=frequencies, start_iter=3)
-
-    loss, resumed = make(), make()
-    for _ in range(2):
-        loss(*batch)
-    checkpoint = io.BytesIO()
-    torch.save(torch.nn.ModuleDict({"cls_loss": loss}).state_dict(), checkpoint)
-    checkpoint.seek(0)
-    torch.nn.ModuleDict({"cls_loss": resumed}).load_state_dict(torch.load(checkpoint))
-    for other in (resumed, copy.deepcopy(loss)):
-        assert torch.equal(other(*batch), F.cross_entropy(*batch[:2]))  # the third step
-        assert other(*batch) != F.cross_entropy(*batch[:2])  # the fourth
-        assert other.steps == 4
-
-
-def test_weights_without_the_count_can_be_loaded(frequencies):
-    """Those of a model that was trained with another loss."""
-    loss = InfluenceBalancedLoss(K, frequencies=frequencies, start_iter=3)
-    assert loss.load_state_dict({}, strict=False).missing_keys == ["steps"]
-    assert loss.steps == 0
-
-
-def test_the_switch_is_logged_once(frequencies, batch, log_lines):
-    stages = [InfluenceBalancedLoss(K, frequencies=frequencies, start_iter=4) for _ in range(3)]
-    counts = []
-    for _ in range(8):
-        for loss in stages:
-            loss(*batch)
-            loss.eval()(*batch)
-            loss.train()
-        counts.append(sum("by influence from step 4" in line for line in log_lines))
-    assert counts == [0] * 4 + [1] * 4
-
-
 # ---- edges ----
 
 
@@ -195,8 +135,6 @@ def test_a_category_without_a_sample_counts_as_one():
 
 
 def test_wrong_arguments_are_refused(frequencies, batch):
-    with pytest.raises(ValueError, match="start_iter must be >= 0, got -1"):
-        InfluenceBalancedLoss(K, frequencies=frequencies, start_iter=-1)
     with pytest.raises(ValueError, match="has no instance counts"):
         InfluenceBalancedLoss(2, frequencies=ClassFrequencies([1, 2])).require_frequencies()
     with pytest.raises(ValueError, match="call it with features"):

@@ -1,0 +1,139 @@
+"""The start of a loss after some steps, for every loss of the registry."""
+
+import copy
+import inspect
+import io
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from eql_d2 import CLS_LOSS_REGISTRY, build_cls_loss
+from eql_d2.losses import ClassificationLoss, InfluenceBalancedLoss, SigmoidLoss, SoftmaxFocalLoss
+
+K, D, R = 7, 16, 24
+
+
+LOSSES = sorted(name for name, _ in CLS_LOSS_REGISTRY)
+STARTS_PLAIN = [n for n in LOSSES if CLS_LOSS_REGISTRY.get(n).plain is not ClassificationLoss.plain]
+
+
+def make(name, frequencies):
+    loss_class = CLS_LOSS_REGISTRY.get(name)
+    takes_counts = "frequencies" in inspect.signature(loss_class.__init__).parameters
+    return loss_class(K, **({"frequencies": frequencies} if takes_counts else {}))
+
+
+def a_batch(width):
+    logits = torch.randn(R, width, dtype=torch.float64)
+    return logits, torch.arange(R) % (K + 1), torch.rand(R, D, dtype=torch.float64)
+
+
+def cross_entropy(loss, logits, gt_classes):
+    """Softmax or sigmoid cross-entropy, of as many logits as the loss has."""
+    if not isinstance(loss, SigmoidLoss) and logits.shape[1] == K + 1:
+        return F.cross_entropy(logits, gt_classes)
+    target = F.one_hot(gt_classes, K + 1)[:, : logits.shape[1]].to(logits.dtype)
+    return F.binary_cross_entropy_with_logits(logits, target, reduction="sum") / len(logits)
+
+
+@pytest.mark.parametrize("name", STARTS_PLAIN)
+def test_plain_cross_entropy_first_and_then_the_loss(name, frequencies):
+    loss, at_once = make(name, frequencies).start_at(2), make(name, frequencies)
+    batch = a_batch(loss.num_logits)
+    for _ in range(2):
+        torch.testing.assert_close(loss(*batch), cross_entropy(loss, *batch[:2]), rtol=1e-12, atol=0)
+    for _ in range(2):
+        values = []
+        for one in (loss, at_once):
+            torch.manual_seed(1)  # some losses draw
+            values.append(one(*batch))
+        assert torch.equal(*values)
+    assert loss.steps == 4 and loss.steps.dtype == torch.int64
+
+
+def test_a_loss_of_another_width_cannot_start_plain():
+    class TwoBackgrounds(ClassificationLoss):
+        num_logits = K + 2
+
+    with pytest.raises(ValueError, match="TwoBackgrounds cannot start later: its 9 logits for 7 .*START_ITER 0"):
+        TwoBackgrounds(K).start_at(1)
+    assert TwoBackgrounds(K).start_at(0).start_iter == 0
+
+
+@pytest.fixture
+def focal():
+    """A function that makes a loss that differs from cross-entropy."""
+    return lambda start_iter: SoftmaxFocalLoss(K).start_at(start_iter)
+
+
+@pytest.fixture
+def batch():
+    return a_batch(K + 1)
+
+
+def test_evaluation_does_not_count(focal, batch):
+    loss = focal(1).eval()
+    for _ in range(3):
+        assert torch.equal(loss(*batch), F.cross_entropy(*batch[:2]))
+    assert loss.steps == 0 == loss.steps_done
+    loss.train()(*batch)
+    assert loss.steps == 1 and loss.eval()(*batch) != F.cross_entropy(*batch[:2])
+
+
+def test_a_process_without_rois_counts_with_the_others(focal, batch):
+    """Or they would change their loss in different steps."""
+    loss = focal(1)
+    assert loss(*(x[:0] for x in batch)) == 0
+    assert loss.steps == 1 and loss(*batch) != F.cross_entropy(*batch[:2])
+
+
+def test_a_resumed_run_goes_on_counting(focal, batch):
+    loss, resumed = focal(3), focal(3)
+    for _ in range(2):
+        loss(*batch)
+    checkpoint = io.BytesIO()
+    torch.save(torch.nn.ModuleDict({"cls_loss": loss}).state_dict(), checkpoint)
+    checkpoint.seek(0)
+    torch.nn.ModuleDict({"cls_loss": resumed}).load_state_dict(torch.load(checkpoint))
+    for other in (resumed, copy.deepcopy(loss)):
+        assert torch.equal(other(*batch), F.cross_entropy(*batch[:2]))  # the third step
+        assert other(*batch) != F.cross_entropy(*batch[:2])  # the fourth
+        assert other.steps == 4
+
+
+def test_weights_without_the_count_can_be_loaded(focal):
+    """Those of a model that was trained with another loss."""
+    loss = focal(3)
+    assert loss.load_state_dict({}, strict=False).missing_keys == ["steps"]
+    assert loss.steps == 0
+
+
+def test_a_loss_that_starts_at_once_keeps_no_count(batch):
+    loss = SoftmaxFocalLoss(K)
+    loss(*batch)
+    assert loss.state_dict() == {}
+
+
+def test_the_switch_is_logged_once(focal, batch, log_lines):
+    stages = [focal(4) for _ in range(3)]
+    counts = []
+    for _ in range(8):
+        for loss in stages:
+            loss(*batch)
+            loss.eval()(*batch)
+            loss.train()
+        counts.append(sum("SoftmaxFocalLoss takes over" in line and "after 4 steps" in line for line in log_lines))
+    assert counts == [0] * 4 + [1] * 4
+
+
+def test_the_key_is_for_any_loss(tiny_cfg):
+    loss = build_cls_loss(
+        tiny_cfg(
+            "MODEL.ROI_BOX_HEAD.CLS_LOSS.NAME", "InfluenceBalancedLoss",
+            "MODEL.ROI_BOX_HEAD.CLS_LOSS.START_ITER", 3,
+        )
+    )  # fmt: skip
+    assert isinstance(loss, InfluenceBalancedLoss) and loss.start_iter == 3
+    with pytest.raises(ValueError, match="START_ITER must be >= 0, got -1"):
+        build_cls_loss(tiny_cfg("MODEL.ROI_BOX_HEAD.CLS_LOSS.START_ITER", -1))
