@@ -16,7 +16,8 @@ def build_cls_loss(cfg) -> ClassificationLoss:
     """The loss that ``CLS_LOSS.NAME`` names; softmax cross-entropy, Detectron2's own, where it is empty.
 
     Raises:
-        ValueError: no loss of that name is registered, or ``CLS_LOSS.START_ITER`` is none that the loss can have.
+        ValueError: no loss of that name is registered, or ``CLS_LOSS.START_ITER`` is none that the loss can have, or
+            contradicts its own.
     """
     name = cfg.MODEL.ROI_BOX_HEAD.CLS_LOSS.NAME or "SoftmaxCrossEntropy"
     if name not in CLS_LOSS_REGISTRY:
@@ -27,4 +28,6 @@ def build_cls_loss(cfg) -> ClassificationLoss:
         )
     loss = CLS_LOSS_REGISTRY.get(name)(cfg)
     start_iter = cfg.MODEL.ROI_BOX_HEAD.CLS_LOSS.START_ITER
+    if loss.start_iter and start_iter not in (0, loss.start_iter):
+        raise ValueError(f"{NODE}.START_ITER is {start_iter} but {name} starts at {loss.start_iter}: keep one of them")
     return loss.start_at(start_iter) if start_iter else loss

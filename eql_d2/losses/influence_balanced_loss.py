@@ -21,8 +21,7 @@ class InfluenceBalancedLoss(SoftmaxLoss):
 
     p = softmax(z), and h is the classifier's input, so that the product is the L1 norm of the gradient of CE by the
     classifier's weights. From "Influence-Balanced Loss for Imbalanced Visual Classification" (Park et al., ICCV 2021,
-    arXiv:2110.02444). Meant to fine-tune the boundary of a trained classifier: start it after half of the training, as
-    the authors' scripts do (``CLS_LOSS.START_ITER``, :meth:`start_at`).
+    arXiv:2110.02444). Plain cross-entropy until ``start_iter``, after which the boundary is only fine-tuned.
 
     Background, column K, has no count: w_i is 1 on background RoIs, and 1 in the mean over the foreground RoIs of the
     batch (of each process, with several). n_j counts objects, as the paper's samples have one label each; a category
@@ -35,6 +34,8 @@ class InfluenceBalancedLoss(SoftmaxLoss):
     Args:
         num_classes: K.
         frequencies: counts of the training set, K categories, with instance counts.
+        start_iter: >= 0, training steps with plain cross-entropy first, see :meth:`start_at`. Default 0, but half of the
+            training is advised, as in the authors' scripts.
         detach: whether the weight is a constant in the gradient.
     """
 
@@ -44,9 +45,11 @@ class InfluenceBalancedLoss(SoftmaxLoss):
         num_classes: int,
         *,
         frequencies: ClassFrequencies,
+        start_iter: int = 0,
         detach: bool = True,
     ):
         super().__init__(num_classes)
+        self.start_at(start_iter)
         self.detach = detach
 
         def class_weight(frequencies):

@@ -137,3 +137,8 @@ def test_the_key_is_for_any_loss(tiny_cfg):
     assert isinstance(loss, InfluenceBalancedLoss) and loss.start_iter == 3
     with pytest.raises(ValueError, match="START_ITER must be >= 0, got -1"):
         build_cls_loss(tiny_cfg("MODEL.ROI_BOX_HEAD.CLS_LOSS.START_ITER", -1))
+    own_key = ["MODEL.ROI_BOX_HEAD.CLS_LOSS.InfluenceBalancedLoss.START_ITER", 4]
+    name = ["MODEL.ROI_BOX_HEAD.CLS_LOSS.NAME", "InfluenceBalancedLoss"]
+    assert build_cls_loss(tiny_cfg(*name, *own_key)).start_iter == 4
+    with pytest.raises(ValueError, match="START_ITER is 3 but InfluenceBalancedLoss starts at 4"):
+        build_cls_loss(tiny_cfg(*name, *own_key, "MODEL.ROI_BOX_HEAD.CLS_LOSS.START_ITER", 3))

@@ -110,6 +110,14 @@ def test_equal_influence_is_cross_entropy():
     torch.testing.assert_close(value, F.cross_entropy(logits, gt_classes), rtol=1e-12, atol=0)
 
 
+def test_cross_entropy_until_start_iter(frequencies, batch):
+    """The argument is ``start_at``, which tests/losses/test_base.py tests."""
+    loss = InfluenceBalancedLoss(K, frequencies=frequencies, start_iter=2)
+    values = [loss(*batch).item() for _ in range(3)]
+    plain = F.cross_entropy(*batch[:2]).item()
+    assert values == [plain, plain, pytest.approx(reference(*batch), rel=1e-12)]
+
+
 # ---- edges ----
 
 
