@@ -37,8 +37,9 @@ class InfluenceBalancedLoss(SoftmaxLoss):
     Args:
         num_classes: K.
         frequencies: counts of the training set, K categories, with instance counts.
-        start_iter: >= 0, training steps (calls with RoIs in training mode; each stage of a cascade counts its own) with
-            plain cross-entropy first. Default 0, but half of the training is advised, as in the authors' scripts.
+        start_iter: >= 0, training steps (calls in training mode, with RoIs or without, so that all processes count
+            alike; each stage of a cascade counts its own) with plain cross-entropy first. Default 0, but half of the
+            training is advised, as in the authors' scripts.
         detach: whether the weight is a constant in the gradient.
     """
 
@@ -70,6 +71,12 @@ class InfluenceBalancedLoss(SoftmaxLoss):
         super()._load_from_state_dict(*args, **kwargs)
         self._steps = int(self.steps)
 
+    def forward(self, logits, gt_classes, features=None, negatives=None):
+        loss = super().forward(logits, gt_classes, features, negatives)
+        if self.training:
+            self._count_step()
+        return loss
+
     def compute(self, logits, gt_classes, features, negatives):
         if features is None:
             raise ValueError(
@@ -79,8 +86,6 @@ class InfluenceBalancedLoss(SoftmaxLoss):
         loss = F.cross_entropy(logits, gt_classes, reduction="none")
         if self._steps >= self.start_iter:
             loss = loss * self.weight(loss, gt_classes, features)
-        if self.training:
-            self._count_step()
         return loss.mean()
 
     def weight(self, cross_entropy, gt_classes, features) -> torch.Tensor:
