@@ -1,7 +1,6 @@
 """One training step: mixed precision, gradient accumulation, and what happens where numbers overflow."""
 
 import logging
-import math
 import time
 from contextlib import nullcontext
 from typing import Dict, Iterator, List, Optional, Tuple
@@ -29,10 +28,10 @@ class TrainStep(SimpleTrainer):
 
     In one process, in full precision and without accumulation, the weights are those of SimpleTrainer bit for bit.
 
-    Overflow: a step whose gradient is infinite or NaN in any process is skipped in all of them. Weights, optimizer and
-    statistics (the floating-point buffers) stay as they were, a warning is logged, and the number of skipped steps is
-    `skipped_steps` of the EventStorage. A loss that is infinite or NaN is fatal in full precision, as in SimpleTrainer;
-    in mixed precision it is an overflow like another.
+    Overflow: a step whose gradient's norm is infinite or NaN in any process is skipped in all of them. Weights,
+    optimizer and statistics (the floating-point buffers) stay as they were, a warning is logged, and the number of
+    skipped steps is `skipped_steps` of the EventStorage. A loss that is infinite or NaN is fatal in full precision, as
+    in SimpleTrainer; in mixed precision it is an overflow like another.
 
     Batch normalisation: running statistics are averaged over the processes, or each would evaluate with its own.
 
@@ -127,10 +126,10 @@ class TrainStep(SimpleTrainer):
         return {"total_loss": losses} if isinstance(losses, torch.Tensor) else losses
 
     def _finite_in_all_processes(self, losses) -> List[bool]:
-        """Whether the loss, and whether the gradient, is finite in every process: the same answer in each."""
+        """Whether the loss, and whether the gradient's norm, is finite in every process: the same answer in each."""
         parameters = (p for group in self.optimizer.param_groups for p in group["params"])
         gradients = [p.grad for p in parameters if p.grad is not None]
-        numbers = sum(losses.values()), get_total_norm(gradients, norm_type=math.inf)
+        numbers = sum(losses.values()), get_total_norm(gradients)
         finite = torch.stack([x.isfinite() for x in numbers]).to(torch.uint8)
         if comm.get_world_size() > 1:
             dist.all_reduce(finite, op=dist.ReduceOp.MIN)
