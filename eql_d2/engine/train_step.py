@@ -165,10 +165,17 @@ class TrainStep(SimpleTrainer):
         super().after_train()
 
     def state_dict(self):
-        return {**super().state_dict(), "grad_scaler": self.grad_scaler.state_dict()}
+        return {
+            **super().state_dict(),
+            "grad_scaler": self.grad_scaler.state_dict(),
+            "skipped_steps": self.skipped_steps,
+            "skipped_in_a_row": self.skipped_in_a_row,
+        }
 
     def load_state_dict(self, state_dict):
         super().load_state_dict(state_dict)
+        self.skipped_steps = state_dict.get("skipped_steps", 0)  # absent in a checkpoint of Detectron2's trainers
+        self.skipped_in_a_row = state_dict.get("skipped_in_a_row", 0)
         if state_dict.get("grad_scaler"):  # empty or absent where the checkpoint is not of an fp16 training
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
 

@@ -198,13 +198,15 @@ def test_a_checkpoint_goes_between_precisions():
     fp16, full = (a_step(Regression(), itertools.repeat(pairs(8)), precision=p) for p in (torch.float16, None))
     run(fp16, 2), run(full, 2)
     fp16.grad_scaler.update(512.0)
+    fp16.skipped_steps, fp16.skipped_in_a_row = 3, 1
     saved, saved_full = fp16.state_dict(), full.state_dict()
     full.load_state_dict(saved)
     other = a_step(Regression(), None, precision=torch.float16)
     other.load_state_dict(saved_full)
-    other.load_state_dict({k: v for k, v in saved_full.items() if k != "grad_scaler"})  # Detectron2's SimpleTrainer
+    other.load_state_dict({k: saved_full[k] for k in ("iteration", "optimizer")})  # of Detectron2's SimpleTrainer
     other.load_state_dict(saved)
     assert other.grad_scaler.get_scale() == 512 and other.iter == 2
+    assert (other.skipped_steps, other.skipped_in_a_row) == (3, 1)
 
 
 def test_precision_by_name():
