@@ -63,18 +63,18 @@ def launch_tool(main, args) -> None:
 
 
 def run(main, args) -> None:
-    """``main(args)``, in each process; where another one has ended before its time, that is an error of one line."""
+    """``main(args)``, in each process; where it loses another one, that is an error of one line."""
     with one_line_errors(LostProcess), lost_process_errors():
         main(args)
 
 
 class LostProcess(Exception):
-    """This process waited for one that is no more."""
+    """The processes of a run cannot talk, most often since one is no more."""
 
 
 @contextmanager
 def lost_process_errors():
-    """Turn what NCCL and gloo raise for a lost connection into :class:`LostProcess`."""
+    """Turn what NCCL and gloo raise into :class:`LostProcess`."""
     try:
         yield
     except RuntimeError as error:
@@ -82,7 +82,8 @@ def lost_process_errors():
         if not isinstance(error, dist.DistBackendError) and "gloo/transport" not in str(error):
             raise
         raise LostProcess(
-            f"another process of this run has failed: the cause is in its own messages, on its machine ({error})"
+            f"lost another process of this run; if it has failed, its own messages, on its machine, say why "
+            f"({' '.join(str(error).split())})"
         ) from error
 
 

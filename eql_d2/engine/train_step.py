@@ -81,9 +81,8 @@ class TrainStep(SimpleTrainer):
         loss_is_finite, gradient_is_finite = self._finite_in_all_processes(losses)
         overflow = not (loss_is_finite and gradient_is_finite)
         self.skipped_in_a_row = self.skipped_in_a_row + 1 if overflow else 0
-        fatal = self.skipped_in_a_row == MAX_SKIPPED_IN_A_ROW or not (
-            loss_is_finite or self.precision
-        )
+        full_precision = self.precision is None
+        fatal = self.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW or (full_precision and not loss_is_finite)
         if loss_is_finite or fatal:
             self._log_losses(losses, data_time)  # which raises in the main process if one is not finite
         if fatal:

@@ -48,8 +48,8 @@ class Trainer(DefaultTrainer):
         """As ``DefaultTrainer.__init__``, which fixes the checkpointer and CUDA device ids and so is not called.
 
         Raises:
-            ValueError: a loss that needs class frequencies to train and has none, or see
-                :func:`eql_d2.engine.checks.check_run`.
+            ValueError: a loss that needs class frequencies to train and has none, a batch that cannot be shared by
+                the processes, a precision that the device has not, or see :func:`eql_d2.engine.checks.check_run`.
         """
         TrainerBase.__init__(self)
         if not logging.getLogger("detectron2").isEnabledFor(logging.INFO):

@@ -174,7 +174,7 @@ def test_a_process_that_fails_ends_the_others(overrides, tmp_path):
     The failure is in the last iteration, where Detectron2 would evaluate, while the other waits for its gradients.
     """
     results = finish(start(with_two_machines, tmp_path, overrides, FAILING_RANK="1"))
-    for (code, printed), message in zip(results, ("another process of this run", "a failure as planned")):
+    for (code, printed), message in zip(results, ("lost another process of this run", "a failure as planned")):
         assert code == 1 and [x for x in printed.splitlines() if x.startswith(f"error: {message}")], printed[-3000:]
     assert not (tmp_path / "inference").exists()
 
@@ -256,6 +256,6 @@ def test_a_lost_connection_is_one_line(capsys):
     for error in (gloo, torch.distributed.DistBackendError("NCCL error")):
         with pytest.raises(SystemExit, match="1"):
             launch.run(main, error)
-        assert capsys.readouterr().err.startswith("error: another process of this run has failed")
+        assert capsys.readouterr().err.startswith("error: lost another process of this run")
     with pytest.raises(RuntimeError, match="of our own"):
         launch.run(main, RuntimeError("of our own"))
