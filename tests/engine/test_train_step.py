@@ -249,7 +249,7 @@ def test_the_lazy_trainer_takes_the_same_step(tmp_path):
     cfg = LazyConfig.load(get_config_file("lazy/mini_lvis_eql.py"))
     cfg.train.update(device="cpu", output_dir=str(tmp_path), init_checkpoint="", accumulate_steps=2)
     cfg.train.amp.update(enabled=True)
-    trainer, _ = lazy.build_lazy_trainer(cfg, resume=False)
+    trainer = lazy.build_lazy_trainer(cfg, resume=False)[0]
     assert type(trainer) is TrainStep
     assert trainer.precision is torch.bfloat16 and trainer.accumulate_steps == 2
     assert len(next(iter(trainer.data_loader))) == 2
