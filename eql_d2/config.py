@@ -58,6 +58,11 @@ def add_eql_config(cfg: CfgNode) -> None:
     # Learning rate of the classifier layer (cls_score), as a multiple of BASE_LR.
     cfg.SOLVER.CLASSIFIER_LR_FACTOR = 1.0
 
+    # Type of the mixed precision that AMP.ENABLED switches on: "bf16", also on a CPU, or "fp16" on a GPU.
+    cfg.SOLVER.AMP.PRECISION = "bf16"
+    # IMS_PER_BATCH images make one optimizer step; the model sees them in so many parts, one after another.
+    cfg.SOLVER.ACCUMULATE_STEPS = 1
+
 
 def _let_an_int_replace_a_float() -> None:
     """`GAMMA: 2` means 2.0 in a key of ours; yacs alone, which has no hook for this, refuses it."""

@@ -6,7 +6,6 @@ import re
 from contextlib import contextmanager
 from typing import Iterable, List
 
-import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import ROI_HEADS_REGISTRY
@@ -87,10 +86,6 @@ def check_run(cfg: CfgNode, train: bool) -> None:
     for name in cfg.DATASETS.TEST:
         check_dataset(cfg, "DATASETS.TEST", name, read=True)  # or the mistake shows when training is done
         check_evaluator_type(name)
-    if train and cfg.SOLVER.AMP.ENABLED and torch.device(cfg.MODEL.DEVICE).type != "cuda":
-        raise ValueError(
-            f"SOLVER.AMP.ENABLED needs a GPU, but MODEL.DEVICE is {cfg.MODEL.DEVICE}: set it to False"
-        )
 
 
 def check_evaluator_type(name: str) -> str:

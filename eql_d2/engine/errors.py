@@ -5,9 +5,7 @@ import sys
 import time
 from contextlib import contextmanager
 
-import torch.multiprocessing as mp
 import yaml
-from detectron2.engine import launch
 from detectron2.utils import comm
 
 TRACEBACK_VARIABLE = "EQL_D2_TRACEBACK"
@@ -33,18 +31,3 @@ def one_line_errors(*types: type):
         message = error.args[0] if isinstance(error, KeyError) and error.args else error
         print(f"error: {message or type(error).__name__}", file=sys.stderr, flush=True)
         sys.exit(1)
-
-
-def launch_tool(main, args) -> None:
-    """Detectron2's ``launch`` for what ``default_argument_parser`` parsed; a process that fails gives its exit code."""
-    try:
-        launch(
-            main,
-            args.num_gpus,
-            num_machines=args.num_machines,
-            machine_rank=args.machine_rank,
-            dist_url=args.dist_url,
-            args=(args,),
-        )
-    except mp.ProcessExitedException as error:  # it has said why
-        sys.exit(error.exit_code)

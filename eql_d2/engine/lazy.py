@@ -8,20 +8,15 @@ from typing import Callable, Optional
 
 import torch
 from detectron2.config import LazyConfig, get_cfg, instantiate
-from detectron2.engine import (
-    AMPTrainer,
-    SimpleTrainer,
-    create_ddp_model,
-    default_setup,
-    default_writers,
-    hooks,
-)
+from detectron2.engine import default_setup, default_writers, hooks
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.solver.build import maybe_add_gradient_clipping
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from eql_d2.engine.checkpoint import LongTailCheckpointer
+from eql_d2.engine.launch import distribute
+from eql_d2.engine.train_step import TrainStep, micro_batch_size, mixed_precision
 from eql_d2.modeling.image_labels import tell_image_labels
 
 logger = logging.getLogger(__name__)
@@ -55,8 +50,7 @@ def setup_lazy(args):
 def build_lazy_model(cfg):
     """The model on its device, for one process or as a DistributedDataParallel."""
     model = tell_image_labels(instantiate(cfg.model)).to(cfg.train.device)
-    devices = {} if torch.device(cfg.train.device).type == "cuda" else {"device_ids": None}
-    return create_ddp_model(model, **cfg.train.ddp, **devices)
+    return distribute(model, **cfg.train.ddp)
 
 
 def test_lazy(cfg, model) -> dict:
@@ -69,12 +63,19 @@ def test_lazy(cfg, model) -> dict:
 
 
 def build_lazy_trainer(cfg, resume: bool):
-    """The trainer, with its hooks and its weights loaded, and the iteration to start from."""
+    """The trainer, with its hooks and its weights loaded, and the iteration to start from.
+
+    Beside Detectron2's keys it reads ``train.accumulate_steps`` (1) and ``train.amp.precision`` ("bf16"), which are
+    ``SOLVER.ACCUMULATE_STEPS`` and ``SOLVER.AMP.PRECISION`` of a YAML.
+    """
+    amp, accumulate_steps = cfg.train.amp, cfg.train.get("accumulate_steps", 1)
+    precision = mixed_precision(amp.get("precision", "bf16"), cfg.train.device) if amp.enabled else None
+    loader = cfg.dataloader.train
+    loader.total_batch_size = micro_batch_size(loader.total_batch_size, accumulate_steps)
     model = build_lazy_model(cfg)
     cfg.optimizer.params.model = model
     optimizer = instantiate(cfg.optimizer)
-    step = AMPTrainer if cfg.train.amp.enabled else SimpleTrainer
-    trainer = step(model, instantiate(cfg.dataloader.train), optimizer)
+    trainer = TrainStep(model, instantiate(loader), optimizer, precision=precision, accumulate_steps=accumulate_steps)
     checkpointer = LongTailCheckpointer(model, cfg.train.output_dir, trainer=trainer)
     built = [
         hooks.IterationTimer(),

@@ -9,14 +9,7 @@ from collections import OrderedDict
 
 import torch
 from detectron2.data import MetadataCatalog, build_detection_train_loader
-from detectron2.engine import (
-    AMPTrainer,
-    DefaultTrainer,
-    SimpleTrainer,
-    TrainerBase,
-    create_ddp_model,
-    hooks,
-)
+from detectron2.engine import DefaultTrainer, TrainerBase, hooks
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluators
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from detectron2.utils import comm
@@ -33,7 +26,14 @@ from eql_d2.engine.checks import (
     check_run,
     explained_dataset_errors,
 )
+from eql_d2.engine.launch import distribute
 from eql_d2.engine.lazy import classifier_lr_factor
+from eql_d2.engine.train_step import (
+    TrainStep,
+    drop_evaluation_of_a_failure,
+    mixed_precision,
+    with_micro_batches,
+)
 from eql_d2.evaluation.lvis_evaluation import LVISEvaluator
 from eql_d2.evaluation.picture import PredictionPicture
 from eql_d2.losses import ClassificationLoss
@@ -53,8 +53,8 @@ class Trainer(DefaultTrainer):
         """As ``DefaultTrainer.__init__``, which fixes the checkpointer and CUDA device ids and so is not called.
 
         Raises:
-            ValueError: a loss that needs class frequencies to train and has none, or see
-                :func:`eql_d2.engine.checks.check_run`.
+            ValueError: a loss that needs class frequencies to train and has none, a batch that cannot be shared by
+                the processes, a precision that the device has not, or see :func:`eql_d2.engine.checks.check_run`.
         """
         TrainerBase.__init__(self)
         if not logging.getLogger("detectron2").isEnabledFor(logging.INFO):
@@ -62,16 +62,23 @@ class Trainer(DefaultTrainer):
             setup_logger(name="eql_d2")
         check_run(cfg, train=True)
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
+        loader_cfg = with_micro_batches(cfg)
+        amp = cfg.SOLVER.AMP
+        precision = mixed_precision(amp.PRECISION, cfg.MODEL.DEVICE) if amp.ENABLED else None
         model = self.build_model(cfg)
         for module in model.modules():
             if isinstance(module, ClassificationLoss):
                 module.require_frequencies()
         optimizer = self.build_optimizer(cfg, model)
-        data_loader = self.build_train_loader(cfg)
-        devices = {} if torch.device(cfg.MODEL.DEVICE).type == "cuda" else {"device_ids": None}
-        model = create_ddp_model(model, broadcast_buffers=False, **devices)
-        step = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
-        self._trainer = step(model, data_loader, optimizer)
+        data_loader = self.build_train_loader(loader_cfg)
+        model = distribute(model, broadcast_buffers=False)
+        self._trainer = TrainStep(
+            model,
+            data_loader,
+            optimizer,
+            precision=precision,
+            accumulate_steps=cfg.SOLVER.ACCUMULATE_STEPS,
+        )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = LongTailCheckpointer(
             model,
@@ -108,8 +115,8 @@ class Trainer(DefaultTrainer):
         """One iteration.
 
         Raises:
-            FloatingPointError: a loss that is NaN or infinite; the weights and the checkpoints are as they were
-                before the iteration.
+            FloatingPointError: a loss that is NaN or infinite, or overflows in a row, see :class:`TrainStep`; the
+                weights and the checkpoints are as they were before the iteration.
         """
         try:
             super().run_step()
@@ -120,6 +127,11 @@ class Trainer(DefaultTrainer):
                 f"Checkpoints made before are in {self.cfg.OUTPUT_DIR}. Lower SOLVER.BASE_LR, warm up longer, or clip "
                 f"gradients (SOLVER.CLIP_GRADIENTS)"
             ) from error
+
+    def after_train(self):
+        """Detectron2's, without an evaluation where training has failed."""
+        drop_evaluation_of_a_failure(self)
+        super().after_train()
 
     def _loss_names(self) -> str:
         losses = (m for m in self.model.modules() if isinstance(m, ClassificationLoss))

@@ -104,10 +104,13 @@ def test_a_new_training_starts_the_loss_anew_and_a_resumed_one_goes_on(cfg, tmp_
 
 
 def test_what_would_fail_after_training_fails_before(cfg):
-    cfg.SOLVER.AMP.ENABLED = True
-    with pytest.raises(ValueError, match="AMP.ENABLED needs a GPU"):
+    cfg.SOLVER.AMP.ENABLED, cfg.SOLVER.AMP.PRECISION = True, "fp16"
+    with pytest.raises(ValueError, match="fp16 needs a GPU"):
         Trainer(cfg)
-    cfg.SOLVER.AMP.ENABLED = False
+    cfg.SOLVER.AMP.ENABLED, cfg.SOLVER.ACCUMULATE_STEPS = False, 3
+    with pytest.raises(ValueError, match="IMS_PER_BATCH is 2, SOLVER.ACCUMULATE_STEPS 3"):
+        Trainer(cfg)
+    cfg.SOLVER.ACCUMULATE_STEPS = 1
     name = "eql_d2_test_no_evaluator"
     DatasetCatalog.register(name, lambda: [])
     cfg.DATASETS.TEST = (name,)
