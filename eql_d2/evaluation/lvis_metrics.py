@@ -194,6 +194,17 @@ class Detections:
     box: np.ndarray | None = None  # (N, 4) x, y, w, h in pixels
     segmentation: Sequence | None = None  # N of RLE or polygons, made at each access if memory matters
 
+    def select(self, keep: np.ndarray) -> "Detections":
+        """Those that (N,) bool ``keep`` says."""
+        masks = self.segmentation
+        return Detections(
+            self.image_id[keep],
+            self.category_id[keep],
+            self.score[keep],
+            None if self.box is None else self.box[keep],
+            None if masks is None else [masks[i] for i in np.flatnonzero(keep)],
+        )
+
     @classmethod
     def from_results(cls, results: list, iou_type: str) -> "Detections":
         """From dicts in the format of LVIS and COCO results; boxes are read for masks, too, where all have one.
