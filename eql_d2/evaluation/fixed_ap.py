@@ -70,9 +70,9 @@ class BestOfEachCategory:
         self._prune_at = max(PRUNE_ABOVE, 2 * self._pending)
 
 
-def best_of_all(parts: list) -> list:
+def best_of_all(parts: list, limit: int = DETECTIONS_PER_CATEGORY) -> list:
     """The images of several ``BestOfEachCategory``, one a process, cut to the limit once more."""
-    together = BestOfEachCategory()
+    together = BestOfEachCategory(limit)
     for images in parts:
         for predictions in images:
             together.add(predictions)
