@@ -109,9 +109,8 @@ def test_memory_stays_bounded(monkeypatch):
     collector._prune_at = 100
     rng = np.random.default_rng(0)
     for image_id in range(100):
-        collector.add(
-            ImagePredictions(image_id, np.zeros(20, dtype=np.int64), np.zeros((20, 4)), rng.uniform(size=20), None, None)
-        )
+        category, boxes, score = np.zeros(20, dtype=np.int64), np.zeros((20, 4)), rng.uniform(size=20)
+        collector.add(ImagePredictions(image_id, category, boxes, score, None, None))
         assert sum(len(p.score) for p in collector._images) <= 120
     assert sum(len(p.score) for p in collector.images()) == 50
 
