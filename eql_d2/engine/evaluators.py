@@ -37,7 +37,8 @@ def build_evaluator(cfg, dataset_name: str, output_dir: str) -> DatasetEvaluator
     if metadata.get("thing_classes") is not None:
         check_num_classes(cfg, "DATASETS.TEST", dataset_name, len(metadata.thing_classes))
     frequencies = training_frequencies(cfg)
-    analysis = TailAnalysis(dataset_name, output_dir, frequencies, tail_of_loss(cfg, frequencies))
+    tail = tail_of_loss(cfg, frequencies)
+    analysis = TailAnalysis(dataset_name, output_dir, frequencies, tail, cfg.TEST.BOUNDARY_AP)
     arguments = {
         "output_dir": output_dir,
         "max_dets_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,

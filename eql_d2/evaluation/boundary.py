@@ -36,8 +36,8 @@ class Boundary(NamedTuple):
         distance = max(1, round(DISTANCE * math.hypot(*rle["size"])))
         box = mask_utils.toBbox(rle).astype(np.int64)
         low, high = box[:2], box[:2] + box[2:]
-        mask = mask_utils.decode(rle).T[low[0] : high[0], low[1] : high[1]]
-        pixels = mask.astype(bool) & ~eroded(mask, distance)
+        mask = mask_utils.decode(rle).T[low[0] : high[0], low[1] : high[1]].astype(bool)
+        pixels = mask & ~eroded(mask, distance)
         return cls(low, high, pixels, int(np.count_nonzero(pixels)))
 
     def iou(self, other: "Boundary") -> float:
@@ -54,11 +54,22 @@ class Boundary(NamedTuple):
 
 
 def eroded(mask: np.ndarray, distance: int) -> np.ndarray:
-    """(w, h) 0 or 1 -> (w, h) bool: pixels with no unset one within ``distance`` in x and y; all outside is unset."""
-    side = 2 * distance + 1
-    # A square is full if the sum over it is its area; sums over squares are differences of cumulative sums.
-    sums = np.pad(mask, [(distance + 1, distance)] * 2).cumsum(axis=0, dtype=np.int32).cumsum(axis=1)
-    return sums[side:, side:] - sums[:-side, side:] - sums[side:, :-side] + sums[:-side, :-side] == side**2
+    """(w, h) bool -> (w, h) bool: pixels with no unset one within ``distance`` in x and y; all outside is unset."""
+    for _ in range(2):  # along one axis, then along the other
+        padded = np.zeros((len(mask) + 2 * distance, mask.shape[1]), dtype=bool)
+        padded[distance : distance + len(mask)] = mask
+        mask = all_of_next(padded, 2 * distance + 1).T
+    return mask
+
+
+def all_of_next(mask: np.ndarray, number: int) -> np.ndarray:
+    """(n, m) bool -> (n - number + 1, m) bool: whether a pixel and those after it, ``number`` in all, are set."""
+    reach = 1
+    while reach < number:  # what is known of `reach` pixels says it of up to twice as many
+        step = min(reach, number - reach)
+        mask = mask[:-step] & mask[step:]
+        reach += step
+    return mask
 
 
 def by_boundary(matching: Matching) -> Matching:

@@ -29,12 +29,14 @@ class TailAnalysis:
         output_dir: folder for the files; None writes none.
         frequencies: counts of the training set, if they are known.
         tail: the loss's rule, if it has one.
+        boundary_ap: add boundary AP, for masks.
     """
 
     dataset_name: str
     output_dir: str | None = None
     frequencies: ClassFrequencies | None = None
     tail: TailRule | None = None
+    boundary_ap: bool = False
 
     def run(
         self,
@@ -66,7 +68,7 @@ class TailAnalysis:
             num_objects=truth.num_objects()[:, 0],
             curves=matching.curves,
             fixed_ap=None if most is None else evaluate_lvis(truth, most, task, -1).category_ap(),
-            boundary_ap=by_boundary(matching).curves.category_ap() if task == "segm" else None,
+            boundary_ap=by_boundary(matching).curves.category_ap() if self.boundary_ap and task == "segm" else None,
             category=category,
             score=detections.score[index],
             hit=hit,

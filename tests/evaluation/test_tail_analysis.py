@@ -64,7 +64,7 @@ def evaluate(dataset, outputs, **kwargs):
 
 
 def analyse(dataset, outputs, folder, frequencies=COUNTS, tail=TailRule(max_image_count=50), **kwargs):
-    analysis = TailAnalysis(dataset, str(folder), frequencies, tail)
+    analysis = TailAnalysis(dataset, str(folder), frequencies, tail, boundary_ap=True)
     return evaluate(dataset, outputs, analysis=analysis, output_dir=str(folder), **kwargs)
 
 
