@@ -5,12 +5,14 @@ mean score; the expected calibration error is the mean of their distances, weigh
 
     ECE = sum_m (n_m / n) |precision_m - score_m|
 
-This is the detection ECE (D-ECE) of "Multivariate Confidence Calibration for Object Detection" (Kueppers et al., CVPR
+This is the detection ECE (D-ECE) of "Multivariate Confidence Calibration for Object Detection" (Küppers et al., CVPR
 Workshops 2020, arXiv:2004.13546), by score alone. A true positive is what AP counts as one at IoU 0.5: each object is
-hit once, by the highest score; what AP ignores (LVIS: categories that are not verified in the image) is left out.
+hit once, by the highest score; what AP ignores is left out. In LVIS that is every detection of a category that is not
+verified in the image, among which there are few hits: precision there is too high, for rare categories most, and
+should be compared between models only.
 
-Detections below ``MIN_SCORE`` are left out of ECE, as in that paper: LVIS keeps 300 of each image, nearly all of
-them below it, and these many small numbers would hide all others.
+Detections below ``MIN_SCORE`` are left out of ECE: LVIS keeps 300 of each image, nearly all of them below it, and these
+many small numbers would hide all others.
 """
 
 import numpy as np
