@@ -17,7 +17,7 @@ class Categories:
     """K categories, in ascending order of the dataset's ids, as in ``GroundTruth``."""
 
     ids: np.ndarray  # (K,)
-    index: np.ndarray  # (K,) the model's, -1 for one that it does not know
+    index: np.ndarray  # (K,) the model's, -1 for one that it does not know: never trained on, so rare
     names: list  # K str
     groups: str  # K letters of r, c, f; "" if it is not known how frequent they are
     image_count: np.ndarray | None  # (K,) training images
@@ -62,7 +62,7 @@ class Categories:
             ids=ids,
             index=index,
             names=names,
-            groups=groups or "".join(frequencies.groups[k] for k in index),
+            groups=groups or "".join(frequencies.groups[k] if k >= 0 else "r" for k in index),
             image_count=of_training(frequencies.image_count),
             instance_count=of_training(frequencies.instance_count),
             tail=None if tail is None else of_training(tail.mask(frequencies)),

@@ -7,7 +7,7 @@ import pycocotools.mask as mask_utils
 import pytest
 
 from eql_d2.evaluation.boundary import Boundary, by_boundary, eroded
-from eql_d2.evaluation.lvis_metrics import match_lvis
+from eql_d2.evaluation.lvis_metrics import GroundTruth, match_lvis
 
 
 def boundary_by_loop(mask, distance):
@@ -116,3 +116,24 @@ def test_boundary_ap_is_the_lvis_apis_with_the_lower_of_both_ious(cases, seed, m
 def test_without_masks_that_overlap_nothing_is_looked_at(cases):
     truth, _ = cases.random_case(0, masks=True)
     assert by_boundary(match_lvis(truth, [], "segm")).curves.metrics()["AP"] == 0
+
+
+def test_a_detection_inside_a_crowd_is_ignored_as_by_mask_iou():
+    """As in the authors' code: the outline of a crowd region means nothing."""
+
+    def square(low, high):
+        mask = np.zeros((100, 100), dtype=bool)
+        mask[low:high, low:high] = True
+        return {"image_id": 1, "category_id": 1, "segmentation": rle(mask), "area": (high - low) ** 2}
+
+    crowd, single = square(0, 60), square(70, 90)
+    truth = {
+        "images": [{"id": 1, "height": 100, "width": 100}],
+        "annotations": [
+            x | {"id": i + 1, "bbox": [0, 0, 9, 9], "iscrowd": 1 - i} for i, x in enumerate((crowd, single))
+        ],
+        "categories": [{"id": 1}],
+    }
+    results = [square(20, 40) | {"score": 0.9}, square(70, 90) | {"score": 0.5}]
+    matching = match_lvis(GroundTruth.load(truth, federated=False), results, "segm", 100)
+    assert by_boundary(matching).curves.ap() == matching.curves.ap() == pytest.approx(1)

@@ -51,6 +51,7 @@ def test_without_names_and_counts():
 def test_a_category_that_the_model_does_not_know():
     result = categories(None, mapping={1: 0, 2: 1, 3: 2}, frequencies=COUNTS)
     assert result.index.tolist() == [0, 1, 2, -1] and result.image_count.tolist() == [1, 10, 11, 0]
+    assert result.groups == "rrcr"
 
 
 def test_counts_of_another_set_are_an_error():
