@@ -76,7 +76,7 @@ def check_run(cfg: CfgNode, train: bool) -> None:
         train: whether ``DATASETS.TRAIN`` is needed, too.
 
     Raises:
-        ValueError: an unknown or ignored ROI head or loss, or see :func:`check_dataset`.
+        ValueError: an unknown or ignored ROI head or loss, or see :func:`check_dataset` and :func:`check_fixed_ap`.
     """
     check_names(cfg)
     if train and not cfg.DATASETS.TRAIN:
@@ -86,6 +86,20 @@ def check_run(cfg: CfgNode, train: bool) -> None:
     for name in cfg.DATASETS.TEST:
         check_dataset(cfg, "DATASETS.TEST", name, read=True)  # or the mistake shows when training is done
         check_evaluator_type(name)
+    check_fixed_ap(cfg)
+
+
+def check_fixed_ap(cfg: CfgNode) -> None:
+    """Fixed AP needs more detections than the standard metrics, and our own evaluation."""
+    key = "TEST.FIXED_AP_DETECTIONS_PER_IMAGE"
+    limit, standard = cfg.TEST.FIXED_AP_DETECTIONS_PER_IMAGE, cfg.TEST.DETECTIONS_PER_IMAGE
+    if limit > 0 and not 0 <= standard <= limit:
+        raise ValueError(
+            f"{key} is {limit}, fewer than TEST.DETECTIONS_PER_IMAGE {standard}: raise it, or set -1 for all "
+            f"detections or 0 for no fixed AP"
+        )
+    if limit != 0 and cfg.TEST.LVIS_BACKEND != "eql_d2":
+        raise ValueError(f"{key} is {limit}, but TEST.LVIS_BACKEND '{cfg.TEST.LVIS_BACKEND}' has no fixed AP: set 0")
 
 
 def check_evaluator_type(name: str) -> str:

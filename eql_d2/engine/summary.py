@@ -5,7 +5,7 @@ from typing import Dict
 
 from tabulate import tabulate
 
-from eql_d2.engine.trainer import PICTURE
+from eql_d2.engine.evaluators import PICTURE
 
 
 def summarize_run(cfg, results: Dict[str, dict]) -> str:

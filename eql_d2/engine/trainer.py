@@ -8,24 +8,17 @@ import weakref
 from collections import OrderedDict
 
 import torch
-from detectron2.data import MetadataCatalog, build_detection_train_loader
+from detectron2.data import build_detection_train_loader
 from detectron2.engine import DefaultTrainer, TrainerBase, hooks
-from detectron2.evaluation import COCOEvaluator, DatasetEvaluators
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from eql_d2.data import ClassFrequencies
 from eql_d2.data.federated import read_training_set
 from eql_d2.data.samplers import build_train_sampler
 from eql_d2.engine.checkpoint import LongTailCheckpointer
-from eql_d2.engine.checks import (
-    check_evaluator_type,
-    check_first_stage,
-    check_num_classes,
-    check_run,
-    explained_dataset_errors,
-)
+from eql_d2.engine.checks import check_first_stage, check_run, explained_dataset_errors
+from eql_d2.engine.evaluators import build_evaluator, detections_for_fixed_ap
 from eql_d2.engine.launch import distribute
 from eql_d2.engine.lazy import classifier_lr_factor
 from eql_d2.engine.train_step import (
@@ -34,16 +27,12 @@ from eql_d2.engine.train_step import (
     mixed_precision,
     with_micro_batches,
 )
-from eql_d2.evaluation.lvis_evaluation import LVISEvaluator
-from eql_d2.evaluation.picture import PredictionPicture
 from eql_d2.losses import ClassificationLoss
 from eql_d2.modeling.freeze import freeze
 from eql_d2.modeling.image_labels import tell_image_labels
 from eql_d2.modeling.test_time_augmentation import LongTailRCNNWithTTA
 
 logger = logging.getLogger(__name__)
-
-PICTURE = "ground_truth_and_predictions.png"
 
 
 class Trainer(DefaultTrainer):
@@ -158,6 +147,9 @@ class Trainer(DefaultTrainer):
             results as of :meth:`test`.
         """
         logger.info("Running inference with test-time augmentation ...")
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.TEST.FIXED_AP_DETECTIONS_PER_IMAGE = 0  # the merged detections are cut to the standard limit
         evaluators = [
             cls.build_evaluator(cfg, name, folder="inference_TTA") for name in cfg.DATASETS.TEST
         ]
@@ -165,6 +157,12 @@ class Trainer(DefaultTrainer):
         if len(cfg.DATASETS.TEST) > 1:
             return OrderedDict((name, name_tta(tasks)) for name, tasks in results.items())
         return name_tta(results)
+
+    @classmethod
+    def test(cls, cfg, model, evaluators=None):
+        """Detectron2's, with the detections that fixed AP needs if ``FIXED_AP_DETECTIONS_PER_IMAGE`` asks for it."""
+        with detections_for_fixed_ap(cfg, model):
+            return super().test(cfg, model, evaluators)
 
     @classmethod
     def evaluate(cls, cfg, model):
@@ -227,27 +225,7 @@ class Trainer(DefaultTrainer):
             ValueError: a type other than "lvis" and "coco", or a dataset of another number of categories.
         """
         output_dir = os.path.join(cfg.OUTPUT_DIR, folder, dataset_name)
-        metadata = MetadataCatalog.get(dataset_name)
-        if metadata.get("thing_classes") is not None:
-            check_num_classes(cfg, "DATASETS.TEST", dataset_name, len(metadata.thing_classes))
-        if check_evaluator_type(dataset_name) == "lvis":
-            evaluator = LVISEvaluator(
-                dataset_name,
-                output_dir=output_dir,
-                max_dets_per_image=cfg.TEST.DETECTIONS_PER_IMAGE,
-                backend=cfg.TEST.LVIS_BACKEND,
-            )
-        else:
-            evaluator = COCOEvaluator(dataset_name, output_dir=output_dir, use_fast_impl=False)
-        try:
-            frequencies = ClassFrequencies.from_config(cfg)
-        except ValueError as error:  # evaluation itself needs no counts
-            logger.warning("no picture of the predictions: %s", error)
-            return evaluator
-        picture = PredictionPicture(
-            dataset_name, os.path.join(output_dir, PICTURE), frequencies
-        )
-        return DatasetEvaluators([evaluator, picture])
+        return build_evaluator(cfg, dataset_name, output_dir)
 
 
 def name_tta(tasks):

@@ -1,9 +1,14 @@
-"""LVIS's 13 metrics, equal to the LVIS API's, by sparse array operations.
+"""LVIS's 13 metrics, equal to the LVIS API's, by sparse array operations; and COCO's AP, equal to COCO's.
 
 The LVIS API visits every image x category x area range in Python. Here only what exists is visited:
 of an image's detections those whose category is known to be present or absent, of those the pairs
 with a ground truth at IoU >= 0.5, and of precision only its values at true positives, between which
 it cannot rise.
+
+COCO's evaluation is that of LVIS with five differences, which a ``GroundTruth`` that is not federated has: every
+category is known in every image; the limit on detections is per image and category; a crowd region takes any number of
+detections, by the share of a detection that it covers, and is ignored; so is no other object for a flag of its own;
+what has area 0 counts.
 
 Shape legend:
 I, K: images and categories, each in ascending order of id
@@ -20,6 +25,7 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
@@ -37,6 +43,7 @@ AREA_LOW, AREA_HIGH = np.array(list(AREA_RANGES.values())).T  # (A,)
 AREA_INDEX = {name: index for index, name in enumerate(AREA_RANGES)}
 IOU_TYPES = ("bbox", "segm")
 MAX_DETS = 300  # per image, LVIS's official limit
+COCO_MAX_DETS = 100  # per image and category, COCO's
 # The LVIS API's names, in its order. It says "@300" whatever the limit was.
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf")
 METRICS += tuple(f"AR{size}@{MAX_DETS}" for size in ("", "s", "m", "l"))
@@ -63,11 +70,16 @@ def evaluate_lvis(truth, detections, iou_type: str = "bbox", max_dets: int = MAX
         detections: ``Detections``, or a list of dicts with image_id, category_id, score and bbox
             (x, y, w, h in pixels) or segmentation (RLE or polygons).
         iou_type: "bbox" or "segm".
-        max_dets: per image; -1 is no limit.
+        max_dets: per image, or per image and category if the truth is not federated; -1 is no limit.
 
     Raises:
         ValueError: an unknown ``iou_type``, detections without what it needs or of an unknown image.
     """
+    return match_lvis(truth, detections, iou_type, max_dets).curves
+
+
+def match_lvis(truth, detections, iou_type: str = "bbox", max_dets: int = MAX_DETS) -> "Matching":
+    """What :func:`evaluate_lvis` draws its curves from; arguments and errors as there."""
     if iou_type not in IOU_TYPES:
         raise ValueError(f"iou_type must be one of {', '.join(IOU_TYPES)}, got {iou_type!r}")
     if not isinstance(truth, GroundTruth):
@@ -76,13 +88,14 @@ def evaluate_lvis(truth, detections, iou_type: str = "bbox", max_dets: int = MAX
         detections = Detections.from_results(detections, iou_type)
     kept = _keep(truth, detections, iou_type, max_dets)
     pairs = _mask_pairs(truth, kept) if iou_type == "segm" else _box_pairs(truth, kept)
-    return _accumulate(truth, kept, _match(truth, kept, *pairs))
+    return Matching(truth, kept, pairs, _match(truth, kept, *pairs))
 
 
 @dataclass(frozen=True)
 class GroundTruth:
-    """An LVIS annotation file as arrays; unused objects (of area 0, of unlisted categories) are left out."""
+    """An annotation file as arrays; unused objects (of area 0 in LVIS, of unlisted categories) are left out."""
 
+    federated: bool  # LVIS's format, not COCO's
     image_ids: np.ndarray  # (I,)
     image_sizes: list  # I of (height, width), None where the file has none
     category_ids: np.ndarray  # (K,)
@@ -90,17 +103,22 @@ class GroundTruth:
     group: np.ndarray  # (G,) int64, ascending
     box: np.ndarray  # (G, 4) x, y, w, h in pixels
     ignored: np.ndarray  # (G, A) bool: by its own flag, or outside the area range
+    crowd: np.ndarray  # (G,) bool
     scores_a_hit: np.ndarray  # (G,) bool
     segmentation: list  # G of RLE or polygons
-    known: np.ndarray  # (*,) int64, groups known to be present or absent, ascending
+    known: np.ndarray | None  # (*,) int64, groups known to be present or absent, ascending; None: all are
     not_exhaustive: np.ndarray  # (*,) int64, groups of which not all objects are annotated, ascending
 
     @classmethod
-    def load(cls, source) -> "GroundTruth":
-        """From an LVIS annotation dict, which stays unchanged, or the path of its JSON file.
+    def load(cls, source, federated: bool = True) -> "GroundTruth":
+        """From an annotation dict, which stays unchanged, or the path of its JSON file.
+
+        Args:
+            source: the dict or path.
+            federated: whether it is in LVIS's format; otherwise it is in COCO's.
 
         Raises:
-            ValueError: images without LVIS's federated fields.
+            ValueError: federated, but images without LVIS's fields.
         """
         if isinstance(source, (str, os.PathLike)):
             with open(source) as file:
@@ -111,15 +129,21 @@ class GroundTruth:
         image_ids, category_ids = [i["id"] for i in images], sorted(categories)
         image_ids, category_ids = np.array(image_ids), np.array(category_ids)
 
-        objects = [a for a in source["annotations"] if 0 < a["area"] < np.inf]
+        objects = [a for a in source["annotations"] if not federated or 0 < a["area"] < np.inf]
         group, listed = _groups(image_ids, category_ids, [(a["image_id"], a["category_id"]) for a in objects])
         order = np.flatnonzero(listed)
         order = order[np.argsort(group[order], kind="stable")]
         objects, group = [objects[i] for i in order], group[order]
         area = np.array([a["area"] for a in objects], dtype=np.float64)
-        flagged = np.array([bool(a.get("ignore", 0)) for a in objects], dtype=bool)
-        absent = _listed_groups(images, image_ids, category_ids, "neg_category_ids")
+        flag = "ignore" if federated else "iscrowd"
+        flagged = np.array([bool(a.get(flag, 0)) for a in objects], dtype=bool)
+        known, not_exhaustive = None, np.zeros(0, dtype=np.int64)
+        if federated:
+            absent = _listed_groups(images, image_ids, category_ids, "neg_category_ids")
+            known = np.union1d(group, absent)
+            not_exhaustive = _listed_groups(images, image_ids, category_ids, "not_exhaustive_category_ids")
         return cls(
+            federated=federated,
             image_ids=image_ids,
             image_sizes=[(i["height"], i["width"]) if "height" in i else None for i in images],
             category_ids=category_ids,
@@ -127,15 +151,29 @@ class GroundTruth:
             group=group,
             box=np.array([a["bbox"] for a in objects], dtype=np.float64).reshape(-1, 4),
             ignored=flagged[:, None] | _outside(area),
+            crowd=flagged & (not federated),
             # The LVIS API marks a detection as matched by the id of its object, so one with id 0 can
             # be taken but never found.
             scores_a_hit=np.array([a["id"] != 0 for a in objects], dtype=bool),
             segmentation=[a.get("segmentation") for a in objects],
-            known=np.union1d(group, absent),
-            not_exhaustive=_listed_groups(
-                images, image_ids, category_ids, "not_exhaustive_category_ids"
-            ),
+            known=known,
+            not_exhaustive=not_exhaustive,
         )
+
+    @property
+    def category(self) -> np.ndarray:
+        """(G,) index in [0, K)."""
+        return self.group % len(self.category_ids)
+
+    def is_known(self, group: np.ndarray) -> np.ndarray:
+        """(n,) groups -> (n,) bool: whether it was checked if the image has the category."""
+        return np.ones(len(group), dtype=bool) if self.known is None else _find(self.known, group)[1]
+
+    def num_objects(self) -> np.ndarray:
+        """(K, A) objects that count."""
+        number = np.zeros((len(self.category_ids), len(AREA_RANGES)), dtype=np.int64)
+        np.add.at(number, self.category, ~self.ignored)
+        return number
 
     def rle(self, segmentation, image: int) -> dict:
         """RLE of a segmentation in LVIS's format, in the image of that index."""
@@ -156,25 +194,69 @@ class Detections:
     box: np.ndarray | None = None  # (N, 4) x, y, w, h in pixels
     segmentation: Sequence | None = None  # N of RLE or polygons, made at each access if memory matters
 
+    def select(self, keep: np.ndarray) -> "Detections":
+        """Those that (N,) bool ``keep`` says."""
+        masks = self.segmentation
+        return Detections(
+            self.image_id[keep],
+            self.category_id[keep],
+            self.score[keep],
+            None if self.box is None else self.box[keep],
+            None if masks is None else [masks[i] for i in np.flatnonzero(keep)],
+        )
+
     @classmethod
     def from_results(cls, results: list, iou_type: str) -> "Detections":
-        """From dicts in the format of LVIS and COCO results; only what ``iou_type`` needs is read.
+        """From dicts in the format of LVIS and COCO results; boxes are read for masks, too, where all have one.
 
         Raises:
             ValueError: a result without box ("bbox") or mask ("segm").
         """
-        field = "segmentation" if iou_type == "segm" else "bbox"
-        shapes = [result.get(field) for result in results]
-        if None in shapes:
+        boxes = [result.get("bbox") for result in results]
+        masks = [result.get("segmentation") for result in results] if iou_type == "segm" else None
+        if None in (boxes if masks is None else masks):
+            field = "bbox" if masks is None else "segmentation"
             raise ValueError(f"iou_type '{iou_type}' needs '{field}' in every detection, and some have none")
-        if iou_type == "bbox":
-            shapes = np.array(shapes, dtype=np.float64).reshape(len(results), 4)
         return cls(
             image_id=np.array([result["image_id"] for result in results]),
             category_id=np.array([result["category_id"] for result in results]),
             score=np.array([result["score"] for result in results], dtype=np.float64),
-            **{"segmentation" if iou_type == "segm" else "box": shapes},
+            box=None if None in boxes else np.array(boxes, dtype=np.float64).reshape(len(results), 4),
+            segmentation=masks,
         )
+
+
+@dataclass(frozen=True)
+class Matching:
+    """The detections that count, and which objects they hit."""
+
+    truth: GroundTruth
+    kept: "_Kept"
+    pairs: tuple  # detection (P,), object (P,) and IoU (P,), as ``_box_pairs`` gives them
+    matches: "_Matches"
+
+    @cached_property
+    def curves(self) -> "LVISCurves":
+        return _accumulate(self.truth, self.kept, self.matches)
+
+    def with_overlaps(self, overlap: np.ndarray) -> "Matching":
+        """The matching by another measure of overlap, (P,), which must nowhere exceed the IoU."""
+        detection, gt, _ = self.pairs
+        close = overlap >= IOU_THRESHOLDS[0]
+        pairs = detection[close], gt[close], overlap[close]
+        return Matching(self.truth, self.kept, pairs, _match(self.truth, self.kept, *pairs))
+
+    def outcomes(self) -> tuple:
+        """Hits and false positives at IoU 0.5, of objects of all sizes, without the detections that are ignored.
+
+        Returns:
+            index (n,) in the detections as they came, category (n,) in [0, K), hit (n,) bool
+        """
+        hit, ignored = np.zeros((2, len(self.kept.group)), dtype=bool)
+        hit[self.matches.detection] = self.matches.hit[:, AREA_INDEX["all"], 0]
+        ignored[self.matches.detection] = self.matches.ignored[:, AREA_INDEX["all"], 0]
+        counts = np.flatnonzero(hit | (self.kept.counted[:, AREA_INDEX["all"]] & ~ignored))
+        return self.kept.index[counts], self.kept.category[counts], hit[counts]
 
 
 @dataclass(frozen=True)
@@ -212,9 +294,10 @@ class LVISCurves:
         """Average recall at the end of the curves, over categories with objects, or -1."""
         return _mean_of_valid(self.recall[:, :, AREA_INDEX[area]])
 
-    def category_ap(self, *, area: str = "all") -> np.ndarray:
-        """(K,) average precision, or -1."""
-        return self.precision[:, :, :, AREA_INDEX[area]].mean(axis=(0, 1))
+    def category_ap(self, *, iou: float | None = None, area: str = "all") -> np.ndarray:
+        """(K,) average precision, or -1; arguments as of :meth:`ap`."""
+        thresholds = slice(None) if iou is None else np.isclose(IOU_THRESHOLDS, iou)
+        return self.precision[thresholds, :, :, AREA_INDEX[area]].mean(axis=(0, 1))
 
     def category_ar(self, *, area: str = "all") -> np.ndarray:
         """(K,) average recall, or -1."""
@@ -256,6 +339,18 @@ def _listed_groups(images: list, image_ids, category_ids, field: str) -> np.ndar
     return np.unique(group[listed])
 
 
+def positions(truth: GroundTruth, detections: Detections) -> tuple:
+    """(N,) index of each detection's image, (N,) of its category, and (N,) bool, False for no such category."""
+    image, has_image = _find(truth.image_ids, detections.image_id)
+    if not has_image.all():
+        missing = np.unique(detections.image_id[~has_image])
+        raise ValueError(
+            f"detections of {len(missing)} images that the ground truth has not, such as {missing[0]}: "
+            "evaluate on the dataset that was predicted"
+        )
+    return image, *_find(truth.category_ids, detections.category_id)
+
+
 @dataclass(frozen=True)
 class _Kept:
     """The D detections that count, in their order; (D,) each but for what is noted."""
@@ -270,21 +365,18 @@ class _Kept:
 
 def _keep(truth: GroundTruth, detections: Detections, iou_type: str, max_dets: int) -> _Kept:
     """Limit, filter and order the detections."""
-    score, num_categories = detections.score, len(truth.category_ids)
-    image, has_image = _find(truth.image_ids, detections.image_id)
-    if not has_image.all():
-        missing = np.unique(detections.image_id[~has_image])
-        raise ValueError(
-            f"detections of {len(missing)} images that the ground truth has not, such as {missing[0]}: "
-            "evaluate on the dataset that was predicted"
-        )
-    category, has_category = _find(truth.category_ids, detections.category_id)
-    group = image * num_categories + category
-    keep = _best_of_each_image(image, score, max_dets) & has_category & _find(truth.known, group)[1]
+    score = detections.score
+    image, category, has_category = positions(truth, detections)
+    group = image * len(truth.category_ids) + category
+    if truth.federated:
+        keep = best_of_each(image, score, max_dets) & has_category & truth.is_known(group)
+    else:
+        keep = best_of_each(np.where(has_category, group, -1), score, max_dets) & has_category
     index = np.flatnonzero(keep)
     area = _mask_areas(truth, detections, index, image) if iou_type == "segm" else _box_areas(detections, index)
-    has_area = (area > 0) & (area < np.inf)
-    index, area = index[has_area], area[has_area]
+    if truth.federated:
+        has_area = (area > 0) & (area < np.inf)
+        index, area = index[has_area], area[has_area]
     order = np.lexsort((image[index], -score[index], category[index]))
     index, area = index[order], area[order]
     uncounted = _outside(area) | _find(truth.not_exhaustive, group[index])[1][:, None]
@@ -298,13 +390,13 @@ def _keep(truth: GroundTruth, detections: Detections, iou_type: str, max_dets: i
     )
 
 
-def _best_of_each_image(image, score, max_dets: int) -> np.ndarray:
-    """(N,) bool: among the ``max_dets`` highest scores of its image, the first of equal ones."""
-    if max_dets < 0 or np.bincount(image).max(initial=0) <= max_dets:
-        return np.ones(len(image), dtype=bool)
-    order = np.lexsort((-score, image))
-    best = np.empty(len(image), dtype=bool)
-    best[order] = _place_in_run(image[order]) < max_dets
+def best_of_each(group: np.ndarray, score: np.ndarray, limit: int) -> np.ndarray:
+    """(N,) bool: among the ``limit`` highest scores of its group, the first of equal ones; -1 is no limit."""
+    if limit < 0 or np.unique(group, return_counts=True)[1].max(initial=0) <= limit:
+        return np.ones(len(group), dtype=bool)
+    order = np.lexsort((-score, group))
+    best = np.empty(len(group), dtype=bool)
+    best[order] = _place_in_run(group[order]) < limit
     return best
 
 
@@ -344,6 +436,11 @@ def _box_pairs(truth: GroundTruth, kept: _Kept):
     """
     first = np.searchsorted(truth.group, kept.group)
     count = np.searchsorted(truth.group, kept.group, side="right") - first
+    return close_boxes(truth, kept.box, first, count)
+
+
+def close_boxes(truth: GroundTruth, box: np.ndarray, first: np.ndarray, count: np.ndarray):
+    """As ``_box_pairs``, of each of the (n, 4) boxes with the (n,) ``count`` objects from its (n,) ``first`` on."""
     end = np.cumsum(count)  # of each detection's pairs
     parts = []
     start = 0
@@ -352,19 +449,23 @@ def _box_pairs(truth: GroundTruth, kept: _Kept):
         stop = max(np.searchsorted(end, before + PAIRS_AT_ONCE, side="right"), start + 1)
         detection = np.repeat(np.arange(start, stop), count[start:stop])
         gt = np.repeat(first[start:stop], count[start:stop]) + _place_in_run(detection)
-        iou = _box_iou(kept.box[detection], truth.box[gt])
+        iou = _box_iou(box[detection], truth.box[gt], truth.crowd[gt])
         close = iou >= IOU_THRESHOLDS[0]
         parts.append((detection[close], gt[close], iou[close]))
         start = stop
     return _concatenate(parts)
 
 
-def _box_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """(n, 4), (n, 4) -> (n,), in the order of operations of pycocotools.mask.iou, so equal to the bit."""
+def _box_iou(a: np.ndarray, b: np.ndarray, crowd: np.ndarray) -> np.ndarray:
+    """(n, 4), (n, 4), (n,) bool -> (n,), in the order of operations of pycocotools.mask.iou, so equal to the bit.
+
+    Where b is a crowd region, it is the share of a that b covers.
+    """
     low, high = np.maximum(a[:, :2], b[:, :2]), np.minimum(a[:, 2:] + a[:, :2], b[:, 2:] + b[:, :2])
     side = high - low
     intersection = np.where((side > 0).all(axis=1), side[:, 0] * side[:, 1], 0.0)
-    return intersection / (a[:, 2] * a[:, 3] + b[:, 2] * b[:, 3] - intersection)
+    area = a[:, 2] * a[:, 3]
+    return intersection / np.where(crowd, area, area + b[:, 2] * b[:, 3] - intersection)
 
 
 def _mask_pairs(truth: GroundTruth, kept: _Kept):
@@ -380,7 +481,7 @@ def _mask_pairs(truth: GroundTruth, kept: _Kept):
         objects, members = range(first[i], last[i]), by_group[starts[i] : stops[i]]
         object_rles = [truth.rle(truth.segmentation[j], image) for j in objects]
         rles = [truth.rle(kept.segmentation[j], image) for j in kept.index[members]]
-        iou = mask_utils.iou(rles, object_rles, [0] * len(objects))
+        iou = mask_utils.iou(rles, object_rles, truth.crowd[objects].tolist())
         row, column = np.nonzero(iou >= IOU_THRESHOLDS[0])
         parts.append((members[row], column + first[i], iou[row, column]))
     detection, gt, iou = _concatenate(parts)
@@ -428,7 +529,7 @@ def _match(truth: GroundTruth, kept: _Kept, detection, gt, iou) -> _Matches:
         firsts = _starts_of_runs(candidate[now])
         free = (iou[now, None] >= IOU_THRESHOLDS)[:, None] & ~taken[objects]  # (p, A, T)
         won = _most_preferred(free, preference[now], firsts)
-        taken[objects] |= won  # no object is there twice in a round
+        taken[objects] |= won & ~truth.crowd[objects, None, None]  # no object is there twice in a round
         scores = counts[now] & truth.scores_a_hit[objects, None]
         players = candidate[now][firsts]
         hit[players] = np.logical_or.reduceat(won & scores[:, :, None], firsts)
@@ -463,8 +564,7 @@ def _most_preferred(free, preference, firsts) -> np.ndarray:
 def _accumulate(truth: GroundTruth, kept: _Kept, matches: _Matches) -> LVISCurves:
     """The curves of every category."""
     categories = np.arange(len(truth.category_ids) + 1)
-    num_objects = np.zeros((len(truth.category_ids), len(AREA_RANGES)), dtype=np.int64)
-    np.add.at(num_objects, truth.group % len(truth.category_ids), ~truth.ignored)
+    num_objects = truth.num_objects()
     shape = (len(IOU_THRESHOLDS), len(RECALL_THRESHOLDS), *num_objects.shape)
     precision = np.broadcast_to(np.where(num_objects > 0, 0.0, -1.0), shape).copy()
     recall = precision[:, 0].copy()

@@ -5,7 +5,7 @@ A loss states each hyper-parameter and its default once, in ``__init__``; ``add_
 """
 
 import inspect
-from typing import Any, Dict
+from typing import Any, Dict, Optional
 
 from detectron2.config import CfgNode
 
@@ -59,6 +59,15 @@ def arguments_from_config(cfg, loss_class: type) -> Dict[str, Any]:
     if "frequencies" in inspect.signature(loss_class.__init__).parameters:
         arguments["frequencies"] = _frequencies(cfg)
     return arguments
+
+
+def tail_rule(cfg, loss_class: type) -> Optional[TailRule]:
+    """The rule by which ``loss_class`` selects its tail, None where it has none."""
+    node = cfg.MODEL.ROI_BOX_HEAD.CLS_LOSS[loss_class.__name__]
+    for argument, default in defaults(loss_class).items():
+        if isinstance(default, TailRule):
+            return _tail_rule(cfg, node[argument.upper()], loss_class.__name__)
+    return None
 
 
 def _frequencies(cfg):

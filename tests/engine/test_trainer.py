@@ -10,7 +10,7 @@ from detectron2.evaluation import COCOEvaluator, DatasetEvaluators
 from eql_d2.data.builtin import register_mini_lvis
 from eql_d2.data.mini_lvis import MiniLVISSpec
 from eql_d2.engine import LongTailCheckpointer, Trainer, summarize_run
-from eql_d2.engine.trainer import PICTURE
+from eql_d2.engine.evaluators import PICTURE
 
 SPEC = MiniLVISSpec(num_categories=7, num_train_images=30, num_val_images=6, max_image_count=20, min_val_images=2)
 

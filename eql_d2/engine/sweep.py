@@ -1,0 +1,238 @@
+"""What a finished run would score with another calibration, score threshold or number of detections: no training.
+
+The number of detections and the threshold are cut from predictions that are there, which is exact: NMS keeps a
+detection by looking only at higher scores. The strength of a calibration (:mod:`eql_d2.modeling.calibration`) changes
+the scores before NMS, so the model is run again: once over the images, where backbone and proposals are computed once
+for all strengths.
+"""
+
+import itertools
+import json
+import pickle
+from collections.abc import Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_test_loader
+from detectron2.modeling import GeneralizedRCNN
+from tqdm import tqdm
+
+from eql_d2.data import ClassFrequencies
+from eql_d2.engine.checkpoint import LongTailCheckpointer
+from eql_d2.engine.checks import check_evaluator_type, check_run
+from eql_d2.engine.errors import SET_UP_ERRORS
+from eql_d2.engine.evaluators import training_frequencies
+from eql_d2.engine.setup import load_config, use_available_device
+from eql_d2.evaluation.categories import Categories
+from eql_d2.evaluation.lvis_metrics import COCO_MAX_DETS, Detections, GroundTruth, best_of_each, evaluate_lvis
+from eql_d2.evaluation.predictions import ImagePredictions, as_detections, load
+from eql_d2.evaluation.tail_results import percent
+from eql_d2.modeling import LongTailFastRCNNOutputLayers
+from eql_d2.modeling.calibration import CALIBRATIONS
+
+UNREADABLE = (*SET_UP_ERRORS, RuntimeError, EOFError, TypeError, pickle.UnpicklingError)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What to vary; each combination is a row.
+
+    Args:
+        strengths: of the calibration, 0 for none; None takes the predictions that the run has saved.
+        detections: of an image, -1 for all; None is the run's own number.
+        thresholds: scores that a detection must exceed; None is the run's own.
+        calibration: "LogitAdjustment" or "NorCal".
+        task: "bbox" or "segm".
+    """
+
+    strengths: Sequence[float] | None = None
+    detections: Sequence[int] | None = None
+    thresholds: Sequence[float] | None = None
+    calibration: str = "LogitAdjustment"
+    task: str = "bbox"
+
+    def rows(self, folder) -> list:
+        """The rows of one run, for each of its test sets.
+
+        Args:
+            folder: output folder of `tools/train_net.py`.
+
+        Returns:
+            dicts with run, dataset, strength ("saved" for the saved predictions), threshold, detections (the limit),
+            kept (detections an image, mean), AP, APr, APc, APf.
+
+        Raises:
+            ValueError: what is wrong with the run: no config, weights or predictions, or ones that are not whole, or
+                more asked of the saved predictions than they hold.
+        """
+        folder = Path(folder)
+        cfg = config_of_run(folder)
+        limits = list(self.detections or [cfg.TEST.DETECTIONS_PER_IMAGE])
+        thresholds = list(self.thresholds or [cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST])
+        rows = []
+        for name in cfg.DATASETS.TEST:
+            DatasetCatalog.get(name)  # which sets the metadata
+            if self.strengths is None:
+                check_saved_suffice(cfg, limits, thresholds)
+                predictions = {"saved": saved_detections(folder, name, self.task)}
+            else:
+                most = -1 if -1 in limits else max(limits)
+                predictions = self._predict(cfg, folder, name, most, min(thresholds))
+            score = Scorer.of_dataset(cfg, name, self.task)
+            for strength, threshold, limit in itertools.product(predictions, thresholds, limits):
+                setting = {"strength": strength, "threshold": threshold, "detections": limit}
+                scores = score(predictions[strength], threshold, limit)
+                rows.append({"run": folder.name, "dataset": name, **setting, **scores})
+        return rows
+
+    def _predict(self, cfg, folder: Path, dataset_name: str, limit: int, threshold: float) -> dict:
+        """Strength -> Detections, by the run's final weights."""
+        model = model_of_run(cfg, folder)
+        predictors = [m for m in model.modules() if isinstance(m, LongTailFastRCNNOutputLayers)]
+        if not predictors:
+            raise ValueError(f"MODEL.ROI_HEADS.NAME {cfg.MODEL.ROI_HEADS.NAME} is not of eql_d2, so has no calibration")
+        frequencies = ClassFrequencies.from_config(cfg)
+        calibrations = {
+            strength: [
+                CALIBRATIONS[self.calibration](predictor.cls_loss, frequencies, strength).to(model.device)
+                for predictor in predictors
+            ]
+            for strength in self.strengths
+        }
+        for predictor in predictors:
+            predictor.test_topk_per_image, predictor.test_score_thresh = limit, threshold
+        images = {strength: [] for strength in self.strengths}
+        loader = build_detection_test_loader(cfg, dataset_name)
+        for inputs in tqdm(loader, desc=f"{folder.name} on {dataset_name}", unit="batch", mininterval=2):
+            for strength, outputs in predict_each(model, predictors, calibrations, inputs):
+                images[strength] += [
+                    ImagePredictions.pack(output["instances"].to("cpu"), image["image_id"])
+                    for image, output in zip(inputs, outputs)
+                ]
+        mapping = MetadataCatalog.get(dataset_name).get("thing_dataset_id_to_contiguous_id")
+        return {k: as_detections([p.with_dataset_ids(mapping) for p in of]) for k, of in images.items()}
+
+
+@torch.no_grad()
+def predict_each(model: GeneralizedRCNN, predictors: list, calibrations: dict, inputs: list):
+    """Yields each strength with the model's outputs for a batch.
+
+    Args:
+        model: in evaluation mode.
+        predictors: the box predictors of its head.
+        calibrations: strength -> one calibration for each predictor.
+        inputs: what the model takes.
+    """
+    images = model.preprocess_image(inputs)
+    features = model.backbone(images.tensor)
+    proposals, _ = model.proposal_generator(images, features, None)
+    for strength, of_predictors in calibrations.items():
+        for predictor, calibration in zip(predictors, of_predictors):
+            predictor.calibration = calibration
+        instances, _ = model.roi_heads(images, features, proposals, None)
+        yield strength, GeneralizedRCNN._postprocess(instances, inputs, images.image_sizes)
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """Scores cut detections on one dataset, by its own rules."""
+
+    truth: GroundTruth
+    groups: dict  # letter -> (K,) bool
+    task: str
+
+    @classmethod
+    def of_dataset(cls, cfg: CfgNode, dataset_name: str, task: str) -> "Scorer":
+        metadata = MetadataCatalog.get(dataset_name)
+        truth = GroundTruth.load(metadata.json_file, federated=check_evaluator_type(dataset_name) == "lvis")
+        return cls(truth, Categories.of(truth, metadata, training_frequencies(cfg)).members(), task)
+
+    def __call__(self, detections: Detections, threshold: float, limit: int) -> dict:
+        """Mean number of detections an image, and AP in percent."""
+        image = np.unique(detections.image_id, return_inverse=True)[1]
+        kept = detections.select((detections.score > threshold) & best_of_each(image, detections.score, limit))
+        curves = evaluate_lvis(self.truth, kept, self.task, -1 if self.truth.federated else COCO_MAX_DETS)
+        ap = curves.category_ap()
+        of_groups = {f"AP{letter}": percent(ap[members]) for letter, members in self.groups.items()}
+        return {"kept": len(kept.score) / len(self.truth.image_ids), "AP": percent(ap), **of_groups}
+
+
+def config_of_run(folder: Path) -> CfgNode:
+    """Its frozen config, on a device that there is."""
+    path = folder / "config.yaml"
+    if not path.is_file():
+        raise ValueError("no output folder of tools/train_net.py: it has no config.yaml")
+    cfg = load_config(str(path), ["OUTPUT_DIR", str(folder)])
+    use_available_device(cfg)
+    cfg.freeze()
+    check_run(cfg, train=False)
+    return cfg
+
+
+def model_of_run(cfg: CfgNode, folder: Path) -> GeneralizedRCNN:
+    """The model with the run's final weights, in evaluation mode."""
+    from eql_d2.engine.trainer import Trainer
+
+    model, weights = Trainer.build_model(cfg), folder / "model_final.pth"
+    with readable(weights):
+        LongTailCheckpointer(model).load(str(weights))
+    return model.eval()
+
+
+def check_saved_suffice(cfg: CfgNode, limits: list, thresholds: list) -> None:
+    """Saved predictions are cut already, so that only less can be asked of them."""
+    limit, threshold = cfg.TEST.DETECTIONS_PER_IMAGE, cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST
+    most = -1 if -1 in limits else max(limits)
+    if min(thresholds) < threshold or (limit >= 0 and not 0 <= most <= limit):
+        raise ValueError(
+            f"its saved predictions are the best {limit} of an image above a score of {threshold}, and up to {most} "
+            f"above {min(thresholds)} are asked for: give --strengths 0 to predict anew"
+        )
+
+
+def saved_detections(folder: Path, dataset_name: str, task: str) -> Detections:
+    """The predictions that the run's last evaluation has left, in the dataset's ids."""
+    inference = folder / "inference" / dataset_name
+    if check_evaluator_type(dataset_name) == "lvis":
+        path = inference / "instances_predictions.pth"
+        with readable(path):
+            mapping = MetadataCatalog.get(dataset_name).get("thing_dataset_id_to_contiguous_id")
+            detections = as_detections([p.with_dataset_ids(mapping) for p in load(str(path))])
+    else:
+        path = inference / "coco_instances_results.json"
+        with readable(path):
+            detections = Detections.from_results(json.loads(path.read_text()), task)
+    if task == "segm" and detections.segmentation is None:
+        raise ValueError(f"{path} has no masks: give --task bbox")
+    return detections
+
+
+@contextmanager
+def readable(path: Path):
+    """Whatever goes wrong in reading a file that was not written to its end is a ValueError that names it."""
+    if not path.is_file():
+        raise ValueError(f"there is no {path}: did it run to its end?")
+    try:
+        yield
+    except UNREADABLE as error:
+        raise ValueError(f"{path} cannot be read, perhaps it was not written to its end: {error}") from error
+
+
+def sweep_runs(folders: Sequence, sweep: Sweep) -> tuple:
+    """All runs that can be read.
+
+    Returns:
+        rows of the table, and folder -> why it was skipped.
+    """
+    rows, skipped = [], {}
+    for folder in folders:
+        try:
+            rows += sweep.rows(folder)
+        except SET_UP_ERRORS as error:
+            message = error.args[0] if isinstance(error, KeyError) and error.args else error
+            skipped[str(folder)] = " ".join(str(message).split())
+    return rows, skipped

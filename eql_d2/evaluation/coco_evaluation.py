@@ -1,0 +1,79 @@
+"""COCO's metrics as a Detectron2 evaluator, with the analysis that LVIS's has."""
+
+from itertools import chain
+
+from detectron2.evaluation import COCOEvaluator
+from detectron2.utils import comm
+
+from eql_d2.evaluation.fixed_ap import BestOfEachCategory, best_of_all
+from eql_d2.evaluation.lvis_metrics import COCO_MAX_DETS, Detections, GroundTruth, match_lvis
+from eql_d2.evaluation.predictions import ImagePredictions, as_detections
+from eql_d2.evaluation.tail_analysis import TailAnalysis
+
+
+class AnalysedCOCOEvaluator(COCOEvaluator):
+    """Detectron2's COCOEvaluator, whose metrics stay as they are, and a :class:`TailAnalysis`.
+
+    The analysis goes by COCO's rules: every category counts in every image, crowd regions are ignored, and of each
+    image and category the best 100 detections are looked at. So the mean of its AP by category is COCO's AP.
+
+    Args:
+        dataset_name: as ``COCOEvaluator`` takes it.
+        analysis: what else to compute, write and log.
+        fixed_ap: add fixed AP. Then all that a model predicts in an image goes into fixed AP, and the best
+            ``max_dets_per_image`` of it into everything else.
+        max_dets_per_image: how many, with fixed AP, a model would keep of an image without it; -1 is all.
+        kwargs: of ``COCOEvaluator``.
+    """
+
+    def __init__(
+        self,
+        dataset_name: str,
+        analysis: TailAnalysis,
+        fixed_ap: bool = False,
+        max_dets_per_image: int = -1,
+        **kwargs,
+    ):
+        super().__init__(dataset_name, **kwargs)
+        self._analysis, self._fixed_ap, self._limit = analysis, fixed_ap, max_dets_per_image
+
+    def reset(self):
+        super().reset()
+        self._best = BestOfEachCategory()
+
+    def process(self, inputs, outputs):
+        if self._fixed_ap:
+            for image, output in zip(inputs, outputs):
+                instances = output["instances"].to("cpu")
+                self._best.add(ImagePredictions.pack(instances, image["image_id"]))
+            outputs = [{"instances": best_instances(output["instances"], self._limit)} for output in outputs]
+        super().process(inputs, outputs)
+
+    def evaluate(self, img_ids=None):
+        """As Detectron2's, of the images of ``img_ids``, which are analysed only where they are all (None)."""
+        best = self._best.images()
+        self._gathered = best_of_all(comm.gather(best, dst=0) if self._distributed else [best])
+        return super().evaluate(img_ids)
+
+    def _eval_predictions(self, predictions, img_ids=None):
+        """Detectron2's, which fills ``self._results`` and puts the dataset's category ids into the predictions."""
+        super()._eval_predictions(predictions, img_ids)
+        if img_ids is not None or not self._results:
+            return
+        results = list(chain.from_iterable(p["instances"] for p in predictions))
+        truth = GroundTruth.load(self._coco_api.dataset, federated=False)
+        mapping = self._metadata.get("thing_dataset_id_to_contiguous_id")
+        most = as_detections([p.with_dataset_ids(mapping) for p in self._gathered]) if self._fixed_ap else None
+        for task in {"bbox", "segm"} & set(self._results):
+            detections = Detections.from_results(results, task)
+            matching = match_lvis(truth, detections, task, COCO_MAX_DETS)
+            self._results[task] = self._analysis.run(
+                matching, detections, task, COCO_MAX_DETS, self._results[task], most
+            )
+
+
+def best_instances(instances, limit: int):
+    """The ``limit`` instances with the highest scores; -1 is all."""
+    if not 0 <= limit < len(instances):
+        return instances
+    return instances[instances.scores.argsort(descending=True, stable=True)[:limit]]

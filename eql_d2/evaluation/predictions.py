@@ -1,0 +1,142 @@
+"""What a model predicted, image by image, as arrays: they take a small part of the memory of a dict per detection."""
+
+import json
+import logging
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from detectron2.evaluation.coco_evaluation import instances_to_coco_json
+from detectron2.structures import Instances
+from detectron2.utils.file_io import PathManager
+
+from eql_d2.evaluation.lvis_metrics import Detections, best_of_each
+
+logger = logging.getLogger(__name__)
+
+
+class ImagePredictions(NamedTuple):
+    """The n detections of an image."""
+
+    image_id: int
+    category_id: np.ndarray  # (n,) int64
+    bbox: np.ndarray  # (n, 4) x, y, w, h in pixels
+    score: np.ndarray  # (n,)
+    mask_size: list | None  # height, width of the masks, if there are any
+    mask_counts: list | None  # n str, the RLEs' counts, or None for a model without masks
+
+    def select(self, keep: np.ndarray) -> "ImagePredictions":
+        """Those that (n,) bool ``keep`` says."""
+        counts = self.mask_counts
+        return self._replace(
+            category_id=self.category_id[keep],
+            bbox=self.bbox[keep],
+            score=self.score[keep],
+            mask_counts=None if counts is None else [counts[i] for i in np.flatnonzero(keep)],
+        )
+
+    def best(self, limit: int) -> "ImagePredictions":
+        """The ``limit`` highest scores, the first of equal ones; -1 is all."""
+        keep = best_of_each(np.zeros(len(self.score), dtype=np.int64), self.score, limit)
+        return self if keep.all() else self.select(keep)
+
+    @classmethod
+    def pack(cls, instances: Instances, image_id) -> "ImagePredictions":
+        results = instances_to_coco_json(instances, image_id)
+        rles = [r["segmentation"] for r in results] if instances.has("pred_masks") else None
+        return cls(
+            image_id=image_id,
+            category_id=np.array([r["category_id"] for r in results], dtype=np.int64),
+            bbox=_array([r["bbox"] for r in results], instances.pred_boxes.tensor).reshape(-1, 4),
+            score=_array([r["score"] for r in results], instances.scores),
+            mask_size=rles[0]["size"] if rles else None,
+            mask_counts=None if rles is None else [rle["counts"] for rle in rles],
+        )
+
+    def with_dataset_ids(self, mapping: dict | None) -> "ImagePredictions":
+        """The model's category indices replaced by the dataset's ids.
+
+        Args:
+            mapping: ``thing_dataset_id_to_contiguous_id``; None is LVIS's own ids, 1 to K.
+        """
+        if mapping is None:
+            return self._replace(category_id=self.category_id + 1)
+        dataset_id = {index: category_id for category_id, index in mapping.items()}
+        ids = [dataset_id[index] for index in self.category_id.tolist()]
+        return self._replace(category_id=np.array(ids, dtype=np.int64))
+
+    def unpack(self) -> list:
+        """Detectron2's result dicts."""
+        keys = ("category_id", "bbox", "score")
+        columns = [self.category_id.tolist(), self.bbox.tolist(), self.score.tolist()]
+        results = [{"image_id": self.image_id, **dict(zip(keys, row))} for row in zip(*columns)]
+        for result, counts in zip(results, self.mask_counts or ()):
+            result["segmentation"] = {"size": self.mask_size, "counts": counts}
+        return results
+
+
+def _array(values: list, like: torch.Tensor) -> np.ndarray:
+    """Python numbers that came from a tensor, in a dtype that holds them exactly."""
+    return np.array(values, dtype=np.float64 if like.dtype == torch.float64 else np.float32)
+
+
+class Masks(Sequence):
+    """The masks of all detections as RLE dicts, each made when it is asked for."""
+
+    def __init__(self, predictions: list):
+        self._counts = [c for p in predictions for c in p.mask_counts or ()]
+        self._sizes = [p.mask_size for p in predictions for _ in p.mask_counts or ()]
+
+    def __len__(self):
+        return len(self._counts)
+
+    def __getitem__(self, index):
+        return {"size": self._sizes[index], "counts": self._counts[index]}
+
+
+def save(predictions: list, path: str) -> None:
+    """instances_predictions.pth: a dict of tensors and lists for each image, with the model's category indices."""
+    tensors = [
+        {k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in p._asdict().items()}
+        for p in predictions
+    ]
+    with PathManager.open(path, "wb") as file:
+        torch.save(tensors, file)
+
+
+def load(path: str) -> list:
+    """What :func:`save` wrote, as a list of :class:`ImagePredictions`."""
+    with PathManager.open(path, "rb") as file:
+        images = torch.load(file, weights_only=True)
+    arrays = [{k: v.numpy() if torch.is_tensor(v) else v for k, v in image.items()} for image in images]
+    return [ImagePredictions(**image) for image in arrays]
+
+
+def write_json(predictions: list, path: str) -> None:
+    """LVIS's results format, image by image: the whole as one string or list would be large."""
+    logger.info("Saving results to %s", path)
+    with PathManager.open(path, "w") as file:
+        separator = "["
+        for image in predictions:
+            if len(image.score):
+                file.write(separator + json.dumps(image.unpack())[1:-1])
+                separator = ", "
+        file.write("[]" if separator == "[" else "]")
+
+
+def tasks_of(predictions: list) -> tuple:
+    has_masks = any(p.mask_counts is not None for p in predictions)
+    return ("bbox", "segm") if has_masks else ("bbox",)
+
+
+def as_detections(predictions: list) -> Detections:
+    """Those of all images, as the metrics take them."""
+    has_masks = any(p.mask_counts is not None for p in predictions)
+    return Detections(
+        image_id=np.repeat([p.image_id for p in predictions], [len(p.score) for p in predictions]),
+        category_id=np.concatenate([p.category_id for p in predictions]),
+        score=np.concatenate([p.score for p in predictions]),
+        box=np.concatenate([p.bbox for p in predictions]),
+        segmentation=Masks(predictions) if has_masks else None,
+    )

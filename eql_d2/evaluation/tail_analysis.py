@@ -1,0 +1,92 @@
+"""Where a detector fails: AP by category and by frequency, fixed and boundary AP, calibration of scores, confusion.
+
+docs/evaluation.md says what the files hold and what the numbers mean.
+"""
+
+import logging
+import os
+from dataclasses import dataclass
+
+from detectron2.data import MetadataCatalog
+from detectron2.utils.file_io import PathManager
+
+from eql_d2.data.frequencies import ClassFrequencies, TailRule
+from eql_d2.evaluation.boundary import by_boundary
+from eql_d2.evaluation.categories import Categories
+from eql_d2.evaluation.confusion import answers
+from eql_d2.evaluation.lvis_metrics import Detections, Matching, evaluate_lvis
+from eql_d2.evaluation.tail_results import TailResults
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TailAnalysis:
+    """What a detector's evaluation is analysed by, and where the files go.
+
+    Args:
+        dataset_name: a registered dataset.
+        output_dir: folder for the files; None writes none.
+        frequencies: counts of the training set, if they are known.
+        tail: the loss's rule, if it has one.
+        boundary_ap: add boundary AP, for masks.
+    """
+
+    dataset_name: str
+    output_dir: str | None = None
+    frequencies: ClassFrequencies | None = None
+    tail: TailRule | None = None
+    boundary_ap: bool = False
+
+    def run(
+        self,
+        matching: Matching,
+        detections: Detections,
+        task: str,
+        max_dets: int,
+        standard: dict,
+        most: Detections | None = None,
+    ) -> dict:
+        """Analyse one task, write its files and log its tables.
+
+        Args:
+            matching: of the detections to the dataset's objects, in the task.
+            detections: with boxes.
+            task: "bbox" or "segm".
+            max_dets: the limit that the matching was made with.
+            standard: the dataset's own metrics, in percent.
+            most: the highest scores of each category, for fixed AP.
+
+        Returns:
+            the metrics in percent: the standard ones, unchanged but for APr, APc and APf that are nan, and ours.
+        """
+        truth, metadata = matching.truth, MetadataCatalog.get(self.dataset_name)
+        categories = Categories.of(truth, metadata, self.frequencies, self.tail)
+        index, category, hit = matching.outcomes()
+        results = TailResults(
+            categories=categories,
+            num_objects=truth.num_objects()[:, 0],
+            curves=matching.curves,
+            fixed_ap=None if most is None else evaluate_lvis(truth, most, task, -1).category_ap(),
+            boundary_ap=by_boundary(matching).curves.category_ap() if self.boundary_ap and task == "segm" else None,
+            category=category,
+            score=detections.score[index],
+            hit=hit,
+            answers=answers(truth, detections, max_dets),
+        )
+        metrics = results.scalars() | {name: value for name, value in standard.items() if value == value}
+        metrics = {**standard, **metrics}  # in the order of the standard ones
+        if self.output_dir:
+            PathManager.mkdirs(self.output_dir)
+            results.write_categories(os.path.join(self.output_dir, f"categories_{task}.csv"))
+            results.write_analysis(
+                os.path.join(self.output_dir, f"analysis_{task}.json"),
+                metrics,
+                dataset=self.dataset_name,
+                task=task,
+                detections_per_image=max_dets,
+                train_counts=categories.source,
+                tail_rule=None if self.tail is None else str(self.tail),
+            )
+        logger.info("%s on %s by category, group and training images:\n%s", task, self.dataset_name, results.tables())
+        return metrics

@@ -1,0 +1,135 @@
+"""A sweep gives what evaluations with the same settings give, without training and for runs that are whole."""
+
+import csv
+import importlib.util
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from eql_d2.data.builtin import register_mini_lvis
+from eql_d2.data.mini_lvis import MiniLVISSpec
+from eql_d2.engine import Trainer, load_config
+from eql_d2.engine.sweep import Sweep, config_of_run, model_of_run, sweep_runs
+from eql_d2.evaluation.lvis_evaluation import LVISEvaluator
+
+NAME = "eql_d2_test_sweep"
+SPEC = MiniLVISSpec(num_categories=7, num_train_images=30, num_val_images=6, max_image_count=20, min_val_images=2)
+TOOL = Path(__file__).parents[2] / "tools" / "sweep.py"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The output folder of a short training, evaluated on its training images, and its results."""
+    register_mini_lvis(NAME, SPEC, tmp_path_factory.mktemp("datasets") / "mini")
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    config = Path(__file__).parents[2] / "configs" / "MiniLVIS" / "Base-MiniLVIS.yaml"
+    cfg = load_config(config, [
+        "MODEL.DEVICE", "cpu",
+        "MODEL.WEIGHTS", "",
+        "MODEL.ROI_HEADS.NUM_CLASSES", SPEC.num_categories,
+        "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.01,
+        "DATASETS.TRAIN", (f"{NAME}_train",),
+        "DATASETS.TEST", (f"{NAME}_train",),
+        "SOLVER.MAX_ITER", 60,
+        "TEST.DETECTIONS_PER_IMAGE", 60,
+        "OUTPUT_DIR", str(folder),
+    ])  # fmt: skip
+    torch.manual_seed(0)
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=False)
+    results = trainer.train()["bbox"]
+    (folder / "config.yaml").write_text(cfg.dump())
+    yield folder, results
+    for split in ("train", "val"):
+        DatasetCatalog.remove(f"{NAME}_{split}")
+        MetadataCatalog.remove(f"{NAME}_{split}")
+
+
+def evaluated(folder, *overrides):
+    """AP and APr by an evaluation with other settings."""
+    cfg = config_of_run(folder).clone()
+    cfg.defrost()
+    cfg.merge_from_list(list(overrides))
+    weights = model_of_run(cfg, folder).state_dict()
+    model = Trainer.build_model(cfg)
+    model.load_state_dict(weights)
+    evaluator = LVISEvaluator(cfg.DATASETS.TEST[0], max_dets_per_image=cfg.TEST.DETECTIONS_PER_IMAGE)
+    return Trainer.test(cfg, model, [evaluator])["bbox"]
+
+
+def test_the_runs_own_settings_give_its_own_scores(run):
+    folder, results = run
+    (row,) = Sweep().rows(folder)
+    (again,) = Sweep(strengths=[0]).rows(folder)
+    assert (row["strength"], row["threshold"], row["detections"]) == ("saved", 0.01, 60)
+    for r in (row, again):
+        assert r["AP"] == pytest.approx(results["AP"]) and r["APr"] == pytest.approx(results["APr"])
+    assert results["AP"] > 0
+
+
+def test_rows_are_what_evaluations_with_these_settings_give(run):
+    folder, _ = run
+    sweep = Sweep(strengths=[0, 1.5], detections=[60, 3], thresholds=[0.01, 0.05], calibration="NorCal")
+    rows = sweep.rows(folder)
+    assert len(rows) == 8 and len({row["AP"] for row in rows}) > 4
+    for row in rows:
+        expected = evaluated(
+            folder,
+            "TEST.DETECTIONS_PER_IMAGE", row["detections"],
+            "MODEL.ROI_HEADS.SCORE_THRESH_TEST", row["threshold"],
+            "MODEL.ROI_BOX_HEAD.CALIBRATION.NAME", "NorCal",
+            "MODEL.ROI_BOX_HEAD.CALIBRATION.STRENGTH", row["strength"],
+        )  # fmt: skip
+        assert row["AP"] == pytest.approx(expected["AP"], rel=1e-6), row
+        assert row["APr"] == pytest.approx(expected["APr"], rel=1e-6, nan_ok=True), row
+        assert row["kept"] <= row["detections"]
+
+
+def test_runs_that_are_not_whole_are_named_and_the_others_reported(run, tmp_path):
+    folder, _ = run
+    broken = {name: tmp_path / name for name in ("no_weights", "half_weights", "half_predictions", "not_there")}
+    for path in list(broken.values())[:3]:
+        shutil.copytree(folder, path)
+    (broken["no_weights"] / "model_final.pth").unlink()
+    for path in (
+        broken["half_weights"] / "model_final.pth",
+        broken["half_predictions"] / "inference" / f"{NAME}_train" / "instances_predictions.pth",
+    ):
+        path.write_bytes(path.read_bytes()[:1000])
+    runs = [*broken.values(), folder]
+    rows, skipped = sweep_runs(runs, Sweep(strengths=[0]))
+    assert {row["run"] for row in rows} == {"half_predictions", "run"}
+    assert "there is no" in skipped[str(broken["no_weights"])]
+    assert "perhaps it was not written to its end" in skipped[str(broken["half_weights"])]
+    assert "no config.yaml" in skipped[str(broken["not_there"])]
+    rows, skipped = sweep_runs(runs, Sweep())
+    assert {row["run"] for row in rows} == {"no_weights", "half_weights", "run"}
+    assert "instances_predictions.pth cannot be read" in skipped[str(broken["half_predictions"])]
+
+
+@pytest.mark.parametrize("asked", [{"detections": [61]}, {"detections": [-1]}, {"thresholds": [0.001]}])
+def test_saved_predictions_cannot_give_more_than_they_hold(run, asked):
+    with pytest.raises(ValueError, match="give --strengths 0 to predict anew"):
+        Sweep(**asked).rows(run[0])
+
+
+def test_the_tool(run, tmp_path, monkeypatch, capsys):
+    spec = importlib.util.spec_from_file_location("sweep_tool", TOOL)
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    output = tmp_path / "tables" / "sweep.csv"
+    arguments = ["sweep.py", str(run[0]), str(tmp_path / "none"), "--detections", "60", "5", "--output", str(output)]
+    monkeypatch.setattr(sys, "argv", arguments)
+    assert tool.main() == 0
+    printed = capsys.readouterr()
+    assert printed.out.splitlines()[-1] == f"2 rows of 1 runs: {output}"
+    assert f"skipped {tmp_path / 'none'}: " in printed.err
+    rows = list(csv.DictReader(output.read_text().splitlines()))
+    assert [row["detections"] for row in rows] == ["60", "5"] and "APr" in rows[0]
+    monkeypatch.setattr(sys, "argv", ["sweep.py", str(tmp_path / "none")])
+    assert tool.main() == 1
+    assert "none of the runs could be read" in capsys.readouterr().err
