@@ -11,12 +11,13 @@ from eql_d2.data.frequencies import ClassFrequencies
 from eql_d2.losses import functional
 from eql_d2.losses.base import SoftmaxLoss, at_least_fp32
 from eql_d2.losses.build import CLS_LOSS_REGISTRY
+from eql_d2.losses.statistics import CountsSteps
 
 EPSILON = 1e-3  # added to the influence, as in the authors' code
 
 
 @CLS_LOSS_REGISTRY.register()
-class InfluenceBalancedLoss(SoftmaxLoss):
+class InfluenceBalancedLoss(CountsSteps, SoftmaxLoss):
     """A sample that would move the decision boundary much counts less, and so does one of a frequent category.
 
     L = (1 / R) sum_i w_i CE(z_i, y_i)
@@ -63,12 +64,7 @@ class InfluenceBalancedLoss(SoftmaxLoss):
             return functional.with_background(weight, 1)
 
         self.register_derived("class_weight", frequencies, class_weight)
-        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
-        self._steps = 0  # the same number on the host: reading the buffer would wait for the GPU in every step
-
-    def _load_from_state_dict(self, *args, **kwargs):
-        super()._load_from_state_dict(*args, **kwargs)
-        self._steps = int(self.steps)
+        self.start_counting()
 
     def compute(self, logits, gt_classes, features, negatives):
         if features is None:
@@ -80,7 +76,8 @@ class InfluenceBalancedLoss(SoftmaxLoss):
         if self._steps >= self.start_iter:
             loss = loss * self.weight(loss, gt_classes, features)
         if self.training:
-            self._count_step()
+            self._log_switch()
+            self.count_step()
         return loss.mean()
 
     def weight(self, cross_entropy, gt_classes, features) -> torch.Tensor:
@@ -94,7 +91,7 @@ class InfluenceBalancedLoss(SoftmaxLoss):
             total = (weight * foreground).sum().clamp(min=torch.finfo(weight.dtype).tiny)
             return torch.where(foreground, weight * (foreground.sum() / total), 1)
 
-    def _count_step(self) -> None:
+    def _log_switch(self) -> None:
         if self._steps == self.start_iter:
             log_first_n(
                 logging.INFO,
@@ -102,5 +99,3 @@ class InfluenceBalancedLoss(SoftmaxLoss):
                 name=__name__,
                 key="message",
             )
-        self._steps += 1
-        self.steps += 1

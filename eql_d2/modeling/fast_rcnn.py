@@ -22,6 +22,7 @@ from torch import nn
 from eql_d2.losses import ClassificationLoss, build_cls_loss
 from eql_d2.modeling.calibration import Calibration, build_calibration
 from eql_d2.modeling.inference import EncodedBoxes, fast_rcnn_inference
+from eql_d2.modeling.normed_linear import build_classifier
 
 
 class LongTailFastRCNNOutputLayers(FastRCNNOutputLayers):
@@ -38,6 +39,8 @@ class LongTailFastRCNNOutputLayers(FastRCNNOutputLayers):
         *,
         cls_loss: ClassificationLoss,
         calibration: Optional[Calibration] = None,
+        cls_temperature: float = 0.0,
+        cls_bias: bool = True,
         **kwargs,
     ):
         """
@@ -45,6 +48,9 @@ class LongTailFastRCNNOutputLayers(FastRCNNOutputLayers):
             input_shape (ShapeSpec or int): shape of the RoI features, or D.
             cls_loss: the classification loss, for as many classes as ``num_classes``.
             calibration: a correction of the loss's scores at inference, or None.
+            cls_temperature: of the normalised classifier, :class:`eql_d2.modeling.normed_linear.NormedLinear`; 0 is a
+                plain linear one.
+            cls_bias: whether the normalised classifier has a bias; a loss with a prior starts from it.
             kwargs: the arguments of ``FastRCNNOutputLayers``.
         """
         super().__init__(input_shape, **kwargs)
@@ -55,10 +61,18 @@ class LongTailFastRCNNOutputLayers(FastRCNNOutputLayers):
             )
         self.cls_loss = cls_loss
         self.calibration = calibration
-        self.cls_score = nn.Linear(self.cls_score.in_features, cls_loss.num_logits)
+        self.cls_score = build_classifier(
+            self.cls_score.in_features, cls_loss.num_logits, cls_temperature, cls_bias
+        )
         nn.init.normal_(self.cls_score.weight, std=0.01)
         p = cls_loss.prior_prob
-        nn.init.constant_(self.cls_score.bias, 0 if p is None else -math.log((1 - p) / p))
+        if cls_bias:
+            nn.init.constant_(self.cls_score.bias, 0 if p is None else -math.log((1 - p) / p))
+        elif p is not None:
+            raise ValueError(
+                f"{type(cls_loss).__name__} starts from a bias, but MODEL.ROI_BOX_HEAD.CLS_NORM.BIAS is False: set it to "
+                f"True, or choose a softmax loss"
+            )
 
     @classmethod
     def from_config(cls, cfg, input_shape):
@@ -73,6 +87,8 @@ class LongTailFastRCNNOutputLayers(FastRCNNOutputLayers):
             **super().from_config(cfg, input_shape),
             "cls_loss": cls_loss,
             "calibration": build_calibration(cfg, cls_loss),
+            "cls_temperature": cfg.MODEL.ROI_BOX_HEAD.CLS_NORM.TEMPERATURE,
+            "cls_bias": cfg.MODEL.ROI_BOX_HEAD.CLS_NORM.BIAS,
         }
 
     @classmethod
