@@ -38,7 +38,7 @@ class InfluenceBalancedLoss(CountsSteps, SoftmaxLoss):
     Args:
         num_classes: K.
         frequencies: counts of the training set, K categories, with instance counts.
-        start_iter: >= 0, training steps (calls with RoIs in training mode; each stage of a cascade counts its own) with
+        start_iter: >= 0, training steps (calls in training mode; each stage of a cascade counts its own) with
             plain cross-entropy first. Default 0, but half of the training is advised, as in the authors' scripts.
         detach: whether the weight is a constant in the gradient.
     """

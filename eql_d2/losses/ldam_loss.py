@@ -44,7 +44,7 @@ class LDAMLoss(CountsSteps, SoftmaxLoss):
         frequencies: counts of the training set, K categories, with instance counts.
         max_margin: >= 0, margin of the rarest category, in units of z (default of the authors' code, as all).
         scale: > 0, what the cosine is multiplied by.
-        reweight_iter: >= 0, training steps (calls with RoIs in training mode; each stage of a cascade counts its own)
+        reweight_iter: >= 0, training steps (calls in training mode; each stage of a cascade counts its own)
             before DRW begins. Default None: never; the authors' scripts use 80 % of the training.
         beta: in [0, 1), of DRW; the larger, the nearer to inverse frequency.
     """

@@ -56,9 +56,9 @@ class GradientSums(nn.Module):
 
 
 class CountsSteps:
-    """Mixin of a loss that changes after a number of training steps: calls with RoIs in training mode.
+    """Mixin of a loss that changes after a number of training steps: calls in training mode, also one without RoIs.
 
-    The count is the persistent buffer ``steps``. ``self._steps`` is the same number on the host, since reading the buffer
+    So all processes change at once. The count is the persistent buffer ``steps``. ``self._steps`` is the same number on the host, since reading the buffer
     would wait for the GPU in every step.
     """
 
@@ -69,6 +69,10 @@ class CountsSteps:
     def _load_from_state_dict(self, *args, **kwargs):
         super()._load_from_state_dict(*args, **kwargs)
         self._steps = int(self.steps)
+
+    def without_rois(self) -> None:
+        if self.training:
+            self.count_step()
 
     def count_step(self) -> None:
         self._steps += 1

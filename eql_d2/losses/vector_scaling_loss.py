@@ -26,9 +26,9 @@ class VectorScalingLoss(SoftmaxLoss):
     Args:
         num_classes: K.
         frequencies: counts of the training set, K categories, with instance counts.
-        gamma: >= 0, of the temperatures (default 0.3, of a public port for CIFAR; on LVIS v1 the rarest category is then
-            divided by 26, and the configs choose 0.1).
-        tau: >= 0, of the offsets (default 1, of the same port).
+        gamma: >= 0, of the temperatures (default 0.3, of the authors' code for CIFAR; on LVIS v1 the rarest category is
+            then divided by 26, and the configs choose 0.1).
+        tau: >= 0, of the offsets (default 1, of the authors' code).
     """
 
     @configurable
