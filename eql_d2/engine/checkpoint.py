@@ -61,7 +61,7 @@ def require_file(path: str) -> None:
 
 
 def background_row(rows: torch.Tensor, cls_score: torch.nn.Linear) -> torch.Tensor:
-    """One new row below ``rows``: zeros, but to a normalised classifier, where zero has no direction, its own random one."""
+    """One row to go below ``rows``: zeros, or for a normalised classifier, to which zero is no direction, its own."""
     if isinstance(cls_score, NormedLinear) and rows.dim() > 1:
         return cls_score.weight[-1:].detach().to(rows)
     return torch.zeros_like(rows[:1])

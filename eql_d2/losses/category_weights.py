@@ -22,8 +22,8 @@ def category_weighted_sigmoid(
 ) -> Tuple[torch.Tensor, Tuple[torch.Tensor, torch.Tensor]]:
     """(1 / R) sum_ij w_ij l_j(z_ij), with l_j(-z_ij) where j is the category of RoI i.
 
-    l_j(z) = sigmoid(z)^gamma_j log(1 + e^z); w_ij is the positive weight of j where j is the category of RoI i, else its
-    negative weight.
+    l_j(z) = sigmoid(z)^gamma_j log(1 + e^z); w_ij is the positive weight of j where j is the category of RoI i, else
+    its negative weight.
 
     Args:
         logits: (R, C) float32 or float64, R > 0.
@@ -33,7 +33,8 @@ def category_weighted_sigmoid(
         negatives: (R, C) bool, False where w_ij is 0.
 
     Returns:
-        The loss, with its gradient, and (C,) P and N: sums of R |dL / dz_ij| over a category's own RoIs and over the others.
+        The loss, with its gradient, and (C,) P and N: sums of R |dL / dz_ij| over a category's own RoIs and over the
+        others.
     """
     R, C = logits.shape
     column, foreground = fused.own_entry(gt_classes, C)

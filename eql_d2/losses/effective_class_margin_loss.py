@@ -23,11 +23,11 @@ class EffectiveClassMarginLoss(BackgroundSigmoidLoss):
 
     Background has a binary classifier of its own, column K; its count is ``background_ratio`` times the sum of the
     others'. The score of category j is sigmoid(z_j) (1 - sigmoid(z_K)), of z and not of 2 z, as in the authors' code.
-    The authors use it with the normalised classifier (``MODEL.ROI_BOX_HEAD.CLS_NORM.TEMPERATURE`` 20), a bias that starts
-    at 0, and a warm-up of 10,000 iterations.
+    The authors use it with the normalised classifier (``MODEL.ROI_BOX_HEAD.CLS_NORM.TEMPERATURE`` 20), a bias that
+    starts at 0, and a warm-up of 10,000 iterations.
 
-    Deviations from the authors' code: m through log1p in float64, which in their float32 is off by up to 5.4 % on LVIS v1;
-    no exponentials of +-z, which overflow; a category without an image counts as one.
+    Deviations from the authors' code: m through log1p in float64, which in their float32 is off by up to 5.4 % on LVIS
+    v1; no exponentials of +-z, which overflow; a category without an image counts as one.
 
     Args:
         num_classes: K.

@@ -18,9 +18,9 @@ class EqualizationLossV2(BackgroundSigmoidLoss):
 
     w-_j = 1 / (1 + exp(-gamma (g_j - mu))),   w+_j = 1 + alpha (1 - w-_j),   g_j = P_j / N_j
 
-    P_j and N_j are sums, over all steps so far, of the weighted gradients w+_j |p - y| of the positives and w-_j |p - y|
-    of the negatives of category j. From "Equalization Loss v2: A New Gradient Balance Approach for Long-tailed Object
-    Detection" (Tan et al., CVPR 2021, arXiv:2012.08548). It needs no class counts. A step uses the sums of the
+    P_j and N_j are sums, over all steps so far, of the weighted gradients w+_j |p - y| of the positives and w-_j |p -
+    y| of the negatives of category j. From "Equalization Loss v2: A New Gradient Balance Approach for Long-tailed
+    Object Detection" (Tan et al., CVPR 2021, arXiv:2012.08548). It needs no class counts. A step uses the sums of the
     steps before it, so the first is unweighted; a category that has had negatives only has g = 0: w- = 6.8e-5, w+ = 5.
 
     Background has a binary classifier of its own, column K, which every RoI trains and which the authors call the
@@ -28,8 +28,8 @@ class EqualizationLossV2(BackgroundSigmoidLoss):
 
     State: P and N, float64 in checkpoints, summed over processes in each step.
 
-    Deviations from the authors' code: P and N are float64, and saved from the start; they are also right on one GPU, where
-    theirs fails; a step with logits that are not finite adds nothing.
+    Deviations from the authors' code: P and N are float64, and saved from the start; they are also right on one GPU,
+    where theirs fails; a step with logits that are not finite adds nothing.
 
     Args:
         num_classes: K.

@@ -15,25 +15,26 @@ class EqualizedFocalLoss(SigmoidLoss):
     L = -(1 / R) sum_i sum_j alpha_t (gamma_j / gamma) (1 - p_t)^gamma_j log p_t
     gamma_j = gamma + scale (1 - g_j),   g_j = min(P_j / N_j, 1)
 
-    p_t is p_ij = sigmoid(z_ij) and alpha_t is alpha where RoI i is of category j, else 1 - p_ij and 1 - alpha. The factor
-    gamma_j / gamma gives back what the stronger focus takes from hard examples. From "Equalized Focal Loss for Dense
-    Long-Tailed Object Detection" (Li et al., CVPR 2022, arXiv:2201.02593). It needs no class counts. The paper has it for
-    one-stage detectors.
+    p_t is p_ij = sigmoid(z_ij) and alpha_t is alpha where RoI i is of category j, else 1 - p_ij and 1 - alpha. The
+    factor gamma_j / gamma gives back what the stronger focus takes from hard examples. From "Equalized Focal Loss for
+    Dense Long-Tailed Object Detection" (Li et al., CVPR 2022, arXiv:2201.02593). It needs no class counts. The paper
+    has it for one-stage detectors.
 
-    P_j and N_j are sums of R |dL / dz_ij| of the positives and the negatives of category j over all steps so far: of the
-    whole gradient, with alpha_t, the factor and the derivative of the focal term,
+    P_j and N_j are sums of R |dL / dz_ij| of the positives and the negatives of category j over all steps so far: of
+    the whole gradient, with alpha_t, the factor and the derivative of the focal term,
 
         dL / dz = alpha_t (gamma_j / gamma) (1 - p_t)^gamma_j (1 - p_t - gamma_j p_t log p_t) / R    of a negative,
 
-    and of opposite sign for a positive. The step after a step uses them; before the first g_j is 1, which is focal loss.
+    and of opposite sign for a positive. The step after a step uses them; before the first g_j is 1, which is focal
+    loss.
 
     Background: no category's example, so all K targets are 0. K logits.
 
     State: P and N, float64 in checkpoints, summed over processes in each step.
 
-    Deviations from the authors' code: divided by R, not by the number of foreground anchors; P and N follow from the logits,
-    where theirs are taken from the gradient of the last layer by a hook, which mixed precision scales; log p_t through
-    softplus, where theirs is infinite near |z| = 100; float64 sums.
+    Deviations from the authors' code: divided by R, not by the number of foreground anchors; P and N follow from the
+    logits, where theirs are taken from the gradient of the last layer by a hook, which mixed precision scales; log p_t
+    through softplus, where theirs is infinite near |z| = 100; float64 sums.
 
     Args:
         num_classes: K.

@@ -24,20 +24,20 @@ class LDAMLoss(CountsSteps, SoftmaxLoss):
     m_j = max_margin (min n / n_j)^(1/4)
 
     with e_y the unit vector of the label, so the margin is taken from the label's logit only. w is 1, and from the step
-    ``reweight_iter`` on w_j ~ (1 - beta) / (1 - beta^n_j) (deferred re-weighting, DRW). From "Learning Imbalanced Datasets
-    with Label-Distribution-Aware Margin Loss" (Cao et al., NeurIPS 2019, arXiv:1906.07413).
+    ``reweight_iter`` on w_j ~ (1 - beta) / (1 - beta^n_j) (deferred re-weighting, DRW). From "Learning Imbalanced
+    Datasets with Label-Distribution-Aware Margin Loss" (Cao et al., NeurIPS 2019, arXiv:1906.07413).
 
     A margin needs logits of a known size: z is the cosine between the classifier's input and the category's weights,
-    ``MODEL.ROI_BOX_HEAD.CLS_NORM`` with ``TEMPERATURE`` 1 and ``BIAS`` False, since the scale is applied here and a bias
-    would undo the margin. With the plain classifier the loss trains too, but a large enough weight makes any margin
-    small. Scores are softmax(scale z).
+    ``MODEL.ROI_BOX_HEAD.CLS_NORM`` with ``TEMPERATURE`` 1 and ``BIAS`` False, since the scale is applied here and a
+    bias would undo the margin. With the plain classifier the loss trains too, but a large enough weight makes any
+    margin small. Scores are softmax(scale z).
 
-    Background, column K, has no count: no margin, and weight 1. n_j counts objects, as the paper's samples have one label
-    each; a category without any counts as one.
+    Background, column K, has no count: no margin, and weight 1. n_j counts objects, as the paper's samples have one
+    label each; a category without any counts as one.
 
-    Deviations from the authors' code: divided by R, also with weights, where torch's cross-entropy divides by the sum of the
-    weights in the batch; so w is scaled to a mean of 1 over the objects, the same in expectation, and foreground keeps its
-    share against background when DRW begins.
+    Deviations from the authors' code: divided by R, also with weights, where torch's cross-entropy divides by the sum
+    of the weights in the batch; so w is scaled to a mean of 1 over the objects, the same in expectation, and foreground
+    keeps its share against background when DRW begins.
 
     Args:
         num_classes: K.

@@ -23,12 +23,12 @@ class SeesawLoss(ClassificationLoss):
     C_ik = max(1, p_k / max(p_y, epsilon))^q                  compensation: where k scores higher than y, p = softmax(z)
 
     N_k counts the sampled RoIs of category k so far, those of the step included, and at least 1; S is a constant in the
-    gradient. From "Seesaw Loss for Long-Tailed Instance Segmentation" (Wang et al., CVPR 2021, arXiv:2008.10032). It needs
-    no class counts.
+    gradient. From "Seesaw Loss for Long-Tailed Instance Segmentation" (Wang et al., CVPR 2021, arXiv:2008.10032). It
+    needs no class counts.
 
-    The classifier has K + 2 outputs: z over the categories, and a pair o, object or background. Background RoIs train the
-    pair only. The score of category j is softmax(z)_j softmax(o)_object; the scores and that of background sum to 1.
-    The authors use it with the normalised classifier (``MODEL.ROI_BOX_HEAD.CLS_NORM.TEMPERATURE`` 20).
+    The classifier has K + 2 outputs: z over the categories, and a pair o, object or background. Background RoIs train
+    the pair only. The score of category j is softmax(z)_j softmax(o)_object; the scores and that of background sum to
+    1. The authors use it with the normalised classifier (``MODEL.ROI_BOX_HEAD.CLS_NORM.TEMPERATURE`` 20).
 
     State: N, int64 in checkpoints, summed over processes before use.
 

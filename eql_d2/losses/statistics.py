@@ -1,4 +1,4 @@
-"""What a loss accumulates over a training: the same in every process, saved in checkpoints, exact after any number of steps.
+"""What a loss accumulates over a training: the same in every process, saved in checkpoints, exact after many steps.
 
 Shapes as in :mod:`eql_d2.losses.base`.
 """
@@ -20,8 +20,8 @@ class GradientSums(nn.Module):
     """How strongly each category was pulled up as a positive and pushed down as a negative, since training began.
 
     P_j is the sum of |R dL / dz_ij| over all RoIs of category j, N_j that over all others; each RoI counts the same,
-    however many its batch has. float64: an fp32 sum of 90,000 steps no longer grows by the 1e-4 that a step adds for a rare
-    category.
+    however many its batch has. float64: an fp32 sum of 90,000 steps no longer grows by the 1e-4 that a step adds for a
+    rare category.
 
     Args:
         num_classes: K.
@@ -58,8 +58,8 @@ class GradientSums(nn.Module):
 class CountsSteps:
     """Mixin of a loss that changes after a number of training steps: calls in training mode, also one without RoIs.
 
-    So all processes change at once. The count is the persistent buffer ``steps``. ``self._steps`` is the same number on the host, since reading the buffer
-    would wait for the GPU in every step.
+    So all processes change at once. The count is the persistent buffer ``steps``. ``self._steps`` is the same number on
+    the host, since reading the buffer would wait for the GPU in every step.
     """
 
     def start_counting(self) -> None:

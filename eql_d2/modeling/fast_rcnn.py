@@ -70,8 +70,8 @@ class LongTailFastRCNNOutputLayers(FastRCNNOutputLayers):
             nn.init.constant_(self.cls_score.bias, 0 if p is None else -math.log((1 - p) / p))
         elif p is not None:
             raise ValueError(
-                f"{type(cls_loss).__name__} starts from a bias, but MODEL.ROI_BOX_HEAD.CLS_NORM.BIAS is False: set it to "
-                f"True, or choose a softmax loss"
+                f"{type(cls_loss).__name__} starts from a bias, but MODEL.ROI_BOX_HEAD.CLS_NORM.BIAS is False: set it "
+                f"to True, or choose a softmax loss"
             )
 
     @classmethod

@@ -1,4 +1,7 @@
-"""What losses accumulate: exact over long trainings, and fresh for another loss. Several processes: test_two_processes.py."""
+"""What losses accumulate: exact over long trainings, and fresh for another loss.
+
+That several processes accumulate the same is in test_two_processes.py.
+"""
 
 import copy
 
