@@ -6,7 +6,7 @@ from detectron2.config import CfgNode
 from eql_d2.losses import CLS_LOSS_REGISTRY
 from eql_d2.losses.hyper_parameters import NODE, config_node
 
-OUR_FLOATS = (f"{NODE}.", "SOLVER.CLASSIFIER_LR_FACTOR")  # where an int may stand
+OUR_FLOATS = (f"{NODE}.", "MODEL.ROI_BOX_HEAD.CLS_NORM.", "SOLVER.CLASSIFIER_LR_FACTOR")  # where an int may stand
 
 
 def add_eql_config(cfg: CfgNode) -> None:
@@ -30,6 +30,11 @@ def add_eql_config(cfg: CfgNode) -> None:
 
     # A learnable factor for each logit: learnable weight scaling (LWS).
     cfg.MODEL.ROI_BOX_HEAD.CLS_SCALE = False
+    # The normalised (cosine) classifier, with any loss: z = TEMPERATURE cos(x, w) + b, without b if not BIAS. 0 is the
+    # plain linear classifier. The authors of Seesaw loss and ECM use 20, those of LDAM 1 without a bias.
+    norm = cfg.MODEL.ROI_BOX_HEAD.CLS_NORM = CfgNode()
+    norm.TEMPERATURE = 0.0
+    norm.BIAS = True
 
     # Correction of the scores at inference for the class prior, for a model trained with any loss: "" (none),
     # "LogitAdjustment" or "NorCal".

@@ -10,6 +10,7 @@ from detectron2.utils.file_io import Detectron2Handler, PathManager
 from iopath.common.file_io import get_cache_dir
 
 from eql_d2.modeling import LongTailFastRCNNOutputLayers
+from eql_d2.modeling.normed_linear import NormedLinear
 
 logger = logging.getLogger(__name__)
 
@@ -18,7 +19,7 @@ class LongTailCheckpointer(DetectionCheckpointer):
     """Detectron2's checkpointer, which also loads a classifier with or without the background row.
 
     A softmax model has K + 1 rows in ``cls_score``, a sigmoid model K. Detectron2 would drop the whole layer with a
-    log line; here the background row is dropped or appended as zeros, and any other width is an error.
+    log line; here the background row is dropped or a new one appended, and any other width is an error.
 
     Args:
         model, save_dir, checkpointables: as of ``DetectionCheckpointer``.
@@ -83,6 +84,13 @@ def drop_classifier(weights: dict) -> None:
     logger.info("MODEL.NEW_CLASSIFIER: %s of the weights are left out", ", ".join(dropped) or "no classifier")
 
 
+def background_row(rows: torch.Tensor, cls_score: torch.nn.Linear) -> torch.Tensor:
+    """One row to go below ``rows``: zeros, or for a normalised classifier, to which zero is no direction, its own."""
+    if isinstance(cls_score, NormedLinear) and rows.dim() > 1:
+        return cls_score.weight[-1:].detach().to(rows)
+    return torch.zeros_like(rows[:1])
+
+
 def fit_cls_score(weights: dict, name: str, predictor: LongTailFastRCNNOutputLayers) -> None:
     """Give the parameter ``name`` of ``weights`` as many rows as ``predictor.cls_score`` has, in place.
 
@@ -100,9 +108,9 @@ def fit_cls_score(weights: dict, name: str, predictor: LongTailFastRCNNOutputLay
         weights[name] = rows[:K]
         logger.info("%s: dropped the background row, since the loss has %d logits", name, K)
     elif len(rows) == K and wanted == K + 1:
-        weights[name] = torch.cat([rows, torch.zeros_like(rows[:1])])
+        weights[name] = torch.cat([rows, background_row(rows, predictor.cls_score)])
         logger.warning(
-            "%s has no background row: appended a zero one. Train on before you trust the scores.", name
+            "%s has no background row: appended a new one. Train on before you trust the scores.", name
         )
     else:
         raise ValueError(

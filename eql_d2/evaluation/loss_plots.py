@@ -34,7 +34,7 @@ NUM_CONTEXT_ROIS = 128
 OPEN_LOGIT, LOW_LOGIT = 0.0, -6.9  # -6.9 is a sigmoid of 0.001
 FEATURES = 0.5  # each of NUM_FEATURES
 NUM_FEATURES = 1024
-WARM_UP_STEPS = 20  # for what a loss accumulates
+WARM_UP_STEPS, WARM_UP_ROIS = 40, 4096  # for what a loss accumulates
 NUM_DRAWS, NUM_REPEATS = 40, 32  # of a random loss the average: over calls, and over copies in one call
 
 LOGITS = torch.linspace(-10, 10, 33)
@@ -81,15 +81,12 @@ class Probe:
 
     def __post_init__(self):
         self.loss = copy.deepcopy(self.loss).train()
-        with fixed_seed(0):
-            objects = self.frequencies.require_instance_count().double()
-            labels = objects.multinomial(NUM_CONTEXT_ROIS // 4, replacement=True)
-        background = labels.new_full((NUM_CONTEXT_ROIS - len(labels),), self.loss.num_classes)
-        self.context = torch.cat([labels, background])
+        self.context = self._draw_labels(NUM_CONTEXT_ROIS, seed=0)
+        for seed in range(WARM_UP_STEPS if self.loss.state_dict() else 0):
+            labels = self._draw_labels(WARM_UP_ROIS, seed)
+            features = torch.full((WARM_UP_ROIS, NUM_FEATURES), FEATURES)
+            self.loss(self._typical_logits(labels), labels, features)
         self.state = copy.deepcopy(self.loss.state_dict())
-        for _ in range(WARM_UP_STEPS):
-            self._step(self.loss.num_classes, 0, torch.zeros(1))
-            self.state = copy.deepcopy(self.loss.state_dict())
         # Whether one batch has different gradients under different seeds.
         many = torch.zeros(NUM_CONTEXT_ROIS)
         self.random = any(
@@ -123,15 +120,28 @@ class Probe:
             gradient = torch.cat(steps)
         return (-gradient if role == "label" else gradient).numpy()
 
+    def _draw_labels(self, number: int, seed: int) -> torch.Tensor:
+        """Labels of a typical batch: a quarter of foreground, with objects as frequent as in the training set."""
+        objects = self.frequencies.require_instance_count().double()
+        with fixed_seed(seed):
+            labels = objects.multinomial(number // 4, replacement=True)
+        return torch.cat([labels, labels.new_full((number - len(labels),), self.loss.num_classes)])
+
+    def _typical_logits(self, gt_classes: torch.Tensor) -> torch.Tensor:
+        """Those of the middle of training: open for the label and for background, low for the rest."""
+        K = self.loss.num_classes
+        logits = torch.full((len(gt_classes), self.loss.num_logits), LOW_LOGIT)
+        logits[:, K:] = OPEN_LOGIT
+        foreground = (gt_classes < K).nonzero()[:, 0]
+        logits[foreground, gt_classes[foreground]] = OPEN_LOGIT
+        return logits
+
     def _step(self, label: int, category: int, logits, seed: int = 0) -> torch.Tensor:
         """R dL / dz of ``category`` in one RoI for each of ``logits``, within a batch of the others."""
         self.loss.load_state_dict(self.state)
-        K, number = self.loss.num_classes, len(logits)
+        number = len(logits)
         gt_classes = torch.cat([torch.full((number,), label), self.context])
-        batch = torch.full((len(gt_classes), self.loss.num_logits), LOW_LOGIT)
-        batch[:, K:] = OPEN_LOGIT
-        foreground = (gt_classes < K).nonzero()[:, 0]
-        batch[foreground, gt_classes[foreground]] = OPEN_LOGIT
+        batch = self._typical_logits(gt_classes)
         batch[:number, category] = logits
         batch.requires_grad_()
         features = torch.full((len(batch), NUM_FEATURES), FEATURES)

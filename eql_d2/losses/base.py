@@ -85,11 +85,13 @@ class ClassificationLoss(nn.Module):
                 f"known"
             )
         if len(logits) == 0:
+            if self.has_started:
+                self.without_rois()
             loss = logits.sum() * 0.0
-        elif self.steps_done < self.start_iter:
-            loss = self.plain(logits, gt_classes, features, negatives)
-        else:
+        elif self.has_started:
             loss = self.compute(logits, gt_classes, features, negatives)
+        else:
+            loss = self.plain(logits, gt_classes, features, negatives)
         if self.training and "steps" in self._buffers:
             self._count_step()
         return loss
@@ -98,9 +100,20 @@ class ClassificationLoss(nn.Module):
         """The loss itself, for R > 0 and logits in fp32 or float64; arguments as in :meth:`forward`."""
         raise NotImplementedError
 
+    def without_rois(self) -> None:
+        """Called in place of :meth:`compute` for R = 0.
+
+        Here a loss that exchanges statistics between processes takes part, or the processes that have RoIs would wait.
+        """
+
     def plain(self, logits, gt_classes, features, negatives) -> torch.Tensor:
         """The cross-entropy that a loss which starts later begins with; arguments as in :meth:`compute`."""
         raise NotImplementedError
+
+    @property
+    def has_started(self) -> bool:
+        """Whether :meth:`compute` is at work; before, it is :meth:`plain`."""
+        return self.steps_done >= self.start_iter
 
     def start_at(self, start_iter: int) -> "ClassificationLoss":
         """Train with plain cross-entropy for the first ``start_iter`` training steps; returns the loss itself.

@@ -20,10 +20,10 @@ class Calibration(nn.Module):
 
     It is defined on the scores p that the loss makes of the logits, so it fits every loss:
 
-    - scores that are one distribution over the categories and background (softmax losses) are divided and
+    - scores that are one distribution over the categories and background (softmax losses; Seesaw loss) are divided and
       renormalised, p_j e^{-o_j} / (sum_k p_k e^{-o_k} + p_bg), which is the softmax of the lowered logits;
-    - scores that are not (sigmoid losses, and those that multiply by an objectness) are lowered each on
-      its own log-odds, sigmoid(log(p_j / (1 - p_j)) - o_j), which for a sigmoid is the sigmoid of the lowered logit.
+    - scores that are not (sigmoid losses, also where background has a sigmoid of its own) are lowered each on its
+      own log-odds, sigmoid(log(p_j / (1 - p_j)) - o_j), which for a sigmoid is the sigmoid of the lowered logit.
 
     In a cascade each stage's scores are corrected, then averaged.
 

@@ -24,6 +24,7 @@ from eql_d2.losses import ClassificationLoss, build_cls_loss
 from eql_d2.losses.fused import own_entry
 from eql_d2.modeling.calibration import Calibration, build_calibration
 from eql_d2.modeling.inference import EncodedBoxes, fast_rcnn_inference
+from eql_d2.modeling.normed_linear import build_classifier
 
 
 class LongTailFastRCNNOutputLayers(FastRCNNOutputLayers):
@@ -42,6 +43,8 @@ class LongTailFastRCNNOutputLayers(FastRCNNOutputLayers):
         calibration: Optional[Calibration] = None,
         image_labels: bool = False,
         learn_scale: bool = False,
+        cls_temperature: float = 0.0,
+        cls_bias: bool = True,
         **kwargs,
     ):
         """
@@ -54,6 +57,9 @@ class LongTailFastRCNNOutputLayers(FastRCNNOutputLayers):
             learn_scale: whether each logit has a learnable factor ``cls_scale``, initially 1: learnable weight scaling
                 (LWS), "Decoupling Representation and Classifier for Long-Tailed Recognition" (Kang et al., ICLR 2020,
                 arXiv:1910.09217), where nothing but the factors is trained.
+            cls_temperature: of the normalised classifier, :class:`eql_d2.modeling.normed_linear.NormedLinear`; 0 is a
+                plain linear one.
+            cls_bias: whether the normalised classifier has a bias; a loss with a prior starts from it.
             kwargs: the arguments of ``FastRCNNOutputLayers``.
         """
         super().__init__(input_shape, **kwargs)
@@ -76,10 +82,18 @@ class LongTailFastRCNNOutputLayers(FastRCNNOutputLayers):
         self.calibration = calibration
         self.image_labels = image_labels
         self.checked: Optional[torch.Tensor] = None  # (N, K) bool of the batch, which a hook sets
-        self.cls_score = nn.Linear(self.cls_score.in_features, cls_loss.num_logits)
+        self.cls_score = build_classifier(
+            self.cls_score.in_features, cls_loss.num_logits, cls_temperature, cls_bias
+        )
         nn.init.normal_(self.cls_score.weight, std=0.01)
         p = cls_loss.prior_prob
-        nn.init.constant_(self.cls_score.bias, 0 if p is None else -math.log((1 - p) / p))
+        if cls_bias:
+            nn.init.constant_(self.cls_score.bias, 0 if p is None else -math.log((1 - p) / p))
+        elif p is not None:
+            raise ValueError(
+                f"{type(cls_loss).__name__} starts from a bias, but MODEL.ROI_BOX_HEAD.CLS_NORM.BIAS is False: set it "
+                f"to True, or choose a softmax loss"
+            )
         self.cls_scale = nn.Parameter(torch.ones(cls_loss.num_logits)) if learn_scale else None
 
     @classmethod
@@ -97,6 +111,8 @@ class LongTailFastRCNNOutputLayers(FastRCNNOutputLayers):
             "calibration": build_calibration(cfg, cls_loss),
             "image_labels": cfg.MODEL.ROI_BOX_HEAD.CLS_LOSS.IMAGE_LABELS,
             "learn_scale": cfg.MODEL.ROI_BOX_HEAD.CLS_SCALE,
+            "cls_temperature": cfg.MODEL.ROI_BOX_HEAD.CLS_NORM.TEMPERATURE,
+            "cls_bias": cfg.MODEL.ROI_BOX_HEAD.CLS_NORM.BIAS,
         }
 
     @classmethod

@@ -52,6 +52,25 @@ def test_a_zero_background_row_is_appended(model_of, tmp_path, caplog):
     assert "no background row" in caplog.text
 
 
+def test_a_normalised_classifier_keeps_its_own_background_row(model_of, tmp_path):
+    """A row of zeros has no direction: its cosine's gradient would be 10^6 times as large as the others'."""
+    trained = model_of("SigmoidCrossEntropy")
+    model = model_of("SoftmaxCrossEntropy", "MODEL.ROI_BOX_HEAD.CLS_NORM.TEMPERATURE", 20)
+    initial = model.state_dict()[WEIGHT].clone()
+    LongTailCheckpointer(model).load(save(trained, tmp_path))
+    rows = model.state_dict()[WEIGHT]
+    assert torch.equal(rows[:7], trained.state_dict()[WEIGHT]) and torch.equal(rows[7], initial[7])
+    assert model.state_dict()[WEIGHT.replace("weight", "bias")][7] == 0
+
+
+def test_a_checkpoint_with_a_bias_fits_a_classifier_without(model_of, tmp_path):
+    trained = model_of("SoftmaxCrossEntropy")
+    norm = "MODEL.ROI_BOX_HEAD.CLS_NORM"
+    model = model_of("LDAMLoss", f"{norm}.TEMPERATURE", 1, f"{norm}.BIAS", False)
+    LongTailCheckpointer(model).load(save(trained, tmp_path))
+    assert torch.equal(model.state_dict()[WEIGHT], trained.state_dict()[WEIGHT])
+
+
 @pytest.mark.parametrize("rows", [6, 9, 81])
 def test_another_width_is_an_error(model_of, tmp_path, rows):
     model = model_of("EqualizationLoss")

@@ -3,6 +3,7 @@
 Shape shorthand as in eql_d2/losses/base.py; a size is that of the logits in memory.
 """
 
+import copy
 import functools
 import inspect
 import os
@@ -72,12 +73,13 @@ class Step:
     """One forward and backward of a loss.
 
     Args:
-        loss: (logits, gt_classes) -> scalar.
+        loss: (logits, gt_classes) -> scalar; with state, if it is a module.
         logits: (R, num_logits).
         gt_classes: (R,).
     """
 
     def __init__(self, loss, logits: torch.Tensor, gt_classes: torch.Tensor):
+        self.fresh = copy.deepcopy(loss)
         self.loss = loss
         self.logits = logits.detach().requires_grad_()
         self.gt_classes = gt_classes
@@ -89,21 +91,27 @@ class Step:
         return value.detach()
 
     def error(self, other: "Step") -> float:
-        """Largest relative error of value and gradient, against the other's in float64 on the same draw."""
-        torch.manual_seed(1)
-        exact = Step(other.loss, self.logits.double(), self.gt_classes)
-        expected = exact()
-        torch.manual_seed(1)
-        value = self()
-        gradient, expected_gradient = self.logits.grad, exact.logits.grad
+        """Largest relative error of value and gradient, against the other's in float64 on the same draw.
+
+        Of the second step of a fresh loss, so that what it accumulates takes part.
+        """
+        value, gradient = Step(copy.deepcopy(self.fresh), self.logits, self.gt_classes).second()
+        exact = Step(copy.deepcopy(other.fresh), self.logits.double(), self.gt_classes)
+        expected, expected_gradient = exact.second()
         of_gradient = (gradient - expected_gradient).abs().max() / expected_gradient.abs().max()
         return max(((value - expected) / expected).abs().item(), of_gradient.item())
+
+    def second(self):
+        """(value, gradient) of the second step from now."""
+        torch.manual_seed(1)
+        self()
+        return self(), self.logits.grad
 
 
 def make_steps(R: int, K: int, dtype: torch.dtype) -> dict:
     """{(loss, implementation): step}; the first implementation of a loss is what the others are compared with."""
     gt_classes = torch.where(torch.rand(R) < 0.25, torch.randint(0, K, (R,)), K)
-    logits = {width: (torch.randn(R, width) - 4).to(dtype) for width in (K, K + 1)}
+    logits = {width: (torch.randn(R, width) - 4).to(dtype) for width in (K, K + 1, K + 2)}
     target = F.one_hot(gt_classes, K + 1)[:, :K].to(dtype)
     features = torch.rand(R, 1024)
     frequencies = frequencies_of(K)
@@ -147,6 +155,8 @@ def other_implementations(K: int, frequencies) -> dict:
         "SoftmaxEqualizationLoss": {
             "public port": lambda z, y: port_of_softmax_eql(z, y, TailRule().mask(frequencies))
         },
+        "EqualizationLossV2": {"authors' formula": AuthorsEQLv2(K)},
+        "SeesawLoss": {"authors' formula": AuthorsSeesaw(K)},
     }
 
 
@@ -191,6 +201,52 @@ def port_of_softmax_eql(z, y, tail):
     exp = torch.exp(z)
     p = exp / (weight * exp).sum(dim=1, keepdim=True)
     return -(target * torch.log(p)).sum() / R
+
+
+class AuthorsEQLv2(torch.nn.Module):
+    """As in tztztztztz/eqlv2, for one process."""
+
+    def __init__(self, K: int):
+        super().__init__()
+        self.positive, self.negative = torch.zeros(K), torch.zeros(K)
+        self.ratio = torch.full((K,), 100.0)
+
+    def forward(self, z, y):
+        R, C = z.shape
+        target = z.new_zeros(R, C)
+        target[torch.arange(R), y] = 1
+        of_negatives = torch.cat([1 / (1 + torch.exp(-12 * (self.ratio - 0.8))), torch.ones(1)])
+        of_positives = 1 + 4 * (1 - of_negatives)
+        weight = of_positives.expand(R, C) * target + of_negatives.expand(R, C) * (1 - target)
+        loss = F.binary_cross_entropy_with_logits(z, target, reduction="none")
+        gradient = ((z.detach().sigmoid() - target) * weight).abs()
+        self.positive += (gradient * target).sum(0)[:-1]
+        self.negative += (gradient * (1 - target)).sum(0)[:-1]
+        self.ratio = self.positive / (self.negative + 1e-10)
+        return (loss * weight).sum() / R
+
+
+class AuthorsSeesaw(torch.nn.Module):
+    """As in mmdetection, with all K^2 mitigation factors."""
+
+    def __init__(self, K: int):
+        super().__init__()
+        self.counts = torch.zeros(K + 1)
+
+    def forward(self, z, y):
+        for c in y.unique():
+            self.counts[c] += (y == c.item()).sum()
+        counts = self.counts[:-1].clamp(min=1)
+        foreground = y < len(counts)
+        categories, own = z[foreground, :-2], y[foreground]
+        ratio = counts[None, :] / counts[:, None]
+        seesaw = torch.where(ratio < 1, ratio**0.8, 1)[own].to(z.dtype)
+        p = categories.detach().softmax(1)
+        ratio = p / p[torch.arange(len(own)), own][:, None].clamp(min=0.01)
+        seesaw = seesaw * torch.where(ratio > 1, ratio**2, 1)
+        others = 1 - F.one_hot(own, len(counts))
+        loss = F.cross_entropy(categories + seesaw.log() * others, own, reduction="sum")
+        return loss / len(z) + F.cross_entropy(z[:, -2:], (~foreground).long())
 
 
 def peak_bytes(step: Step) -> int:

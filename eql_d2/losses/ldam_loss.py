@@ -1,0 +1,110 @@
+"""Label-distribution-aware margin loss (LDAM), with deferred re-weighting (DRW)."""
+
+import logging
+from typing import Optional
+
+import torch
+from detectron2.config import configurable
+from detectron2.utils.logger import log_first_n
+from torch.nn import functional as F
+
+from eql_d2.data.frequencies import ClassFrequencies
+from eql_d2.losses import functional
+from eql_d2.losses.base import SoftmaxLoss, at_least_fp32
+from eql_d2.losses.build import CLS_LOSS_REGISTRY
+from eql_d2.losses.class_balanced_loss import effective_number
+
+
+@CLS_LOSS_REGISTRY.register()
+class LDAMLoss(SoftmaxLoss):
+    """A rare category must win by a margin; late in the training its RoIs may also weigh more.
+
+    L = -(1 / R) sum_i w_{y_i} log softmax(scale (z_i - m_{y_i} e_{y_i}))_{y_i}
+    m_j = max_margin (min n / n_j)^(1/4)
+
+    with e_y the unit vector of the label, so the margin is taken from the label's logit only. w is 1, and from the step
+    ``reweight_iter`` on w_j ~ (1 - beta) / (1 - beta^n_j) (deferred re-weighting, DRW). From "Learning Imbalanced
+    Datasets with Label-Distribution-Aware Margin Loss" (Cao et al., NeurIPS 2019, arXiv:1906.07413).
+
+    A margin needs logits of a known size: z is the cosine between the classifier's input and the category's weights,
+    ``MODEL.ROI_BOX_HEAD.CLS_NORM`` with ``TEMPERATURE`` 1 and ``BIAS`` False, since the scale is applied here and a
+    bias would undo the margin. With the plain classifier the loss trains too, but a large enough weight makes any
+    margin small. Scores are softmax(scale z).
+
+    Background, column K, has no count: no margin, and weight 1. n_j counts objects, as the paper's samples have one
+    label each; a category without any counts as one.
+
+    Deviations from the authors' code: divided by R, also with weights, where torch's cross-entropy divides by the sum
+    of the weights in the batch; so w is scaled to a mean of 1 over the objects, the same in expectation, and foreground
+    keeps its share against background when DRW begins.
+
+    Args:
+        num_classes: K.
+        frequencies: counts of the training set, K categories, with instance counts.
+        max_margin: >= 0, margin of the rarest category, in units of z (default of the authors' code, as all).
+        scale: > 0, what the cosine is multiplied by.
+        reweight_iter: >= 0, training steps, see :meth:`count_steps`, before DRW begins. Default None: never; the
+            authors' scripts use 80 % of the training.
+        beta: in [0, 1), of DRW; the larger, the nearer to inverse frequency.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        frequencies: ClassFrequencies,
+        max_margin: float = 0.5,
+        scale: float = 30.0,
+        reweight_iter: Optional[int] = None,
+        beta: float = 0.9999,
+    ):
+        super().__init__(num_classes)
+        if not 0 <= max_margin < float("inf"):
+            raise ValueError(f"max_margin must be in [0, inf), got {max_margin}")
+        if not 0 < scale < float("inf"):
+            raise ValueError(f"scale must be in (0, inf), got {scale}")
+        if reweight_iter is not None and reweight_iter < 0:
+            raise ValueError(f"reweight_iter must be None or >= 0, got {reweight_iter}")
+        if not 0 <= beta < 1:
+            raise ValueError(f"beta must be in [0, 1), got {beta}")
+        self.scale = scale
+        self.reweight_iter = reweight_iter
+
+        def margin(frequencies):
+            counts = frequencies.require_instance_count().double().clamp(min=1)
+            margin = max_margin * (counts.min() / counts) ** 0.25
+            return functional.with_background(margin, 0)
+
+        def class_weight(frequencies):
+            counts = frequencies.require_instance_count().double()
+            weight = 1 / effective_number(counts, beta)
+            of_mean_object = (counts * weight).sum() / counts.sum().clamp(min=1)
+            return functional.with_background(weight / of_mean_object, 1)
+
+        self.register_derived("margin", frequencies, margin)
+        self.register_derived("class_weight", frequencies, class_weight)
+        self.count_steps()
+
+    def compute(self, logits, gt_classes, features, negatives):
+        margin = self.margin.to(logits.dtype)[gt_classes]
+        logits = logits.scatter_add(1, gt_classes[:, None], -margin[:, None])
+        loss = F.cross_entropy(self.scale * logits, gt_classes, reduction="none")
+        if self.reweight_iter is not None and self.steps_done >= self.reweight_iter:
+            self._log_reweighting()
+            loss = loss * self.class_weight.to(loss.dtype)[gt_classes]
+        return loss.mean()
+
+    def plain(self, logits, gt_classes, features, negatives):
+        return super().plain(self.scale * logits, gt_classes, features, negatives)
+
+    def probs(self, logits) -> torch.Tensor:
+        return super().probs(self.scale * at_least_fp32(logits))
+
+    def _log_reweighting(self) -> None:
+        log_first_n(
+            logging.INFO,
+            f"LDAMLoss re-weights from step {self.reweight_iter} on",
+            name=__name__,
+            key="message",
+        )

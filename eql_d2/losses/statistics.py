@@ -1,0 +1,55 @@
+"""What a loss accumulates over a training: the same in every process, saved in checkpoints, exact after many steps.
+
+Shapes as in :mod:`eql_d2.losses.base`.
+"""
+
+import torch
+from detectron2.utils import comm
+from torch import nn
+
+
+def sum_over_processes(x: torch.Tensor) -> torch.Tensor:
+    """The sum of every process's ``x``, of the same shape in all of them; with one process ``x`` itself."""
+    if comm.get_world_size() > 1:
+        x = x.clone()
+        torch.distributed.all_reduce(x)
+    return x
+
+
+class GradientSums(nn.Module):
+    """How strongly each category was pulled up as a positive and pushed down as a negative, since training began.
+
+    P_j is the sum of |R dL / dz_ij| over all RoIs of category j, N_j that over all others; each RoI counts the same,
+    however many its batch has. float64: an fp32 sum of 90,000 steps no longer grows by the 1e-4 that a step adds for a
+    rare category.
+
+    Args:
+        num_classes: K.
+    """
+
+    def __init__(self, num_classes: int):
+        super().__init__()
+        self.register_buffer("positive", torch.zeros(num_classes, dtype=torch.float64))
+        self.register_buffer("negative", torch.zeros(num_classes, dtype=torch.float64))
+
+    def ratio(self, initial: float) -> torch.Tensor:
+        """(K,) float64 g_j = P_j / N_j, and ``initial`` for a category without any gradient yet."""
+        ratio = self.positive / (self.negative + 1e-10)
+        return torch.where(self.positive + self.negative > 0, ratio, initial)
+
+    @torch.no_grad()
+    def add(self, positive: torch.Tensor, negative: torch.Tensor) -> None:
+        """Add this step's sums, (K,) each, of all processes.
+
+        Where one of them is not finite (mixed precision skips such a step), the category keeps what it has.
+        """
+        sums = torch.stack([positive, negative]).double()
+        sums = torch.where(sums.isfinite().all(dim=0), sums, 0)
+        positive, negative = sum_over_processes(sums)
+        self.positive += positive
+        self.negative += negative
+
+    def add_nothing(self) -> None:
+        """Take part in the exchange with a process that has no RoIs."""
+        nothing = torch.zeros_like(self.positive)
+        self.add(nothing, nothing)
