@@ -34,8 +34,8 @@ NUM_CONTEXT_ROIS = 128
 OPEN_LOGIT, LOW_LOGIT = 0.0, -6.9  # -6.9 is a sigmoid of 0.001
 FEATURES = 0.5  # each of NUM_FEATURES
 NUM_FEATURES = 1024
-WARM_UP_STEPS = 20  # for what a loss accumulates
-NUM_DRAWS, NUM_REPEATS = 40, 32  # of a random loss the average: over calls, and over copies in one call
+WARM_UP_STEPS, WARM_UP_ROIS = 40, 4096  # for what a loss accumulates
+NUM_DRAWS, NUM_LABEL_DRAWS = 1280, 40  # a random loss is averaged: as a negative, and as the label
 
 LOGITS = torch.linspace(-10, 10, 33)
 NEGATIVE_LOGIT, LABEL_LOGIT = -3.0, 0.0  # where the overview looks
@@ -81,21 +81,14 @@ class Probe:
 
     def __post_init__(self):
         self.loss = copy.deepcopy(self.loss).train()
-        with fixed_seed(0):
-            objects = self.frequencies.require_instance_count().double()
-            labels = objects.multinomial(NUM_CONTEXT_ROIS // 4, replacement=True)
-        background = labels.new_full((NUM_CONTEXT_ROIS - len(labels),), self.loss.num_classes)
-        self.context = torch.cat([labels, background])
+        self.context = self._draw_labels(NUM_CONTEXT_ROIS, seed=0)
+        for seed in range(WARM_UP_STEPS if self.loss.state_dict() else 0):
+            labels = self._draw_labels(WARM_UP_ROIS, seed)
+            features = torch.full((WARM_UP_ROIS, NUM_FEATURES), FEATURES)
+            self.loss(self._typical_logits(labels), labels, features)
         self.state = copy.deepcopy(self.loss.state_dict())
-        for _ in range(WARM_UP_STEPS):
-            self._step(self.loss.num_classes, 0, torch.zeros(1))
-            self.state = copy.deepcopy(self.loss.state_dict())
-        # Whether one batch has different gradients under different seeds.
-        many = torch.zeros(NUM_CONTEXT_ROIS)
-        self.random = any(
-            not torch.equal(*(self._step(self.typical_label, category, many, seed) for seed in (1, 2)))
-            for category in typical_categories(self.frequencies).values()
-        )
+        self.random = False  # until a step draws
+        self._step(self.typical_label, 0, torch.zeros(1))
 
     @property
     def typical_label(self) -> int:
@@ -114,29 +107,44 @@ class Probe:
             "foreground": self.typical_label, "background": self.loss.num_classes, "label": category,
         }  # fmt: skip
         logits = torch.as_tensor(logits, dtype=torch.float32)
-        if self.random:  # all of them in one batch, many times over
-            copies = logits.repeat(NUM_REPEATS)
-            steps = [self._step(labels[role], category, copies, seed) for seed in range(NUM_DRAWS)]
-            gradient = torch.stack(steps).mean(0).view(NUM_REPEATS, -1).mean(0)
+        if self.random and role != "label":  # all in one batch, to save time; as labels they would count
+            batches, draws = [logits], NUM_DRAWS
         else:
-            steps = [self._step(labels[role], category, logit) for logit in logits.split(1)]
-            gradient = torch.cat(steps)
-        return (-gradient if role == "label" else gradient).numpy()
+            batches, draws = logits.split(1), NUM_LABEL_DRAWS if self.random else 1
+        gradient = torch.cat(
+            [sum(self._step(labels[role], category, batch, seed) for seed in range(draws)) for batch in batches]
+        )
+        return ((-gradient if role == "label" else gradient) / draws).numpy()
+
+    def _draw_labels(self, number: int, seed: int) -> torch.Tensor:
+        """Labels of a typical batch: a quarter of foreground, with objects as frequent as in the training set."""
+        objects = self.frequencies.require_instance_count().double()
+        with fixed_seed(seed):
+            labels = objects.multinomial(number // 4, replacement=True)
+        return torch.cat([labels, labels.new_full((number - len(labels),), self.loss.num_classes)])
+
+    def _typical_logits(self, gt_classes: torch.Tensor) -> torch.Tensor:
+        """Those of the middle of training: open for the label and for background, low for the rest."""
+        K = self.loss.num_classes
+        logits = torch.full((len(gt_classes), self.loss.num_logits), LOW_LOGIT)
+        logits[:, K:] = OPEN_LOGIT
+        foreground = (gt_classes < K).nonzero()[:, 0]
+        logits[foreground, gt_classes[foreground]] = OPEN_LOGIT
+        return logits
 
     def _step(self, label: int, category: int, logits, seed: int = 0) -> torch.Tensor:
         """R dL / dz of ``category`` in one RoI for each of ``logits``, within a batch of the others."""
         self.loss.load_state_dict(self.state)
-        K, number = self.loss.num_classes, len(logits)
+        number = len(logits)
         gt_classes = torch.cat([torch.full((number,), label), self.context])
-        batch = torch.full((len(gt_classes), self.loss.num_logits), LOW_LOGIT)
-        batch[:, K:] = OPEN_LOGIT
-        foreground = (gt_classes < K).nonzero()[:, 0]
-        batch[foreground, gt_classes[foreground]] = OPEN_LOGIT
+        batch = self._typical_logits(gt_classes)
         batch[:number, category] = logits
         batch.requires_grad_()
         features = torch.full((len(batch), NUM_FEATURES), FEATURES)
         with fixed_seed(seed):
+            before = torch.get_rng_state()
             self.loss(batch, gt_classes, features).backward()
+            self.random |= not torch.equal(before, torch.get_rng_state())
         return len(batch) * batch.grad[:number, category]
 
 
@@ -169,7 +177,7 @@ def plot_loss(name: str, path, opts: Sequence = ()) -> None:
         axes[0].set_yscale("symlog", linthresh=LINEAR_BELOW, linscale=0.4)
         axes[0].set_ylabel("pushes z down:  R ∂L/∂z", fontsize=9)
         axes[2].set_ylabel("pushes z up:  −R ∂L/∂z", fontsize=9)
-        draws = f"  (random: mean of {NUM_DRAWS * NUM_REPEATS} draws)" if probe.random else ""
+        draws = f"  (random: mean of {NUM_DRAWS} draws)" if probe.random else ""
         figure.suptitle(name + draws, fontsize=11, fontweight="bold", x=0.01, ha="left")
         lines = axes[0].get_legend_handles_labels()
         figure.legend(*lines, loc="lower center", ncols=4, frameon=False, fontsize=8)

@@ -74,12 +74,19 @@ class ClassificationLoss(nn.Module):
         logits = at_least_fp32(self.checked_width(logits))
         self.require_frequencies()
         if len(logits) == 0:
+            self.without_rois()
             return logits.sum() * 0.0
         return self.compute(logits, gt_classes, features, negatives)
 
     def compute(self, logits, gt_classes, features, negatives) -> torch.Tensor:
         """The loss itself, for R > 0 and logits in fp32 or float64; arguments as in :meth:`forward`."""
         raise NotImplementedError
+
+    def without_rois(self) -> None:
+        """Called in place of :meth:`compute` for R = 0.
+
+        Here a loss that exchanges statistics between processes takes part, or the processes that have RoIs would wait.
+        """
 
     def checked_width(self, logits) -> torch.Tensor:
         """Logits as :meth:`compute` takes them: of width :attr:`num_logits`, or a ValueError."""
