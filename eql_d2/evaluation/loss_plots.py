@@ -265,5 +265,5 @@ def agg():
 @contextmanager
 def fixed_seed(seed: int):
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed also does what only a GPU needs, slowly
         yield

@@ -1,31 +1,28 @@
 """DropLoss."""
 
 import torch
-from detectron2.config import configurable
 
-from eql_d2.data.frequencies import ClassFrequencies, TailRule
-from eql_d2.losses import functional, fused
-from eql_d2.losses.base import SigmoidLoss
+from eql_d2.losses import functional
 from eql_d2.losses.build import CLS_LOSS_REGISTRY
+from eql_d2.losses.equalization_loss import EqualizationLoss
 from eql_d2.losses.statistics import sum_over_processes
 
 
 @CLS_LOSS_REGISTRY.register()
-class DropLoss(SigmoidLoss):
-    """EQL that also spares the tail most of the background: as much of it as there is no tail in the batch.
+class DropLoss(EqualizationLoss):
+    """EQL that also spares the tail most of the background: the rarer the tail in the batch, the more of it.
 
     L = (1 / R) sum_i sum_j w_ij BCE(z_ij, y_ij),   w_ij = 1 - T(f_j) (1 - y_ij) (1 - b_ij)
 
     T(f_j) is 1 for the tail, and b_ij is 0 on foreground RoIs, as in EQL. On background RoIs b_ij ~ Bernoulli(rho) is
-    drawn for each RoI and category, where rho is the share of tail categories among the batch's foreground RoIs: the
-    rarer the tail, the less background pushes it down. From "DropLoss for Long-Tail Instance Segmentation" (Hsieh
-    et al., AAAI 2021, arXiv:2104.06402).
+    drawn for each RoI and category, where rho is the share of tail categories among the batch's foreground RoIs. From
+    "DropLoss for Long-Tail Instance Segmentation" (Hsieh et al., AAAI 2021, arXiv:2104.06402).
 
     A batch without foreground has no rho; nothing is dropped then, as in the authors' code, where rho is NaN. With
     several processes rho is that of the joined batch; in the authors' code it is each process's own.
 
-    Deviations from the authors' code: the tail is any :class:`TailRule` instead of a lambda for one version of LVIS;
-    the mask is a buffer on the model's device; the last category gets its box loss.
+    Deviations from the authors' code: as for EQL, the tail is any :class:`TailRule` instead of a lambda for one version
+    of LVIS; the mask is a buffer on the model's device; the last category gets its box loss.
 
     Args:
         num_classes: K.
@@ -35,23 +32,11 @@ class DropLoss(SigmoidLoss):
         prior_prob: score every category starts with (default of the authors' code).
     """
 
-    @configurable
-    def __init__(
-        self,
-        num_classes: int,
-        *,
-        frequencies: ClassFrequencies,
-        tail: TailRule = TailRule(),
-        prior_prob: float = 0.001,
-    ):
-        super().__init__(num_classes, prior_prob=prior_prob)
-        self.register_tail_mask(frequencies, tail)
-
     def compute(self, logits, gt_classes, features, negatives):
         trained = ~self.draw_dropped(gt_classes)
         if negatives is not None:
             trained &= negatives
-        return fused.sigmoid_cross_entropy(logits, gt_classes, tail=self.tail_mask, negatives=trained)
+        return super().compute(logits, gt_classes, features, trained)
 
     def without_rois(self):
         self.tail_share(self.tail_mask.new_zeros(0, dtype=torch.int64))
