@@ -27,7 +27,8 @@ class BalancedGroupSoftmaxLoss(ClassificationLoss):
     Group 0 keeps all RoIs. Of the RoIs that are "others" to group g > 0 only a random part is kept, on average
     ``others_ratio`` times as many as there are RoIs of its categories; without any of those the group takes no part.
     N_g is the number of RoIs of the group plus that average. With several processes both numbers are the joined
-    batch's, so that processes together train what one would.
+    batch's, so that processes together train what one would. The authors' code has a mean in each process: a group that
+    only one of eight has weighs an eighth there.
 
     The classifier has K + 1 + G outputs for G groups, group 0 among them: the K categories and background as in a
     softmax model, then "others" of group 0 (object), 1, 2, ... A category's score is its softmax in its group times
@@ -37,9 +38,9 @@ class BalancedGroupSoftmaxLoss(ClassificationLoss):
     State: the group of each category is kept in checkpoints, as part of what the logits mean, so that a trained model
     scores without any counts.
 
-    Deviations from the authors' code: groups are counted from any dataset instead of three prepared files; "others" are
-    kept each by a draw of its own, where theirs keeps exactly ``others_ratio`` times the number, drawn by NumPy on
-    the host and counted in each process.
+    Deviations from the authors' code, beside that: groups are counted from any dataset instead of three prepared files;
+    "others" are kept each by a draw of its own, where theirs keeps exactly ``others_ratio`` times the number, drawn by
+    NumPy on the host.
 
     Args:
         num_classes: K.
