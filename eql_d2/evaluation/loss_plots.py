@@ -35,7 +35,7 @@ OPEN_LOGIT, LOW_LOGIT = 0.0, -6.9  # -6.9 is a sigmoid of 0.001
 FEATURES = 0.5  # each of NUM_FEATURES
 NUM_FEATURES = 1024
 WARM_UP_STEPS, WARM_UP_ROIS = 40, 4096  # for what a loss accumulates
-NUM_DRAWS, NUM_REPEATS = 40, 32  # of a random loss the average: over calls, and over copies in one call
+NUM_DRAWS, NUM_LABEL_DRAWS = 1280, 40  # a random loss is averaged: as a negative, and as the label
 
 LOGITS = torch.linspace(-10, 10, 33)
 NEGATIVE_LOGIT, LABEL_LOGIT = -3.0, 0.0  # where the overview looks
@@ -87,12 +87,8 @@ class Probe:
             features = torch.full((WARM_UP_ROIS, NUM_FEATURES), FEATURES)
             self.loss(self._typical_logits(labels), labels, features)
         self.state = copy.deepcopy(self.loss.state_dict())
-        # Whether one batch has different gradients under different seeds.
-        many = torch.zeros(NUM_CONTEXT_ROIS)
-        self.random = any(
-            not torch.equal(*(self._step(self.typical_label, category, many, seed) for seed in (1, 2)))
-            for category in typical_categories(self.frequencies).values()
-        )
+        self.random = False  # until a step draws
+        self._step(self.typical_label, 0, torch.zeros(1))
 
     @property
     def typical_label(self) -> int:
@@ -111,14 +107,14 @@ class Probe:
             "foreground": self.typical_label, "background": self.loss.num_classes, "label": category,
         }  # fmt: skip
         logits = torch.as_tensor(logits, dtype=torch.float32)
-        if self.random:  # all of them in one batch, many times over
-            copies = logits.repeat(NUM_REPEATS)
-            steps = [self._step(labels[role], category, copies, seed) for seed in range(NUM_DRAWS)]
-            gradient = torch.stack(steps).mean(0).view(NUM_REPEATS, -1).mean(0)
+        if self.random and role != "label":  # all in one batch, to save time; as labels they would count
+            batches, draws = [logits], NUM_DRAWS
         else:
-            steps = [self._step(labels[role], category, logit) for logit in logits.split(1)]
-            gradient = torch.cat(steps)
-        return (-gradient if role == "label" else gradient).numpy()
+            batches, draws = logits.split(1), NUM_LABEL_DRAWS if self.random else 1
+        gradient = torch.cat(
+            [sum(self._step(labels[role], category, batch, seed) for seed in range(draws)) for batch in batches]
+        )
+        return ((-gradient if role == "label" else gradient) / draws).numpy()
 
     def _draw_labels(self, number: int, seed: int) -> torch.Tensor:
         """Labels of a typical batch: a quarter of foreground, with objects as frequent as in the training set."""
@@ -146,7 +142,9 @@ class Probe:
         batch.requires_grad_()
         features = torch.full((len(batch), NUM_FEATURES), FEATURES)
         with fixed_seed(seed):
+            before = torch.get_rng_state()
             self.loss(batch, gt_classes, features).backward()
+            self.random |= not torch.equal(before, torch.get_rng_state())
         return len(batch) * batch.grad[:number, category]
 
 
@@ -179,7 +177,7 @@ def plot_loss(name: str, path, opts: Sequence = ()) -> None:
         axes[0].set_yscale("symlog", linthresh=LINEAR_BELOW, linscale=0.4)
         axes[0].set_ylabel("pushes z down:  R ∂L/∂z", fontsize=9)
         axes[2].set_ylabel("pushes z up:  −R ∂L/∂z", fontsize=9)
-        draws = f"  (random: mean of {NUM_DRAWS * NUM_REPEATS} draws)" if probe.random else ""
+        draws = f"  (random: mean of {NUM_DRAWS} draws)" if probe.random else ""
         figure.suptitle(name + draws, fontsize=11, fontweight="bold", x=0.01, ha="left")
         lines = axes[0].get_legend_handles_labels()
         figure.legend(*lines, loc="lower center", ncols=4, frameon=False, fontsize=8)
@@ -267,5 +265,5 @@ def agg():
 @contextmanager
 def fixed_seed(seed: int):
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed also does what only a GPU needs, slowly
         yield

@@ -327,6 +327,7 @@ def test_each_default_is_the_signatures(name):
 @losses_with_counts
 def test_without_counts_it_scores_but_does_not_train(make, name):
     loss = make(frequencies=FrequenciesNotFound("the annotation file of 'x' is not there"))
+    loss.load_state_dict(make().state_dict())  # a model that scores is loaded from a checkpoint
     logits, gt_classes, features = a_batch(loss)
     assert torch.equal(loss.probs(logits), make().probs(logits))
     with pytest.raises(ValueError, match=f"{name} needs class frequencies to train: .*'x' is not there"):

@@ -9,6 +9,7 @@ from detectron2.utils.events import EventStorage
 
 from eql_d2 import CLS_LOSS_REGISTRY, ClassFrequencies
 from eql_d2.losses import (
+    BalancedGroupSoftmaxLoss,
     ClassBalancedLoss,
     ClassificationLoss,
     SigmoidCrossEntropy,
@@ -16,7 +17,12 @@ from eql_d2.losses import (
     build_cls_loss,
 )
 from eql_d2.modeling import LongTailFastRCNNOutputLayers
-from eql_d2.modeling.calibration import LogitAdjustment, NorCal, build_calibration
+from eql_d2.modeling.calibration import (
+    LogitAdjustment,
+    NorCal,
+    build_calibration,
+    scores_are_distribution,
+)
 
 K = 7
 NAME, STRENGTH = "MODEL.ROI_BOX_HEAD.CALIBRATION.NAME", "MODEL.ROI_BOX_HEAD.CALIBRATION.STRENGTH"
@@ -39,6 +45,13 @@ def reference_softmax(z, offset):
 
 def reference_sigmoid(z, offset):
     return [1 / (1 + math.exp(o - x)) for x, o in zip(z, offset)] + [0.0]
+
+
+def test_scores_that_sum_to_1_by_chance_are_no_distribution():
+    """Two groups of one category each: equal logits give scores of 1/4, 1/4 and 1/2."""
+    grouped = BalancedGroupSoftmaxLoss(2, frequencies=ClassFrequencies([1, 20], [1, 20]))
+    assert grouped.probs(torch.zeros(1, 8)).sum() == 1
+    assert not scores_are_distribution(grouped) and scores_are_distribution(SoftmaxCrossEntropy(2))
 
 
 @pytest.mark.parametrize("strength", [0.3, 1.0, 2.0])

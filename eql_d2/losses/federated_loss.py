@@ -1,0 +1,82 @@
+"""Federated loss."""
+
+import torch
+from detectron2.config import configurable
+
+from eql_d2.data.frequencies import ClassFrequencies
+from eql_d2.losses import fused
+from eql_d2.losses.base import SigmoidLoss
+from eql_d2.losses.build import CLS_LOSS_REGISTRY
+
+
+@CLS_LOSS_REGISTRY.register()
+class FederatedLoss(SigmoidLoss):
+    """In each step only a small set of categories is trained: those of the batch, and some drawn at random.
+
+    L = (1 / R) sum_i sum_{j in S} BCE(z_ij, y_ij)
+
+    S holds every category of the batch's foreground RoIs. If these are fewer than ``subset_size``, others are drawn
+    without replacement, each time with probabilities proportional to n_j^power, where n_j counts images. So a
+    rare category is rarely a negative. Named after LVIS's federated labels, of which it needs none. From "Probabilistic
+    two-stage detection" (Zhou et al., arXiv:2103.07461); Detectron2 has it as ``USE_FED_LOSS``.
+
+    Background RoIs are negatives of the categories in S.
+
+    Each process has its own S, as in the authors' code: the categories of the joined batch would often fill it. Two
+    random images of LVIS v1 have 7 categories on average, eight 28 and sixteen 53, so raise ``subset_size`` where one
+    process has many images.
+
+    Deviations from Detectron2's code: background takes no place in S; where there are fewer than ``subset_size``
+    categories S is all of them (there ``torch.multinomial`` fails); a category without any images counts as one (there
+    it is never drawn, so its score stays what it was at the start); K logits, without the untrained column K; a prior,
+    which the authors' CenterNet2 has too.
+
+    Args:
+        num_classes: K.
+        frequencies: counts of the training set, K categories.
+        subset_size: >= 1, the least number of categories in S (default of Detectron2 and CenterNet2); from K on it
+            is sigmoid cross-entropy.
+        power: >= 0 (default of Detectron2 and CenterNet2); 0 draws all alike.
+        prior_prob: score every category starts with (default of CenterNet2).
+    """
+
+    @configurable
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        frequencies: ClassFrequencies,
+        subset_size: int = 50,
+        power: float = 0.5,
+        prior_prob: float = 0.01,
+    ):
+        super().__init__(num_classes, prior_prob=prior_prob)
+        if subset_size < 1:
+            raise ValueError(f"subset_size must be at least 1, got {subset_size}")
+        if not 0 <= power < float("inf"):
+            raise ValueError(f"power must be in [0, inf), got {power}")
+        self.subset_size = subset_size
+
+        def rate(frequencies):
+            return frequencies.image_count.double().clamp(min=1) ** power
+
+        self.register_derived("rate", frequencies, rate)
+
+    def compute(self, logits, gt_classes, features, negatives):
+        trained = self.draw_subset(gt_classes).expand(len(logits), -1)
+        if negatives is not None:
+            trained = trained & negatives
+        return fused.sigmoid_cross_entropy(logits, gt_classes, negatives=trained)
+
+    def draw_subset(self, gt_classes) -> torch.Tensor:
+        """(K,) bool, a new draw of S, from torch's global generator.
+
+        One exponential clock a category, whose rate is its weight: the order in which they ring is that of drawing one
+        category after the other without replacement. (``torch.multinomial`` waits for the GPU to check its input.)
+        """
+        present = self.rate.new_zeros(self.num_classes + 1, dtype=torch.bool)
+        present = present.scatter_(0, gt_classes, True)[:-1]
+        time = torch.empty_like(self.rate).exponential_() / self.rate
+        size = min(self.subset_size, self.num_classes)
+        first = time.masked_fill_(present, -1).topk(size, largest=False).indices
+        return present.scatter(0, first, True)
