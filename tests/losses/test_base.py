@@ -30,9 +30,9 @@ def a_batch(width):
 
 
 def cross_entropy(loss, logits, gt_classes):
-    """Softmax or sigmoid cross-entropy, of as many logits as the loss has."""
+    """Softmax or sigmoid cross-entropy, of as many logits as the loss has; of scaled ones where its scores are."""
     if not isinstance(loss, SigmoidLoss) and logits.shape[1] == K + 1:
-        return F.cross_entropy(logits, gt_classes)
+        return F.cross_entropy(getattr(loss, "scale", 1) * logits, gt_classes)
     target = F.one_hot(gt_classes, K + 1)[:, : logits.shape[1]].to(logits.dtype)
     return F.binary_cross_entropy_with_logits(logits, target, reduction="sum") / len(logits)
 
