@@ -35,6 +35,7 @@ class ClassificationLoss(nn.Module):
     """
 
     prior_prob: Optional[float] = None  # p in (0, 1): cls_score.bias starts at -log((1 - p) / p); None: at 0
+    compiled: Optional[bool] = None  # whether a step uses torch.compile (CLS_LOSS.COMPILE); None: this loss cannot
 
     def __init__(self, num_classes: int):
         super().__init__()

@@ -16,7 +16,7 @@ def build_cls_loss(cfg) -> ClassificationLoss:
     """The loss that ``CLS_LOSS.NAME`` names; softmax cross-entropy, Detectron2's own, where it is empty.
 
     Raises:
-        ValueError: no loss of that name is registered.
+        ValueError: no loss of that name is registered, or ``CLS_LOSS.COMPILE`` is set for one that has no compiled step.
     """
     name = cfg.MODEL.ROI_BOX_HEAD.CLS_LOSS.NAME or "SoftmaxCrossEntropy"
     if name not in CLS_LOSS_REGISTRY:
@@ -25,4 +25,12 @@ def build_cls_loss(cfg) -> ClassificationLoss:
             f"{NODE}.NAME is '{name}', but the registered losses are {known}; a loss of your own must be "
             f"imported before add_eql_config(cfg)"
         )
-    return CLS_LOSS_REGISTRY.get(name)(cfg)
+    loss = CLS_LOSS_REGISTRY.get(name)(cfg)
+    if cfg.MODEL.ROI_BOX_HEAD.CLS_LOSS.COMPILE:
+        if loss.compiled is None:
+            able = sorted(name for name, known in CLS_LOSS_REGISTRY if known.compiled is not None)
+            raise ValueError(
+                f"{NODE}.COMPILE is True, but {name} has no compiled step; these have: {able}"
+            )
+        loss.compiled = True
+    return loss

@@ -38,6 +38,8 @@ class ClassBalancedLoss(ClassificationLoss):
         gamma: >= 0, of the focal base (default 0.5, the authors' smallest); unused by the others.
     """
 
+    compiled = False
+
     @configurable
     def __init__(
         self,
@@ -89,7 +91,11 @@ class ClassBalancedLoss(ClassificationLoss):
         if self.base == "softmax":
             loss = F.cross_entropy(logits, gt_classes, class_weight, reduction="sum")
             return loss / len(logits)
-        weights = {"row_weight": class_weight[gt_classes], "negatives": negatives}
+        weights = {
+            "row_weight": class_weight[gt_classes],
+            "negatives": negatives,
+            "compiled": self.compiled,
+        }
         if self.base == "sigmoid":
             return fused.sigmoid_cross_entropy(logits, gt_classes, **weights)
         return fused.sigmoid_focal(logits, gt_classes, self.gamma, **weights)

@@ -30,6 +30,8 @@ class EqualizationLoss(SigmoidLoss):
         prior_prob: score every category starts with (default of the authors' code).
     """
 
+    compiled = False
+
     @configurable
     def __init__(
         self,
@@ -44,5 +46,9 @@ class EqualizationLoss(SigmoidLoss):
 
     def compute(self, logits, gt_classes, features, negatives):
         return fused.sigmoid_cross_entropy(
-            logits, gt_classes, tail=self.tail_mask, negatives=negatives
+            logits,
+            gt_classes,
+            tail=self.tail_mask,
+            negatives=negatives,
+            compiled=self.compiled,
         )

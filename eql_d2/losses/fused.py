@@ -12,6 +12,8 @@ from typing import Callable, Iterator, Optional, Tuple
 import torch
 from torch.nn import functional as F
 
+from eql_d2.losses import one_pass
+
 BLOCK = 1 << 18  # numbers in a block: 1 MB in fp32, the second-level cache of a core
 
 # Where it is 0, 16 numbers at a time, log1p gives back its argument's sign through a load that is masked out elsewhere.
@@ -20,7 +22,7 @@ BLOCK = 1 << 18  # numbers in a block: 1 MB in fp32, the second-level cache of a
 torch.log1p(torch.full((16,), -0.0))
 
 
-def sigmoid_cross_entropy(logits, gt_classes, **weights) -> torch.Tensor:
+def sigmoid_cross_entropy(logits, gt_classes, *, compiled: bool = False, **weights) -> torch.Tensor:
     """(1 / R) sum_ij w_ij BCE(z_ij, y_ij): summed over categories, averaged over RoIs.
 
     l(z) = log(1 + e^z) and l'(z) = sigmoid(z).
@@ -28,19 +30,26 @@ def sigmoid_cross_entropy(logits, gt_classes, **weights) -> torch.Tensor:
     Args:
         logits: (R, K) float32 or float64, R > 0.
         gt_classes: (R,) int64 in [0, K].
+        compiled: whether to use ``torch.compile``, where it works.
         weights: w; see :func:`sigmoid_loss`.
     """
-    return sigmoid_loss(_cross_entropy, _cross_entropy, logits, gt_classes, **weights)
+    in_one_pass = (one_pass.cross_entropy,) if compiled else None
+    return sigmoid_loss(
+        _cross_entropy, _cross_entropy, logits, gt_classes, in_one_pass=in_one_pass, **weights
+    )
 
 
-def sigmoid_focal(logits, gt_classes, gamma: float, **weights) -> torch.Tensor:
+def sigmoid_focal(
+    logits, gt_classes, gamma: float, *, compiled: bool = False, **weights
+) -> torch.Tensor:
     """(1 / R) sum_ij w_ij (1 - p_t)^gamma (-log p_t), where p_t is sigmoid(z_ij) if y_ij = 1, else sigmoid(-z_ij).
 
     In closed form value and gradient are finite at any finite logit; fvcore's gradient is NaN at +-1e4 for gamma below 1.
     Arguments as in :func:`sigmoid_cross_entropy`.
     """
     term = partial(focal, gamma=gamma)
-    return sigmoid_loss(term, term, logits, gt_classes, **weights)
+    in_one_pass = (one_pass.focal, gamma) if compiled else None
+    return sigmoid_loss(term, term, logits, gt_classes, in_one_pass=in_one_pass, **weights)
 
 
 # Terms: (z, loss, slope) write l(z) and l'(z) to buffers of z's shape. `slope` may be z itself.
@@ -72,6 +81,7 @@ def sigmoid_loss(
     positive_weight: float = 1.0,
     row_weight: Optional[torch.Tensor] = None,
     negatives: Optional[torch.Tensor] = None,
+    in_one_pass: Optional[tuple] = None,
 ) -> torch.Tensor:
     """(1 / R) sum_ij w_ij l_ij with its gradient: l_ij = l+(-z_ij) where y_ij = 1, else l(z_ij).
 
@@ -84,6 +94,7 @@ def sigmoid_loss(
         positive_weight: factor of w_ij where y_ij = 1.
         row_weight: (R,), factor of w_ij for all j.
         negatives: (R, K) bool, False where w_ij is 0.
+        in_one_pass: l, the same as l+, as :func:`eql_d2.losses.one_pass.loss_and_gradient` takes it; None: do not compile.
     """
     R, K = logits.shape
     column, foreground = own_entry(gt_classes, K)
@@ -107,6 +118,12 @@ def sigmoid_loss(
         return values if unknown is None else values.masked_fill_(unknown[rows], 0)
 
     def formula(logits, with_gradient):
+        if in_one_pass is not None:
+            weights = tail, positive_weight, row_weight, negatives
+            compiled = one_pass.loss_and_gradient(in_one_pass, logits, gt_classes, *weights)
+            if compiled is not None:
+                loss, gradient = compiled
+                return loss.sum(), gradient
         own_loss, own_slope = own_entries(logits)
         gradient = torch.empty_like(logits) if with_gradient else None
         sums = []
