@@ -164,13 +164,18 @@ def softmax_cross_entropy_without(left_out, logits, gt_classes) -> torch.Tensor:
             # -inf, in effect. masked_fill would branch at every entry, and a random mask is hard to predict.
             torch.add(logits[rows], z.copy_(left_out[rows]), alpha=lowest, out=z)
             p = torch.softmax(z, dim=1, out=gradient[rows] if with_gradient else None)
-            # The largest p is 1 / sum_k e^(z_k - max z), so this is log p_y even where p_y is 0.
-            log_p.append(z.gather(1, own_column[rows])[:, 0] - z.amax(dim=1) + p.amax(dim=1).log())
+            log_p.append(own_log_probability(z, p, own_column[rows]))
         if with_gradient:
             gradient.scatter_add_(1, own_column, gradient.new_full(own_column.shape, -1))
         return -torch.cat(log_p).sum(), gradient
 
     return with_gradient_of(formula, logits) / len(logits)
+
+
+def own_log_probability(logits, p, own_column) -> torch.Tensor:
+    """(R, 1) log p at the (R, 1) columns, of p = softmax(logits) (R, C); finite even where p is 0."""
+    largest_p = p.amax(dim=1, keepdim=True)  # 1 / sum_k e^(z_k - max z)
+    return logits.gather(1, own_column) - logits.amax(dim=1, keepdim=True) + largest_p.log()
 
 
 def blocks_of_rows(x: torch.Tensor) -> Iterator[Tuple[slice, torch.Tensor]]:

@@ -45,18 +45,18 @@ class SoftmaxFocalLoss(SoftmaxLoss):
         own = gt_classes[:, None]
 
         def formula(logits, with_gradient):
-            log_p = logits.log_softmax(dim=1)
-            own_log_p = log_p.gather(1, own)
-            others = log_p.exp_().scatter_(1, own, 0)
+            p = logits.softmax(dim=1)
+            own_p = p.gather(1, own)
+            own_log_p = fused.own_log_probability(logits, p, own)
+            others = p.scatter_(1, own, 0)
             rest = others.sum(dim=1, keepdim=True)  # 1 - p_y: the difference would lose digits as p_y nears 1
-            # So would log p_y.
             loss = torch.where(rest < 0.5, -torch.log1p(-rest), -own_log_p)
             focus = rest**self.gamma
             total = (focus * loss).sum()
             if not with_gradient:
                 return total, None
             ratio = loss / rest.clamp(min=torch.finfo(rest.dtype).tiny)
-            factor = focus * (1 + self.gamma * own_log_p.exp() * ratio)
+            factor = focus * (1 + self.gamma * own_p * ratio)
             return total, others.scatter_(1, own, -rest).mul_(factor)
 
         return formula
