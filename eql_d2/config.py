@@ -20,8 +20,8 @@ def add_eql_config(cfg: CfgNode) -> None:
     losses.NAME = ""
     # Category counts written by tools/make_class_counts.py; "" counts DATASETS.TRAIN.
     losses.COUNTS_FILE = ""
-    # Whether the loss runs through torch.compile: worth it for EqualizationLoss, SigmoidFocalLoss and their kin at many
-    # RoIs (docs/benchmarks.md). The first step compiles, for 5 to 30 s; where that fails, it runs as without, and says so.
+    # Whether the step of a sigmoid loss is compiled (torch.compile): a third to a half faster (docs/benchmarks.md). The
+    # first step takes 5 to 50 s longer; where nothing can be compiled, it runs as without the key, and says so.
     losses.COMPILE = False
     for name, loss_class in CLS_LOSS_REGISTRY:
         losses[name] = config_node(loss_class)

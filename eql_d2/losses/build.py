@@ -16,7 +16,7 @@ def build_cls_loss(cfg) -> ClassificationLoss:
     """The loss that ``CLS_LOSS.NAME`` names; softmax cross-entropy, Detectron2's own, where it is empty.
 
     Raises:
-        ValueError: no loss of that name is registered, or ``CLS_LOSS.COMPILE`` is set for one that has no compiled step.
+        ValueError: no loss of that name is registered, or ``CLS_LOSS.COMPILE`` is set for one without a compiled step.
     """
     name = cfg.MODEL.ROI_BOX_HEAD.CLS_LOSS.NAME or "SoftmaxCrossEntropy"
     if name not in CLS_LOSS_REGISTRY:

@@ -62,6 +62,7 @@ class ClassBalancedLoss(ClassificationLoss):
         # What the base decides besides the loss: width, prior and scores.
         if base == "softmax":
             self.scoring = SoftmaxLoss(num_classes)
+            self.compiled = None
         else:
             self.scoring = SigmoidLoss(num_classes, prior_prob=1 / max(2, num_classes))
         self.prior_prob = self.scoring.prior_prob

@@ -39,8 +39,8 @@ def bernoulli(
 ) -> torch.Tensor:
     """(R, C) bool, each True with its column's chance, rounded to a multiple of 2^-15; from torch's global generator.
 
-    Random bits are drawn 64 at a time, for four entries: on a CPU in a third of the time of ``torch.rand``, and a sixth of
-    that of ``torch.bernoulli``.
+    Random bits are drawn 64 at a time, for four entries: on a CPU in a third of the time of ``torch.rand``, and a
+    seventh of that of ``torch.bernoulli``.
 
     Args:
         chance: (C,) float in [0, 1].

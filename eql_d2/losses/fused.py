@@ -16,10 +16,10 @@ from eql_d2.losses import one_pass
 
 BLOCK = 1 << 18  # numbers in a block: 1 MB in fp32, the second-level cache of a core
 
-# Where it is 0, 16 numbers at a time, log1p gives back its argument's sign through a load that is masked out elsewhere.
-# With AVX-512 a masked load from a page that was never read is slow, and it is not read by being masked out: without this
-# line every log1p, so also softplus and torch's own BCE, may take 8 times as long, for as long as the process lives.
-torch.log1p(torch.full((16,), -0.0))
+# With AVX-512, torch's log1p has a load that is masked out for all numbers but -0.0. If its page of memory was never
+# touched, such a load is slow, and being masked out it does not touch it: until a -0.0 comes by, log1p takes 20 times as
+# long, so softplus 10 times and torch's own BCE 5 times. Here comes one, and 16 are enough to be a vector.
+torch.log1p(torch.full((16,), -0.0, device="cpu"))
 
 
 def sigmoid_cross_entropy(logits, gt_classes, *, compiled: bool = False, **weights) -> torch.Tensor:
@@ -44,8 +44,8 @@ def sigmoid_focal(
 ) -> torch.Tensor:
     """(1 / R) sum_ij w_ij (1 - p_t)^gamma (-log p_t), where p_t is sigmoid(z_ij) if y_ij = 1, else sigmoid(-z_ij).
 
-    In closed form value and gradient are finite at any finite logit; fvcore's gradient is NaN at +-1e4 for gamma below 1.
-    Arguments as in :func:`sigmoid_cross_entropy`.
+    In closed form, value and gradient are finite at any finite logit; fvcore's gradient is NaN at +-1e4 for gamma below
+    1. Arguments as in :func:`sigmoid_cross_entropy`.
     """
     term = partial(focal, gamma=gamma)
     in_one_pass = (one_pass.focal, gamma) if compiled else None
@@ -86,15 +86,15 @@ def sigmoid_loss(
     """(1 / R) sum_ij w_ij l_ij with its gradient: l_ij = l+(-z_ij) where y_ij = 1, else l(z_ij).
 
     Args:
-        negative, positive: the terms l and l+, elementwise: (z, loss, slope) writes l(z) and l'(z) to the latter two, which
-            have z's shape. Where there is a tail, l must be 0 at -inf, with slope 0.
+        negative, positive: the terms l and l+, elementwise: (z, loss, slope) writes l(z) and l'(z) to the latter two,
+            which have z's shape; slope may be z itself. With a tail, l must be 0 at -inf, and its slope.
         logits: (R, K) float32 or float64, R > 0.
         gt_classes: (R,) int64 in [0, K].
         tail: (K,) bool, categories whose w_ij is 0 in the foreground RoIs of other categories.
         positive_weight: factor of w_ij where y_ij = 1.
         row_weight: (R,), factor of w_ij for all j.
         negatives: (R, K) bool, False where w_ij is 0.
-        in_one_pass: l, the same as l+, as :func:`eql_d2.losses.one_pass.loss_and_gradient` takes it; None: do not compile.
+        in_one_pass: l, and l+ the same, as :func:`eql_d2.losses.one_pass.loss_and_gradient` takes it, to be compiled.
     """
     R, K = logits.shape
     column, foreground = own_entry(gt_classes, K)

@@ -4,7 +4,7 @@ One exponential serves all of it, e = exp(-|z|):
 
     log(1 + e^z) = max(z, 0) + log(1 + e),   sigmoid(|z|) = 1 / (1 + e),   sigmoid(-|z|) = e / (1 + e)
 
-The compiler (TorchInductor: C++ on a CPU, Triton on a GPU) makes a loop of it that reads a logit and writes its gradient.
+The compiler (TorchInductor: C++ on a CPU, Triton on a GPU) makes one loop of it that reads logits and writes gradients.
 """
 
 import logging
@@ -13,7 +13,6 @@ from typing import Callable, Optional, Tuple
 
 import torch
 from detectron2.utils.logger import log_first_n
-
 
 # Terms: log(1 + e^z), p and 1 - p, with p = sigmoid(z) -> l(z) and l'(z).
 

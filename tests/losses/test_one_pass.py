@@ -1,4 +1,4 @@
-"""CLS_LOSS.COMPILE: the compiled step equals the other, compiles once for all numbers of RoIs, and can be done without."""
+"""CLS_LOSS.COMPILE: the compiled step equals the other, compiles once for all numbers of RoIs, and is no must."""
 
 import shutil
 
