@@ -17,8 +17,8 @@ from eql_d2.losses import one_pass
 BLOCK = 1 << 18  # numbers in a block: 1 MB in fp32, the second-level cache of a core
 
 # With AVX-512, torch's log1p has a load that is masked out for all numbers but -0.0. If its page of memory was never
-# touched, such a load is slow, and being masked out it does not touch it: until a -0.0 comes by, log1p takes 20 times as
-# long, so softplus 10 times and torch's own BCE 5 times. Here comes one, and 16 are enough to be a vector.
+# touched, such a load is slow, and being masked out it does not touch it: until a -0.0 comes by, log1p takes 20 times
+# as long, so softplus 10 times and torch's own BCE 5 times. Here comes one; 16 make a vector.
 torch.log1p(torch.full((16,), -0.0, device="cpu"))
 
 
