@@ -1,12 +1,12 @@
 """Asymmetric loss (ASL)."""
 
-import math
+from functools import partial
 
 import torch
 from detectron2.config import configurable
 from torch.nn import functional as F
 
-from eql_d2.losses import functional, fused
+from eql_d2.losses import fused
 from eql_d2.losses.base import SigmoidLoss
 from eql_d2.losses.build import CLS_LOSS_REGISTRY
 
@@ -59,21 +59,28 @@ class AsymmetricLoss(SigmoidLoss):
         self.margin = margin
 
     def compute(self, logits, gt_classes, features, negatives):
-        column, foreground = fused.own_entry(gt_classes, self.num_classes)
-        own = logits.gather(1, column)
-        own_loss = torch.where(
-            foreground, functional.focal(own, self.gamma_pos), self.negative_loss(own)
-        )
-        loss = self.negative_loss(logits).scatter(1, column, own_loss)
-        if negatives is not None:
-            loss = loss * negatives
-        return loss.sum() / len(logits)
+        positive = partial(fused.focal, gamma=self.gamma_pos)
+        return fused.sigmoid_loss(self.negative, positive, logits, gt_classes, negatives=negatives)
 
-    def negative_loss(self, logits) -> torch.Tensor:
-        """L- of every logit."""
-        p = logits.sigmoid()
-        shifted = (p - self.margin).clamp(min=torch.finfo(p.dtype).tiny)
-        # 1 - p_m = (1 - p) + margin, in logarithms: 1 - p alone rounds to 0 for large logits.
-        log_margin = logits.new_full((), math.log(self.margin) if self.margin else -math.inf)
-        log_one_minus_shifted = torch.logaddexp(F.logsigmoid(-logits), log_margin)
-        return -(shifted**self.gamma_neg) * log_one_minus_shifted * (p > self.margin)
+    def negative(self, z, loss, slope):
+        """L- and its derivative, see :func:`eql_d2.losses.fused.sigmoid_loss`.
+
+        With l = -log(1 - p_m): L- = p_m^gamma_neg l, and where p > margin
+        dL- / dz = p (1 - p) p_m^gamma_neg (1 / (1 - p_m) + gamma_neg l / p_m), whose last factor nears 1 as p_m does 0.
+        """
+        tiny = torch.finfo(z.dtype).tiny
+        p, not_p = z.sigmoid(), z.neg().sigmoid_()  # 1 - p itself would lose digits as p nears 1
+        p_m = (p - self.margin).clamp_(min=0)
+        not_p_m = (not_p + self.margin).clamp_(min=tiny)
+        if self.margin:
+            torch.div(p_m, not_p_m, out=loss).log1p_()
+        else:
+            F.softplus(z, threshold=50, out=loss)
+        torch.div(loss, p_m.clamp(min=tiny), out=slope).mul_(self.gamma_neg).mul_(not_p)
+        slope.add_(not_p.clamp_(min=tiny).div_(not_p_m)).mul_(p)
+        if self.gamma_neg == 0:  # 0^0 is 1
+            slope.mul_(p_m > 0)
+            return
+        focus = p_m.pow_(self.gamma_neg)
+        loss.mul_(focus)
+        slope.mul_(focus)

@@ -41,6 +41,7 @@ class ClassificationLoss(nn.Module):
     needs_negatives = False  # whether a call without them is an error
     start_iter = 0  # see start_at
     steps_done = 0  # see count_steps
+    compiled: Optional[bool] = None  # whether a step uses torch.compile (CLS_LOSS.COMPILE); None: this loss cannot
 
     def __init__(self, num_classes: int):
         super().__init__()

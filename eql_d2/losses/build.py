@@ -17,7 +17,7 @@ def build_cls_loss(cfg) -> ClassificationLoss:
 
     Raises:
         ValueError: no loss of that name is registered, or ``CLS_LOSS.START_ITER`` is none that the loss can have, or
-            contradicts its own.
+            contradicts its own, or ``CLS_LOSS.COMPILE`` is set for one without a compiled step.
     """
     name = cfg.MODEL.ROI_BOX_HEAD.CLS_LOSS.NAME or "SoftmaxCrossEntropy"
     if name not in CLS_LOSS_REGISTRY:
@@ -27,7 +27,16 @@ def build_cls_loss(cfg) -> ClassificationLoss:
             f"imported before add_eql_config(cfg)"
         )
     loss = CLS_LOSS_REGISTRY.get(name)(cfg)
-    start_iter = cfg.MODEL.ROI_BOX_HEAD.CLS_LOSS.START_ITER
-    if loss.start_iter and start_iter not in (0, loss.start_iter):
-        raise ValueError(f"{NODE}.START_ITER is {start_iter} but {name} starts at {loss.start_iter}: keep one of them")
-    return loss.start_at(start_iter) if start_iter else loss
+    node = cfg.MODEL.ROI_BOX_HEAD.CLS_LOSS
+    if loss.start_iter and node.START_ITER not in (0, loss.start_iter):
+        raise ValueError(
+            f"{NODE}.START_ITER is {node.START_ITER} but {name} starts at {loss.start_iter}: keep one of them"
+        )
+    if node.START_ITER:
+        loss.start_at(node.START_ITER)
+    if node.COMPILE:
+        if loss.compiled is None:
+            able = sorted(name for name, known in CLS_LOSS_REGISTRY if known.compiled is not None)
+            raise ValueError(f"{NODE}.COMPILE is True, but {name} has no compiled step; these have: {able}")
+        loss.compiled = True
+    return loss

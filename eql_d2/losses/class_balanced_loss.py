@@ -38,6 +38,8 @@ class ClassBalancedLoss(ClassificationLoss):
         gamma: >= 0, of the focal base (default 0.5, the authors' smallest); unused by the others.
     """
 
+    compiled = False
+
     @configurable
     def __init__(
         self,
@@ -60,6 +62,7 @@ class ClassBalancedLoss(ClassificationLoss):
         # What the base decides besides the loss: width, prior and scores.
         if base == "softmax":
             self.scoring = SoftmaxLoss(num_classes)
+            self.compiled = None
         else:
             self.scoring = SigmoidLoss(num_classes, prior_prob=1 / max(2, num_classes))
         self.prior_prob = self.scoring.prior_prob
@@ -96,7 +99,11 @@ class ClassBalancedLoss(ClassificationLoss):
         if self.base == "softmax":
             loss = F.cross_entropy(logits, gt_classes, class_weight, reduction="sum")
             return loss / len(logits)
-        weights = {"row_weight": class_weight[gt_classes], "negatives": negatives}
+        weights = {
+            "row_weight": class_weight[gt_classes],
+            "negatives": negatives,
+            "compiled": self.compiled,
+        }
         if self.base == "sigmoid":
             return fused.sigmoid_cross_entropy(logits, gt_classes, **weights)
         return fused.sigmoid_focal(logits, gt_classes, self.gamma, **weights)

@@ -43,6 +43,8 @@ class EqualizationLoss(SigmoidLoss):
         ValueError: another ``unchecked``.
     """
 
+    compiled = False
+
     @configurable
     def __init__(
         self,
@@ -61,10 +63,14 @@ class EqualizationLoss(SigmoidLoss):
         self.register_tail_mask(frequencies, tail)
 
     def compute(self, logits, gt_classes, features, negatives):
-        if self.unchecked == "ignore":
-            return fused.sigmoid_cross_entropy(
-                logits, gt_classes, tail=self.tail_mask, negatives=negatives
-            )
-        foreground = (gt_classes < self.num_classes)[:, None]
-        spared = foreground & self.tail_mask & ~negatives
-        return fused.sigmoid_cross_entropy(logits, gt_classes, negatives=~spared)
+        tail = self.tail_mask
+        if self.unchecked == "equalize":
+            foreground = (gt_classes < self.num_classes)[:, None]
+            negatives, tail = ~(foreground & tail & ~negatives), None
+        return fused.sigmoid_cross_entropy(
+            logits,
+            gt_classes,
+            tail=tail,
+            negatives=negatives,
+            compiled=self.compiled,
+        )

@@ -1,7 +1,8 @@
 """Maths that several losses share. Shapes as in :mod:`eql_d2.losses.base`."""
 
+from typing import Optional
+
 import torch
-from torch.nn import functional as F
 
 
 def mean_one(weight: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
@@ -33,18 +34,24 @@ def with_background(values: torch.Tensor, background: float) -> torch.Tensor:
     return torch.cat([values, values.new_full((1,), background)])
 
 
-def focal(log_odds: torch.Tensor, gamma: float) -> torch.Tensor:
-    """-(1 - p)^gamma log p of the probability p = sigmoid(log_odds), elementwise.
+def bernoulli(
+    chance: torch.Tensor, num_rows: int, rows: Optional[torch.Tensor] = None
+) -> torch.Tensor:
+    """(R, C) bool, each True with its column's chance, rounded to a multiple of 2^-15; from torch's global generator.
 
-    Finite for any finite input, with its gradient; fvcore's ``sigmoid_focal_loss`` has a NaN gradient at
-    +-1e4 for gamma below 1, and turns float64 into fp32.
+    Random bits are drawn 64 at a time, for four entries: on a CPU in a third of the time of ``torch.rand``, and a
+    seventh of that of ``torch.bernoulli``.
+
+    Args:
+        chance: (C,) float in [0, 1].
+        num_rows: R.
+        rows: (R,) bool, False where a row is all False; None: True.
     """
-    wrong = (-log_odds).sigmoid().clamp(min=torch.finfo(log_odds.dtype).tiny)
-    return wrong**gamma * F.softplus(-log_odds, threshold=50)
-
-
-def softmax_log_odds(logits: torch.Tensor, gt_classes: torch.Tensor) -> torch.Tensor:
-    """(R,) log(p_y / (1 - p_y)) of the labelled class y under softmax: z_y - log sum_{k != y} e^{z_k}."""
-    gt_classes = gt_classes[:, None]
-    others = logits.scatter(1, gt_classes, -torch.inf).logsumexp(dim=1)
-    return logits.gather(1, gt_classes)[:, 0] - others
+    C = len(chance)
+    bits = torch.empty(num_rows, -(-C // 4), dtype=torch.int64, device=chance.device)
+    bits.random_(-(2**63), None)
+    draw = bits.view(torch.int16)[:, :C] >> 1  # uniform in [-2^14, 2^14)
+    if rows is not None:
+        beyond_any_chance = torch.where(rows, -(2**14), 2**14).to(torch.int16)
+        draw = torch.maximum(draw, beyond_any_chance[:, None])
+    return draw < (chance * 2**15).round().sub(2**14).to(torch.int16)

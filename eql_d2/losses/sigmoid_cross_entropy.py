@@ -21,9 +21,13 @@ class SigmoidCrossEntropy(SigmoidLoss):
         prior_prob: score every category starts with (default 0.001, of the EQL authors' code).
     """
 
+    compiled = False
+
     @configurable
     def __init__(self, num_classes: int, *, prior_prob: float = 0.001):
         super().__init__(num_classes, prior_prob=prior_prob)
 
     def compute(self, logits, gt_classes, features, negatives):
-        return fused.sigmoid_cross_entropy(logits, gt_classes, negatives=negatives)
+        return fused.sigmoid_cross_entropy(
+            logits, gt_classes, negatives=negatives, compiled=self.compiled
+        )

@@ -32,6 +32,8 @@ class SigmoidFocalLoss(SigmoidLoss):
         prior_prob: score every category starts with (default of the paper).
     """
 
+    compiled = False
+
     @configurable
     def __init__(
         self,
@@ -56,5 +58,6 @@ class SigmoidFocalLoss(SigmoidLoss):
             self.gamma,
             positive_weight=self.alpha / (1 - self.alpha),
             negatives=negatives,
+            compiled=self.compiled,
         )
         return (1 - self.alpha) * loss

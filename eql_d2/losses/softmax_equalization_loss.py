@@ -61,9 +61,7 @@ class SoftmaxEqualizationLoss(SoftmaxLoss):
 
     def draw_left_out(self, gt_classes) -> torch.Tensor:
         """(R, K + 1) bool, a new draw of where w is 0, from torch's global generator."""
+        foreground = gt_classes < self.num_classes if self.apply_on == "fg" else None
         chance = self.gamma * functional.with_background(self.tail_mask, False)
-        draw = torch.rand(len(gt_classes), len(chance), device=chance.device)
-        if self.apply_on == "fg":
-            draw += (gt_classes == self.num_classes)[:, None]  # beyond any chance
-        left_out = draw < chance
+        left_out = functional.bernoulli(chance, len(gt_classes), foreground)
         return left_out.scatter_(1, gt_classes[:, None], False)  # the true class takes part

@@ -1,8 +1,9 @@
 """Softmax focal loss."""
 
+import torch
 from detectron2.config import configurable
 
-from eql_d2.losses import functional
+from eql_d2.losses import fused
 from eql_d2.losses.base import SoftmaxLoss
 from eql_d2.losses.build import CLS_LOSS_REGISTRY
 
@@ -35,5 +36,27 @@ class SoftmaxFocalLoss(SoftmaxLoss):
         self.gamma = gamma
 
     def compute(self, logits, gt_classes, features, negatives):
-        log_odds = functional.softmax_log_odds(logits, gt_classes)
-        return functional.focal(log_odds, self.gamma).mean()
+        return fused.with_gradient_of(self._formula(gt_classes), logits) / len(logits)
+
+    def _formula(self, gt_classes):
+        """Sum over RoIs and its gradient: with l = -log p_y, dL/dz_k = f p_k for k != y, and -f (1 - p_y) for k = y,
+        where f = (1 - p_y)^gamma (1 + gamma p_y l / (1 - p_y)), whose fraction nears 1 as p_y does.
+        """
+        own = gt_classes[:, None]
+
+        def formula(logits, with_gradient):
+            p = logits.softmax(dim=1)
+            own_p = p.gather(1, own)
+            own_log_p = fused.own_log_probability(logits, p, own)
+            others = p.scatter_(1, own, 0)
+            rest = others.sum(dim=1, keepdim=True)  # 1 - p_y: the difference would lose digits as p_y nears 1
+            loss = torch.where(rest < 0.5, -torch.log1p(-rest), -own_log_p)
+            focus = rest**self.gamma
+            total = (focus * loss).sum()
+            if not with_gradient:
+                return total, None
+            ratio = loss / rest.clamp(min=torch.finfo(rest.dtype).tiny)
+            factor = focus * (1 + self.gamma * own_p * ratio)
+            return total, others.scatter_(1, own, -rest).mul_(factor)
+
+        return formula

@@ -6,7 +6,7 @@ from detectron2.modeling import ROI_HEADS_REGISTRY
 from torch.nn import functional as F
 
 from eql_d2 import TailRule
-from eql_d2.losses import SoftmaxCrossEntropy, SoftmaxEqualizationLoss
+from eql_d2.losses import SoftmaxCrossEntropy, SoftmaxEqualizationLoss, functional
 
 K = 7
 
@@ -43,7 +43,7 @@ def test_draw_and_value_equal_the_loop(frequencies, batch, rule, apply_on):
     loss = SoftmaxEqualizationLoss(K, frequencies=frequencies, tail=rule, gamma=0.6, apply_on=apply_on)
     logits, gt_classes = batch
     torch.manual_seed(3)
-    beta = torch.rand(len(gt_classes), K + 1) < 0.6
+    beta = functional.bernoulli(torch.full((K + 1,), 0.6), len(gt_classes))
     expected = draw_by_loop(beta, gt_classes, rule.mask(frequencies), apply_on)
     torch.manual_seed(3)
     assert torch.equal(loss.draw_left_out(gt_classes), expected)

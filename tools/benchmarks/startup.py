@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-# What runs before and what is measured: CPU seconds, and MiB by which the peak of the resident set rises.
+# What runs before and what is measured: CPU seconds, MiB by which the peak of the resident set rises, and MiB that are
+# still held when only `data` is left.
 CASES = {
     "import": {
         "detectron2.modeling": ("", "import detectron2.modeling"),
@@ -26,17 +27,43 @@ CASES = {
             "data = ClassFrequencies.from_annotations(file)",
         ),
     },
+    # As a training loader reads and keeps them.
+    "their training dicts": {
+        "detectron2": (
+            "{cfg}from detectron2.data import get_detection_dataset_dicts as load",
+            "data = DatasetFromList(load(cfg.DATASETS.TRAIN), copy=False)",
+        ),
+        "eql_d2, with masks": (
+            "{cfg}from eql_d2.data.loading import load_training_dicts as load; cfg.MODEL.MASK_ON = True",
+            "data = DatasetFromList(load(cfg), copy=False)",
+        ),
+        "eql_d2, boxes only": (
+            "{cfg}from eql_d2.data.loading import load_training_dicts as load",
+            "data = DatasetFromList(load(cfg), copy=False)",
+        ),
+    },
 }
+CFG = """
+from detectron2.config import get_cfg
+from detectron2.data import DatasetCatalog, DatasetFromList
+from detectron2.data.datasets.lvis import load_lvis_json
+DatasetCatalog.register("a", lambda: load_lvis_json(file, "."))
+cfg = get_cfg()
+cfg.DATASETS.TRAIN = ("a",)
+"""
 MEASURE = """
-import sys, time
-def peak():
+import ctypes, gc, sys, time
+def resident(which):
     with open("/proc/self/status") as f:
-        return next(int(line.split()[1]) for line in f if line.startswith("VmHWM:")) / 1024
+        return next(int(line.split()[1]) for line in f if line.startswith(which)) / 1024
 file = sys.argv[1]
 {before}
-memory, start = peak(), time.process_time()
+held, peak, start = resident("VmRSS:"), resident("VmHWM:"), time.process_time()
 {measured}
-print(time.process_time() - start, peak() - memory)
+seconds, peak = time.process_time() - start, resident("VmHWM:") - peak
+gc.collect()
+ctypes.CDLL(None).malloc_trim(0)
+print(seconds, peak, resident("VmRSS:") - held)
 """
 
 
@@ -50,13 +77,13 @@ def benchmark_startup(repeats: int) -> list[dict]:
             results = {name: [] for name in variants}
             for _ in range(repeats):
                 for name, (before, measured) in variants.items():
-                    code = MEASURE.format(before=before, measured=measured)
+                    code = MEASURE.format(before=before.format(cfg=CFG), measured=measured)
                     results[name].append(run(code, file))
             medians = {
                 name: [statistics.median(x) for x in zip(*of)] for name, of in results.items()
             }
             first = next(iter(medians.values()))
-            for name, (seconds, mebibytes) in medians.items():
+            for name, (seconds, peak, held) in medians.items():
                 rows.append(
                     {
                         "section": "startup",
@@ -64,18 +91,18 @@ def benchmark_startup(repeats: int) -> list[dict]:
                         "variant": name,
                         "CPU s": seconds,
                         "of its time": seconds / first[0],
-                        "peak MiB": mebibytes,
-                        "of its memory": mebibytes / first[1],
+                        "peak MiB": peak,
+                        "of its peak": peak / first[1],
+                        "held MiB": held,
                     }
                 )
     return rows
 
 
-def run(code: str, file: Path) -> tuple[float, float]:
+def run(code: str, file: Path) -> list[float]:
     command = [sys.executable, "-c", code, str(file)]
     output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-    seconds, mebibytes = map(float, output.split()[-2:])
-    return seconds, mebibytes
+    return list(map(float, output.split()[-3:]))
 
 
 def write_annotations(file: Path) -> None:
