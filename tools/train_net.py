@@ -5,6 +5,7 @@
     python tools/train_net.py --config-file ... --eval-only MODEL.WEIGHTS output/model_final.pth
 
 A mistake in the input is one line, `error: ...`, and exit code 1; EQL_D2_TRACEBACK=1 shows where it came from.
+SIGTERM or SIGINT saves a checkpoint and exits with 143 or 130; the last line says how to go on.
 """
 
 import logging
@@ -20,6 +21,7 @@ from eql_d2.engine import (
     check_run,
     launch_tool,
     one_line_errors,
+    resumable_tool,
     setup,
     summarize_run,
 )
@@ -44,11 +46,16 @@ def train(args, cfg):
     with one_line_errors(*SET_UP_ERRORS):
         trainer = Trainer(cfg)
         trainer.resume_or_load(resume=args.resume)
-    with one_line_errors(FloatingPointError):
+    with one_line_errors(FloatingPointError, OSError):
         return trainer.train()
 
 
 def main(args):
+    with resumable_tool(args):
+        run(args)
+
+
+def run(args):
     with one_line_errors(*SET_UP_ERRORS):
         cfg = setup(args)
     results = evaluate(args, cfg) if args.eval_only else train(args, cfg)

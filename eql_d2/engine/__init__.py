@@ -4,18 +4,21 @@ from eql_d2.engine import base_weights  # noqa: F401  (registers mini_lvis://)
 from eql_d2.engine.checkpoint import LongTailCheckpointer
 from eql_d2.engine.checks import check_run
 from eql_d2.engine.errors import SET_UP_ERRORS, launch_tool, one_line_errors
+from eql_d2.engine.interruption import Interrupted, resumable_tool
 from eql_d2.engine.setup import load_config, setup, use_available_device
 from eql_d2.engine.summary import summarize_run
 from eql_d2.engine.trainer import Trainer
 
 __all__ = [
     "SET_UP_ERRORS",
+    "Interrupted",
     "LongTailCheckpointer",
     "Trainer",
     "check_run",
     "launch_tool",
     "load_config",
     "one_line_errors",
+    "resumable_tool",
     "setup",
     "summarize_run",
     "use_available_device",

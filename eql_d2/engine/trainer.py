@@ -21,8 +21,10 @@ from detectron2.evaluation import COCOEvaluator, DatasetEvaluators
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
+from fvcore.nn.precise_bn import get_bn_modules
 
 from eql_d2.data import ClassFrequencies
+from eql_d2.data.train_loader import TrainLoader
 from eql_d2.engine.checkpoint import LongTailCheckpointer
 from eql_d2.engine.checks import (
     check_evaluator_type,
@@ -30,7 +32,9 @@ from eql_d2.engine.checks import (
     check_run,
     explained_dataset_errors,
 )
+from eql_d2.engine.interruption import Interruption, interruptible
 from eql_d2.engine.lazy import classifier_lr_factor
+from eql_d2.engine.resumption import PreciseBN, Resumption
 from eql_d2.evaluation.lvis_evaluation import LVISEvaluator
 from eql_d2.evaluation.picture import PredictionPicture
 from eql_d2.losses import ClassificationLoss
@@ -39,6 +43,7 @@ from eql_d2.modeling.test_time_augmentation import LongTailRCNNWithTTA
 logger = logging.getLogger(__name__)
 
 PICTURE = "ground_truth_and_predictions.png"
+WRITE_PERIOD = 20  # iterations between lines of the log and of metrics.json, as in Detectron2
 
 
 class Trainer(DefaultTrainer):
@@ -78,6 +83,7 @@ class Trainer(DefaultTrainer):
 
     def resume_or_load(self, resume=True):
         """As Detectron2's. Without resuming, losses start from their own state, not from that in ``MODEL.WEIGHTS``."""
+        self._resumption.resumes = resume
         losses = [m for m in self.model.modules() if isinstance(m, ClassificationLoss)]
         fresh = [copy.deepcopy(loss.state_dict()) for loss in losses]
         super().resume_or_load(resume)
@@ -86,8 +92,13 @@ class Trainer(DefaultTrainer):
                 loss.load_state_dict(state)
 
     def train(self):
-        """Run training; returns the results of the last evaluation, or {} if there was none."""
-        super().train()
+        """Run training; returns the results of the last evaluation, or {} if there was none.
+
+        Raises:
+            Interrupted: (a SystemExit) by SIGTERM or SIGINT; what was trained is saved.
+        """
+        with self._interruption.handled():
+            super().train()
         return getattr(self, "_last_eval_results", None) or {}
 
     def run_step(self):
@@ -112,17 +123,45 @@ class Trainer(DefaultTrainer):
         return ", ".join(sorted({type(loss).__name__ for loss in losses})) or "Detectron2's own"
 
     def build_hooks(self):
-        """Detectron2's, and an evaluation with test-time augmentation after training if ``TEST.AUG.ENABLED``."""
-        built = super().build_hooks()
-        if self.cfg.TEST.AUG.ENABLED:
-            before_writers = len(built) - comm.is_main_process()
-            built.insert(before_writers, hooks.EvalHook(0, self._test_with_tta_after_training))
-        return built
+        """Detectron2's, with interruption and exact resumption, and test-time augmentation if ``TEST.AUG.ENABLED``."""
+        cfg = self.cfg
+        before = [hooks.IterationTimer(), hooks.LRScheduler()]
+        if cfg.TEST.PRECISE_BN.ENABLED and get_bn_modules(self.model):
+            before.append(self._build_precise_bn())
+        if comm.is_main_process():
+            before.append(hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD))
+        self._interruption = Interruption(self.checkpointer)
+        # If these fail or are interrupted there is a checkpoint.
+        behind = [hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._test_in_training)]
+        if cfg.TEST.AUG.ENABLED:
+            behind.append(hooks.EvalHook(0, self._test_with_tta_after_training))
+        if comm.is_main_process():
+            behind.append(hooks.PeriodicWriter(self.build_writers(), period=WRITE_PERIOD))
+        self._resumption = Resumption(self.data_loader, cfg.OUTPUT_DIR, behind, WRITE_PERIOD)
+        return [self._resumption, *before, self._interruption, *behind]
+
+    def _build_precise_bn(self):
+        """It runs as often as evaluation, on a stream of images of its own, read in this process to save memory."""
+        cfg = self.cfg.clone()
+        cfg.defrost()
+        cfg.DATALOADER.NUM_WORKERS = 0
+        loader = self.build_train_loader(cfg)
+        return PreciseBN(cfg.TEST.EVAL_PERIOD, self.model, loader, cfg.TEST.PRECISE_BN.NUM_ITER)
+
+    def _test_in_training(self):
+        self._last_eval_results = self.test(self.cfg, self.model)
+        return self._last_eval_results
 
     def _test_with_tta_after_training(self):
         results = self.test_with_tta(self.cfg, self.model)
         self._last_eval_results = merge_results(self._last_eval_results, results)
         return results
+
+    @classmethod
+    def test(cls, cfg, model, evaluators=None):
+        """As Detectron2's; SIGTERM and SIGINT end it at once."""
+        with interruptible():
+            return super().test(cfg, model, evaluators)
 
     @classmethod
     def test_with_tta(cls, cfg, model):
@@ -150,9 +189,9 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg):
-        """Detectron2's loader; a broken annotation file is a ValueError that names it."""
+        """A :class:`TrainLoader`; a broken annotation file is a ValueError that names it."""
         with explained_dataset_errors(cfg.DATASETS.TRAIN):
-            return super().build_train_loader(cfg)
+            return TrainLoader(cfg)
 
     @classmethod
     def build_test_loader(cls, cfg, dataset_name):
