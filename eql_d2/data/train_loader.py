@@ -15,6 +15,7 @@ import os
 import random
 import signal
 import threading
+from contextlib import contextmanager
 from functools import partial
 from typing import Callable, Dict, Iterator, List, Optional, Sequence, Tuple
 
@@ -112,7 +113,9 @@ class TrainLoader:
             worker_init_fn=obey_only_the_parent,
             generator=torch.Generator(),  # or its own seeds would come from the global one
         )
-        for batch, rejected in loader:
+        with signals_blocked():
+            batches = iter(loader)
+        for batch, rejected in batches:
             self.batches += 1
             if rejected:
                 self.rejected_images += len(rejected)
@@ -257,17 +260,26 @@ def split_rejected(batch: List[Tuple[dict, List[int]]]) -> Tuple[List[dict], Lis
     return [mapped for mapped, _ in batch], [index for _, rejected in batch for index in rejected]
 
 
-def obey_only_the_parent(worker_id: int) -> None:
-    """In a worker process: leave SIGINT and SIGTERM to the training process, unless it sends the latter itself.
+@contextmanager
+def signals_blocked():
+    """Processes that are started within this context are born with SIGINT and SIGTERM blocked.
 
     Ctrl-C and many batch systems signal all processes at once. Without its workers the training process could not
-    finish its iteration, nor save.
+    finish its iteration, nor save: they leave signals to it.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if not hasattr(signal, "sigwaitinfo"):  # not on Linux
-        return
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    threading.Thread(target=_exit_at_sigterm_of_the_parent, daemon=True).start()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def obey_only_the_parent(worker_id: int) -> None:
+    """In a worker process born under :func:`signals_blocked`: end at a SIGTERM, but only if the parent sends it."""
+    if hasattr(signal, "sigwaitinfo"):
+        threading.Thread(target=_exit_at_sigterm_of_the_parent, daemon=True).start()
+    else:  # macOS cannot tell who sends
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
 
 
 def _exit_at_sigterm_of_the_parent() -> None:

@@ -133,7 +133,7 @@ class Run:
 
     def last_finished(self) -> int:
         """The last iteration that was finished by any process, -1 if none."""
-        return int(self.counter.read_text()) if self.counter.exists() else -1
+        return int((self.counter.read_text() if self.counter.exists() else "") or -1)
 
     def last_checkpoint(self) -> Optional[str]:
         path = self.folder / "last_checkpoint"
