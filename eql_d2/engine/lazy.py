@@ -22,6 +22,8 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from eql_d2.engine.checkpoint import LongTailCheckpointer
+from eql_d2.engine.interruption import Interruption, interruptible
+from eql_d2.engine.resumption import Resumption
 
 logger = logging.getLogger(__name__)
 
@@ -59,33 +61,37 @@ def build_lazy_model(cfg):
 
 
 def test_lazy(cfg, model) -> dict:
-    """Evaluate with ``dataloader.test`` and ``dataloader.evaluator``."""
+    """Evaluate with ``dataloader.test`` and ``dataloader.evaluator``; SIGTERM and SIGINT end it at once."""
     evaluator = instantiate(cfg.dataloader.evaluator)
-    results = inference_on_dataset(model, instantiate(cfg.dataloader.test), evaluator)
+    with interruptible():
+        results = inference_on_dataset(model, instantiate(cfg.dataloader.test), evaluator)
     if comm.is_main_process():
         print_csv_format(results)
     return results
 
 
 def build_lazy_trainer(cfg, resume: bool):
-    """The trainer, with its hooks and its weights loaded, and the iteration to start from."""
+    """The trainer with its hooks and its weights loaded, the iteration to start from, and the context to train in.
+
+    Resuming equals going on, as with a YAML, where ``dataloader.train`` is a :class:`TrainLoader`.
+    """
     model = build_lazy_model(cfg)
     cfg.optimizer.params.model = model
     optimizer = instantiate(cfg.optimizer)
     step = AMPTrainer if cfg.train.amp.enabled else SimpleTrainer
     trainer = step(model, instantiate(cfg.dataloader.train), optimizer)
     checkpointer = LongTailCheckpointer(model, cfg.train.output_dir, trainer=trainer)
-    built = [
-        hooks.IterationTimer(),
-        hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
-    ]
+    before = [hooks.IterationTimer(), hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier))]
     if comm.is_main_process():
-        built.append(hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer))
-    built.append(hooks.EvalHook(cfg.train.eval_period, lambda: test_lazy(cfg, model)))
+        before.append(hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer))
+    interruption = Interruption(checkpointer)
+    behind = [hooks.EvalHook(cfg.train.eval_period, lambda: test_lazy(cfg, model))]
     if comm.is_main_process():
         writers = default_writers(cfg.train.output_dir, cfg.train.max_iter)
-        built.append(hooks.PeriodicWriter(writers, period=cfg.train.log_period))
-    trainer.register_hooks(built)
+        behind.append(hooks.PeriodicWriter(writers, period=cfg.train.log_period))
+    resumption = Resumption(trainer.data_loader, cfg.train.output_dir, behind, cfg.train.log_period)
+    trainer.register_hooks([resumption, *before, interruption, *behind])
     checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=resume)
+    resumption.resumes = resume
     start = trainer.iter + 1 if resume and checkpointer.has_checkpoint() else 0
-    return trainer, start
+    return trainer, start, interruption

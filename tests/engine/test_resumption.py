@@ -3,17 +3,21 @@
 import json
 import os
 import signal
+from pathlib import Path
 
 import pytest
 import torch
+from detectron2.config import LazyConfig
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import HookBase
 
 from eql_d2.data.builtin import register_mini_lvis
 from eql_d2.data.mini_lvis import MiniLVISSpec
 from eql_d2.engine import Interrupted, Trainer
+from eql_d2.engine.lazy import build_lazy_trainer
 from eql_d2.engine.resumption import move_later_lines
 
+LAZY = Path(__file__).parents[2] / "configs" / "lazy" / "mini_lvis_eql.py"
 SPEC = MiniLVISSpec(num_categories=7, num_train_images=30, num_val_images=4, max_image_count=20, min_val_images=1)
 
 
@@ -236,6 +240,31 @@ def test_gradient_accumulation_is_counted_in_batches(cfg_of):
     trainer.train()
     state = torch.load(f"{cfg.OUTPUT_DIR}/model_final.pth", weights_only=True)["trainer"]["hooks"]
     assert state["Resumption"]["stream"]["batches"] == 8
+
+
+def test_a_lazy_config_resumes_exactly(datasets, tmp_path):
+    def train_lazy(folder, resume=False, stop_at=None):
+        cfg = LazyConfig.load(str(LAZY))
+        cfg.dataloader.train.dataset.names, cfg.dataloader.test.dataset.names = datasets
+        cfg.dataloader.evaluator.dataset_name = datasets[1]
+        cfg.dataloader.train.update(total_batch_size=2, seed=3)
+        cfg.model.roi_heads.num_classes = 7
+        cfg.model.roi_heads.box_predictor.cls_loss.frequencies.name = datasets[0]
+        cfg.train.update(max_iter=8, init_checkpoint="", output_dir=str(tmp_path / folder), device="cpu")
+        cfg.train.checkpointer.period = 3
+        torch.manual_seed(0)
+        trainer, start, interruption = build_lazy_trainer(cfg, resume)
+        if stop_at:
+            trainer.register_hooks([SignalAt(stop_at, signal.SIGTERM)])
+        with interruption.handled():
+            trainer.train(start, cfg.train.max_iter)
+        return torch.load(tmp_path / folder / "model_final.pth", weights_only=True)["model"]
+
+    whole = train_lazy("whole")
+    with pytest.raises(Interrupted):
+        train_lazy("stopped", stop_at=4)
+    assert (tmp_path / "stopped" / "last_checkpoint").read_text() == "model_0000004.pth"
+    assert_equal(train_lazy("stopped", resume=True), whole)
 
 
 def test_lines_of_later_iterations_are_moved_not_lost(tmp_path):
