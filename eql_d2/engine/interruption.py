@@ -4,6 +4,7 @@ Outside an iteration (start-up, evaluation) a signal ends the process at once: a
 """
 
 import logging
+import multiprocessing
 import os
 import shlex
 import signal
@@ -72,13 +73,22 @@ def listening():
         yield
         return
     RECEIVER.listening, RECEIVER.signum, RECEIVER.pid = True, None, os.getpid()
-    before = {signum: signal.signal(signum, RECEIVER.receive) for signum in SIGNALS}
+    try:
+        with handled_by(RECEIVER.receive):
+            yield
+    finally:
+        RECEIVER.listening = False
+
+
+@contextmanager
+def handled_by(handler):
+    """Within this context ``handler`` gets SIGTERM and SIGINT."""
+    before = {signum: signal.signal(signum, handler) for signum in SIGNALS}
     try:
         yield
     finally:
-        RECEIVER.listening = False
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
+        for signum, earlier in before.items():
+            signal.signal(signum, earlier)
 
 
 @contextmanager
@@ -96,6 +106,21 @@ def deferred(value: bool = True):
 def interruptible():
     """A context for evaluation, and whatever else is long and changes nothing: a signal ends it at once."""
     return deferred(False)
+
+
+@contextmanager
+def passing_on_signals():
+    """For a process that only starts others and waits: within this context they are sent what it receives."""
+
+    def pass_on(signum, frame):
+        children = multiprocessing.active_children()
+        if not children:
+            raise Interrupted(signum)
+        for child in children:
+            os.kill(child.pid, signum)
+
+    with handled_by(pass_on):
+        yield
 
 
 class Interruption(HookBase):

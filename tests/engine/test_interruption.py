@@ -1,5 +1,6 @@
 """Signals: what a process does with a first and a second, the printed command, agreement between processes."""
 
+import multiprocessing
 import os
 import shlex
 import signal
@@ -20,6 +21,7 @@ from eql_d2.engine.interruption import (
     deferred,
     interruptible,
     listening,
+    passing_on_signals,
     resumable_tool,
     resume_command,
 )
@@ -82,6 +84,28 @@ def test_a_launcher_that_passes_a_signal_on_is_no_second_one(monkeypatch):
             send(signal.SIGINT)
 
     assert code_of_a_process(soon_and_later) == 130
+
+
+def test_a_launcher_passes_signals_on():
+    def wait_for_a_child():
+        with passing_on_signals():
+            fork = multiprocessing.get_context("fork")
+            ready = fork.Event()
+            child = fork.Process(target=hang, args=(ready,))
+            child.start()
+            ready.wait(60)
+            send(signal.SIGTERM)
+            child.join()
+            os._exit(-child.exitcode)
+
+    def hang(ready):
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        ready.set()
+        time.sleep(60)
+
+    assert code_of_a_process(wait_for_a_child) == signal.SIGTERM
+    with pytest.raises(Interrupted), passing_on_signals():
+        send(signal.SIGTERM)  # there is nobody to pass it on to
 
 
 def test_a_forked_process_leaves_signals_to_its_parent():
