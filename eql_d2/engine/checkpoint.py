@@ -168,6 +168,27 @@ def written_whole(path: str, mode: str) -> Iterator[IO]:
         raise
 
 
+def require_writable(folder: str) -> None:
+    """Write and remove a small file, so that a run whose output cannot be written ends before it starts.
+
+    Raises:
+        CheckpointError: it cannot be written: no room, no permission, a path that is no folder.
+    """
+    probe = os.path.join(folder, f"writable{UNFINISHED}")
+    try:
+        os.makedirs(folder, exist_ok=True)
+        with open(probe, "wb") as file:
+            file.write(bytes(2**16))  # a log's worth
+        os.unlink(probe)
+    except OSError as error:
+        with suppress(OSError):
+            os.unlink(probe)
+        raise CheckpointError(
+            f"cannot write to {folder}: {error.strerror}. Make room or the folder writable, or set OUTPUT_DIR (in a "
+            f"LazyConfig train.output_dir) to another one"
+        ) from error
+
+
 def what_is_broken(path: str) -> Optional[str]:
     """Why a checkpoint file cannot be read, or None; torch's zip files carry checksums."""
     try:

@@ -21,7 +21,7 @@ from detectron2.solver.build import maybe_add_gradient_clipping
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from eql_d2.engine.checkpoint import LongTailCheckpointer
+from eql_d2.engine.checkpoint import LongTailCheckpointer, require_writable
 from eql_d2.engine.interruption import Interruption, interruptible
 from eql_d2.engine.resumption import Resumption
 
@@ -45,6 +45,8 @@ def clipped_sgd(params, clip_norm: Optional[float] = None, **kwargs) -> torch.op
 def setup_lazy(args):
     """The config of a run, with Detectron2's logger and seed set up; on the CPU where there is no GPU."""
     cfg = LazyConfig.apply_overrides(LazyConfig.load(args.config_file), args.opts)
+    if comm.is_main_process():
+        require_writable(cfg.train.output_dir)
     setup_logger(cfg.train.output_dir, distributed_rank=comm.get_rank(), name="eql_d2")
     if torch.device(cfg.train.device).type == "cuda" and not torch.cuda.is_available():
         cfg.train.device = "cpu"

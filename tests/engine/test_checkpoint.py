@@ -10,7 +10,7 @@ from detectron2.utils.file_io import PathManager
 
 from eql_d2.engine import LongTailCheckpointer
 from eql_d2.engine import checkpoint as checkpoint_module
-from eql_d2.engine.checkpoint import CheckpointError
+from eql_d2.engine.checkpoint import CheckpointError, require_writable
 
 WEIGHT = "roi_heads.box_predictor.cls_score.weight"
 
@@ -195,6 +195,18 @@ def test_a_folder_that_is_none(small, tmp_path):
     small.save_dir = str(tmp_path / "last_checkpoint")
     with pytest.raises(CheckpointError, match="Not a directory.*none before it"):
         small.save("model_0000007")
+
+
+def test_an_output_that_cannot_be_written_shows_before_a_run(tmp_path, monkeypatch):
+    require_writable(str(tmp_path / "new" / "folder"))
+    assert not list((tmp_path / "new" / "folder").iterdir())
+    (tmp_path / "file").touch()
+    with pytest.raises(CheckpointError, match="cannot write to .*file.x: Not a directory.*OUTPUT_DIR"):
+        require_writable(str(tmp_path / "file" / "x"))
+    monkeypatch.setattr("builtins.open", lambda *args, real=open, **kwargs: FullDisk(real(*args, **kwargs), 0))
+    with pytest.raises(CheckpointError, match="No space left on device"):
+        require_writable(str(tmp_path))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "new"]
 
 
 def test_a_crash_while_writing_leaves_the_last_checkpoint(small, tmp_path, monkeypatch):
