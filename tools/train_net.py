@@ -5,6 +5,7 @@
     python tools/train_net.py --config-file ... --eval-only MODEL.WEIGHTS output/model_final.pth
 
 A mistake in the input is one line, `error: ...`, and exit code 1; EQL_D2_TRACEBACK=1 shows where it came from.
+SIGTERM or SIGINT saves a checkpoint and exits with 143 or 130; the last line says how to go on.
 """
 
 import logging
@@ -13,6 +14,7 @@ from detectron2.engine import default_argument_parser
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 
+from eql_d2.data.image_errors import UnreadableImage
 from eql_d2.engine import (
     SET_UP_ERRORS,
     LongTailCheckpointer,
@@ -20,6 +22,7 @@ from eql_d2.engine import (
     check_run,
     launch_tool,
     one_line_errors,
+    resumable_tool,
     setup,
     summarize_run,
 )
@@ -44,11 +47,16 @@ def train(args, cfg):
     with one_line_errors(*SET_UP_ERRORS):
         trainer = Trainer(cfg)
         trainer.resume_or_load(resume=args.resume)
-    with one_line_errors(FloatingPointError):
+    with one_line_errors(FloatingPointError, UnreadableImage, OSError):
         return trainer.train()
 
 
 def main(args):
+    with resumable_tool(args):
+        run(args)
+
+
+def run(args):
     with one_line_errors(*SET_UP_ERRORS):
         cfg = setup(args)
     results = evaluate(args, cfg) if args.eval_only else train(args, cfg)

@@ -5,6 +5,7 @@ from detectron2.config import LazyCall as L
 from detectron2.solver.build import get_default_optimizer_params
 
 from eql_d2 import ClassFrequencies, LongTailFastRCNNOutputLayers, TailRule
+from eql_d2.data.train_loader import TrainLoader
 from eql_d2.engine.lazy import clipped_sgd
 from eql_d2.evaluation.lvis_evaluation import LVISEvaluator
 from eql_d2.losses import EqualizationLoss
@@ -24,6 +25,7 @@ model.roi_heads.box_predictor.update(
 )
 
 dataloader = model_zoo.get_config("common/data/coco.py").dataloader
+dataloader.train._target_ = TrainLoader
 dataloader.train.dataset.names = "lvis_v1_train"
 dataloader.test.dataset.names = "lvis_v1_val"
 dataloader.evaluator = L(LVISEvaluator)(

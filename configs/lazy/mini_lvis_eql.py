@@ -6,7 +6,6 @@ from detectron2.config import LazyCall as L
 from detectron2.data import (
     DatasetMapper,
     build_detection_test_loader,
-    build_detection_train_loader,
     get_detection_dataset_dicts,
 )
 from detectron2.layers import ShapeSpec
@@ -24,6 +23,7 @@ from detectron2.solver.build import get_default_optimizer_params
 from fvcore.common.param_scheduler import CosineParamScheduler
 
 from eql_d2 import ClassFrequencies, LongTailFastRCNNOutputLayers, TailRule
+from eql_d2.data.train_loader import TrainLoader
 from eql_d2.engine.lazy import classifier_lr_factor, clipped_sgd
 from eql_d2.evaluation.lvis_evaluation import LVISEvaluator
 from eql_d2.losses import EqualizationLoss
@@ -106,7 +106,7 @@ model = L(GeneralizedRCNN)(
 )
 
 dataloader = dict(
-    train=L(build_detection_train_loader)(
+    train=L(TrainLoader)(
         dataset=L(get_detection_dataset_dicts)(names="mini_lvis_train"),
         mapper=L(DatasetMapper)(
             is_train=True,

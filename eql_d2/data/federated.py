@@ -53,21 +53,6 @@ def get_checked_dataset_dicts(
     return all_images
 
 
-def read_training_set(cfg) -> List[dict]:
-    """The images of ``DATASETS.TRAIN`` as Detectron2's loader reads them; with image labels if the config wants."""
-    read = (
-        get_checked_dataset_dicts
-        if cfg.MODEL.ROI_BOX_HEAD.CLS_LOSS.IMAGE_LABELS
-        else get_detection_dataset_dicts
-    )
-    return read(
-        cfg.DATASETS.TRAIN,
-        filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
-        min_keypoints=cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if cfg.MODEL.KEYPOINT_ON else 0,
-        proposal_files=cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None,
-    )
-
-
 def checked_categories(image: dict, order: Optional[Dict[int, int]] = None) -> List[int]:
     """Contiguous ids of the categories all of whose objects in the image are known, ascending.
 

@@ -4,19 +4,23 @@ from typing import List
 
 from detectron2.data import get_detection_dataset_dicts
 
-from eql_d2.data.frequencies import without_garbage_collection
+from eql_d2.data.federated import get_checked_dataset_dicts
+from eql_d2.data.json_files import without_garbage_collection
 
 
 def load_training_dicts(cfg) -> List[dict]:
     """What Detectron2's training loader reads of ``DATASETS.TRAIN``: the same images, in the same order.
 
-    Two things differ. Python's search for cycles, which slows the making of millions of objects, is paused.
-    And without ``MODEL.MASK_ON`` the objects have no `segmentation`, which nobody reads then: long polygons are most
-    of what a data loader holds in memory, and of its work on an image's dict. Pass the result to the loader as ``dataset``.
+    Three things differ. With ``CLS_LOSS.IMAGE_LABELS`` an image says which categories it was checked for. Python's
+    search for cycles, which slows the making of millions of objects, is paused. And without ``MODEL.MASK_ON`` the
+    objects have no `segmentation`, which nobody reads then: long polygons are most of what a data loader holds in
+    memory, and of its work on an image's dict. Pass the result to the loader as ``dataset``.
     """
+    with_labels = cfg.MODEL.ROI_BOX_HEAD.CLS_LOSS.IMAGE_LABELS
+    read = get_checked_dataset_dicts if with_labels else get_detection_dataset_dicts
     keypoints = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if cfg.MODEL.KEYPOINT_ON else 0
     with without_garbage_collection():
-        dicts = get_detection_dataset_dicts(
+        dicts = read(
             cfg.DATASETS.TRAIN,
             filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
             min_keypoints=keypoints,

@@ -1,19 +1,24 @@
 """Which training image comes next. Samplers are infinite, the same in every process for a seed, and sharded by rank."""
 
 import itertools
-import logging
 from collections import defaultdict
 from typing import Iterator, Optional, Sequence
 
 import torch
 from detectron2.utils import comm
+from fvcore.common.registry import Registry
 from torch.utils.data import Sampler
 
-logger = logging.getLogger(__name__)
+TRAIN_SAMPLER_REGISTRY = Registry("TRAIN_SAMPLER")
+TRAIN_SAMPLER_REGISTRY.__doc__ = """
+Samplers for ``DATALOADER.SAMPLER_TRAIN`` besides Detectron2's: called as ``obj(dataset, seed)`` with dataset dicts, they
+give an endless stream of indices that depends only on these and the process's rank.
+"""
 
 BLOCK = 1024  # draws made at once; part of what a seed means
 
 
+@TRAIN_SAMPLER_REGISTRY.register()
 class ClassAwareSampler(Sampler):
     """Draws a category, all alike, then one of the images that contain it, all alike, and so on forever.
 
@@ -36,8 +41,9 @@ class ClassAwareSampler(Sampler):
 
     def __init__(self, dataset_dicts: Sequence[dict], seed: Optional[int] = None):
         images = defaultdict(list)  # of each category
-        for i, image in enumerate(dataset_dicts):
-            for category in {a["category_id"] for a in image["annotations"] if not a.get("iscrowd", 0)}:
+        for i in range(len(dataset_dicts)):
+            objects = dataset_dicts[i]["annotations"]
+            for category in {a["category_id"] for a in objects if not a.get("iscrowd", 0)}:
                 images[category].append(i)
         if not images:
             raise ValueError(f"ClassAwareSampler: none of the {len(dataset_dicts)} images has an annotation")
@@ -58,11 +64,3 @@ class ClassAwareSampler(Sampler):
             share = torch.rand(BLOCK, generator=generator, dtype=torch.float64)
             position = self._start[category] + (share * self._count[category]).long()
             yield from self._images[position].tolist()
-
-
-def build_train_sampler(cfg, dataset_dicts: Sequence[dict]) -> Optional[Sampler]:
-    """The sampler that ``DATALOADER.SAMPLER_TRAIN`` names, or None for one of Detectron2's own, made by its loader."""
-    if cfg.DATALOADER.SAMPLER_TRAIN != "ClassAwareSampler":
-        return None
-    logger.info("Using training sampler ClassAwareSampler")  # as Detectron2 does of its own
-    return ClassAwareSampler(dataset_dicts, seed=None if cfg.SEED < 0 else cfg.SEED)

@@ -4,6 +4,7 @@ from eql_d2.engine import base_weights  # noqa: F401  (registers mini_lvis://)
 from eql_d2.engine.checkpoint import LongTailCheckpointer
 from eql_d2.engine.checks import check_run
 from eql_d2.engine.errors import SET_UP_ERRORS, one_line_errors
+from eql_d2.engine.interruption import Interrupted, resumable_tool
 from eql_d2.engine.launch import launch_tool
 from eql_d2.engine.setup import load_config, setup, use_available_device
 from eql_d2.engine.summary import summarize_run
@@ -12,6 +13,7 @@ from eql_d2.engine.trainer import Trainer
 
 __all__ = [
     "SET_UP_ERRORS",
+    "Interrupted",
     "LongTailCheckpointer",
     "TrainStep",
     "Trainer",
@@ -19,6 +21,7 @@ __all__ = [
     "launch_tool",
     "load_config",
     "one_line_errors",
+    "resumable_tool",
     "setup",
     "summarize_run",
     "use_available_device",

@@ -1,11 +1,18 @@
-"""Checkpoints whose classifier has another width than the model's, and weights that cannot be downloaded."""
+"""Checkpoints: written whole or not at all, resumed from the newest that is whole, fitted to the classifier's width."""
 
+import glob
 import logging
 import os
+import pickle
+import re
+import zipfile
+from contextlib import contextmanager, suppress
+from typing import IO, Iterator, List, Optional
 from urllib.parse import urlparse
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.utils import comm
 from detectron2.utils.file_io import Detectron2Handler, PathManager
 from iopath.common.file_io import get_cache_dir
 
@@ -14,9 +21,19 @@ from eql_d2.modeling.normed_linear import NormedLinear
 
 logger = logging.getLogger(__name__)
 
+UNFINISHED = ".tmp"  # ends the name of a file that is being written
+NUMBERED = r"model_\d{7}\.pth"  # the checkpoint of an iteration
+
+
+class CheckpointError(OSError):
+    """A checkpoint that cannot be written, or none that can be read; the message says what is left and what to do."""
+
 
 class LongTailCheckpointer(DetectionCheckpointer):
-    """Detectron2's checkpointer, which also loads a classifier with or without the background row.
+    """Detectron2's checkpointer, for runs that may be killed and classifiers that may change.
+
+    Files are written under another name and then renamed, so a run that is killed at any moment, or whose disk is full,
+    keeps its last checkpoint. To resume takes the newest checkpoint that is whole.
 
     A softmax model has K + 1 rows in ``cls_score``, a sigmoid model K. Detectron2 would drop the whole layer with a
     log line; here the background row is dropped or a new one appended, and any other width is an error.
@@ -30,16 +47,111 @@ class LongTailCheckpointer(DetectionCheckpointer):
     def __init__(self, model, save_dir="", *, new_classifier: bool = False, **checkpointables):
         super().__init__(model, save_dir, **checkpointables)
         self.new_classifier = new_classifier
+        self.saved_iteration: Optional[int] = None  # of the last checkpoint that this object has saved
+
+    def save(self, name, **kwargs):
+        """As Detectron2's.
+
+        Raises:
+            CheckpointError: the file cannot be written; ``last_checkpoint`` names the one before.
+        """
+        if not self.save_dir or not self.save_to_disk:
+            return
+        data = {"model": self.model.state_dict()}
+        data.update({key: value.state_dict() for key, value in self.checkpointables.items()})
+        data.update(kwargs)
+        path = os.path.join(self.save_dir, f"{name}.pth")
+        self.logger.info("Saving checkpoint to %s", path)
+        try:
+            with written_whole(path, "wb") as file:
+                torch.save(data, file)
+            self.tag_last_checkpoint(os.path.basename(path))
+        except (OSError, RuntimeError) as error:  # the latter is torch's where a write fails
+            raise CheckpointError(self._cannot_write(path, error)) from error
+        self.saved_iteration = kwargs.get("iteration")
+
+    def _cannot_write(self, path: str, error: Exception) -> str:
+        reasons = [e for e in (error, error.__context__) if isinstance(e, OSError)]
+        reason = " ".join(str(reasons[-1].strerror if reasons else error).split())
+        last = self.get_checkpoint_file()
+        return (
+            f"cannot write the checkpoint {path}: {reason}. "
+            + (f"The last good one is {last}. " if last else "There is none before it. ")
+            + "Make room or the folder writable, then run the same command with --resume"
+        )
+
+    def tag_last_checkpoint(self, last_filename_basename):
+        with written_whole(os.path.join(self.save_dir, "last_checkpoint"), "w") as file:
+            file.write(last_filename_basename)
 
     def resume_or_load(self, path, *, resume=True):
-        if resume and self.has_checkpoint():
-            self.new_classifier = False
-        return super().resume_or_load(path, resume=resume)
+        """As Detectron2's, but where the last checkpoint is not whole the newest before it that is stands in.
+
+        Raises:
+            CheckpointError: there are checkpoints to resume from, but none is whole.
+        """
+        self._remove_unfinished()
+        newest = self._newest_whole() if resume else None
+        if newest is None:
+            return self.load(path, checkpointables=[])
+        self.new_classifier = False
+        return self.load(newest)
+
+    def _remove_unfinished(self) -> None:
+        """Remove what processes that were killed have left."""
+        for path in glob.glob(os.path.join(glob.escape(self.save_dir), f"*{UNFINISHED}")) if self.save_to_disk else ():
+            if re.fullmatch(r"(.*\.pth|last_checkpoint)", os.path.basename(path)[: -len(UNFINISHED)]):
+                logger.info("removing %s, which was never finished", path)
+                os.unlink(path)
+
+    def _newest_whole(self) -> Optional[str]:
+        """The checkpoint to resume from, in all processes that which the main one finds, or None if there is none."""
+        found = self._find_newest_whole() if comm.is_main_process() else None
+        return comm.all_gather(found)[0]
+
+    def _find_newest_whole(self) -> Optional[str]:
+        earlier = self._numbered_checkpoints()
+        if not self.has_checkpoint():
+            if earlier:
+                logger.warning(
+                    "%s is there, but no file last_checkpoint with the name of the one to resume from: training "
+                    "starts anew. If that is not meant, stop, and write the name into that file",
+                    earlier[0],
+                )
+            return None
+        last = self.get_checkpoint_file()
+        before = [path for path in earlier if path < last or not re.search(NUMBERED, last)]
+        for path in [last, *before]:
+            reason = what_is_broken(path)
+            if reason is None:
+                return path
+            logger.warning("the checkpoint %s cannot be used (%s): taking the one before it", path, reason)
+        raise CheckpointError(
+            f"no checkpoint in {self.save_dir} is whole: {', '.join([last, *before])}. Start without --resume, or "
+            f"restore one of them and write its name into {os.path.join(self.save_dir, 'last_checkpoint')}"
+        )
+
+    def _numbered_checkpoints(self) -> List[str]:
+        """The checkpoints of iterations, the newest first."""
+        names = os.listdir(self.save_dir) if os.path.isdir(self.save_dir) else []
+        numbered = sorted((n for n in names if re.fullmatch(NUMBERED, n)), reverse=True)
+        return [os.path.join(self.save_dir, name) for name in numbered]
 
     def load(self, path, *args, **kwargs):
         if path:
             require_file(path)
         return super().load(path, *args, **kwargs)
+
+    def _torch_load(self, f):
+        """Load tensors and plain Python only: a checkpoint with other objects could run any code."""
+        try:
+            return torch.load(f, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            raise ValueError(
+                f"{f} is no checkpoint of tensors and plain Python ({' '.join(str(error).split())[:200]}). If you "
+                f"trust where it comes from, load it with torch.load(..., weights_only=False) and save its "
+                f"'model' alone"
+            ) from error
 
     def _load_model(self, checkpoint):
         weights = checkpoint["model"]
@@ -50,6 +162,56 @@ class LongTailCheckpointer(DetectionCheckpointer):
                 for parameter in ("weight", "bias"):
                     fit_cls_score(weights, f"{name}.cls_score.{parameter}", module)
         return super()._load_model(checkpoint)
+
+
+@contextmanager
+def written_whole(path: str, mode: str) -> Iterator[IO]:
+    """A file that appears under ``path`` when it is complete and on the disk, and not at all if something fails."""
+    unfinished = path + UNFINISHED
+    try:
+        with open(unfinished, mode) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(unfinished)
+        raise
+
+
+def require_writable(folder: str) -> None:
+    """Write and remove a small file, so that a run whose output cannot be written ends before it starts.
+
+    Raises:
+        CheckpointError: it cannot be written: no room, no permission, a path that is no folder.
+    """
+    probe = os.path.join(folder, f"writable{UNFINISHED}")
+    try:
+        os.makedirs(folder, exist_ok=True)
+        with open(probe, "wb") as file:
+            file.write(bytes(2**16))  # a log's worth
+        os.unlink(probe)
+    except OSError as error:
+        with suppress(OSError):
+            os.unlink(probe)
+        raise CheckpointError(
+            f"cannot write to {folder}: {error.strerror}. Make room or the folder writable, or set OUTPUT_DIR (in a "
+            f"LazyConfig train.output_dir) to another one"
+        ) from error
+
+
+def what_is_broken(path: str) -> Optional[str]:
+    """Why a checkpoint file cannot be read, or None; torch's zip files carry checksums."""
+    try:
+        if not zipfile.is_zipfile(path):  # truncated, or of torch before 1.6
+            torch.load(path, map_location="cpu", weights_only=True)
+            return None
+        with zipfile.ZipFile(path) as file:
+            damaged = file.testzip()
+        return damaged and f"checksum of {damaged}"
+    except Exception as error:  # whatever a broken file gives rise to
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 def require_file(path: str) -> None:

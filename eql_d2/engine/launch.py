@@ -3,7 +3,7 @@
 import os
 import socket
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from urllib.parse import urlparse
 
 import torch
@@ -15,6 +15,7 @@ from detectron2.utils import comm
 from torch import nn
 
 from eql_d2.engine.errors import one_line_errors
+from eql_d2.engine.interruption import passing_on_signals
 
 # What torchrun tells each process that it starts. Only a process of a group has a LOCAL_RANK, so its presence decides;
 # cluster managers set some of the others for whole machines.
@@ -45,15 +46,17 @@ def launch_tool(main, args) -> None:
         return run_as_worker(main, args)
     with one_line_errors(ValueError):
         check_launch_arguments(args)
+    starts_others = args.num_gpus * args.num_machines > 1
     try:
-        launch(
-            run,
-            args.num_gpus,
-            num_machines=args.num_machines,
-            machine_rank=args.machine_rank,
-            dist_url=args.dist_url,
-            args=(main, args),
-        )
+        with passing_on_signals() if starts_others else nullcontext():
+            launch(
+                run,
+                args.num_gpus,
+                num_machines=args.num_machines,
+                machine_rank=args.machine_rank,
+                dist_url=args.dist_url,
+                args=(main, args),
+            )
     except mp.ProcessExitedException as error:
         if error.exit_code > 0:  # it has said why
             sys.exit(error.exit_code)

@@ -10,6 +10,7 @@ from detectron2.utils.logger import setup_logger
 
 from eql_d2.config import add_eql_config
 from eql_d2.data.registration import register_datasets
+from eql_d2.engine.checkpoint import require_writable
 from eql_d2.engine.checks import check_nothing_is_empty, explained_config_errors
 
 logger = logging.getLogger(__name__)
@@ -57,6 +58,8 @@ def setup(args) -> CfgNode:
         args: what ``default_argument_parser`` parses.
     """
     cfg = load_config(args.config_file, args.opts)
+    if comm.is_main_process():
+        require_writable(cfg.OUTPUT_DIR)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="eql_d2")
     use_available_device(cfg)
     cfg.freeze()

@@ -8,19 +8,23 @@ import weakref
 from collections import OrderedDict
 
 import torch
-from detectron2.data import build_detection_train_loader
+from detectron2.data import DatasetMapper
 from detectron2.engine import DefaultTrainer, TrainerBase, hooks
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
+from fvcore.nn.precise_bn import get_bn_modules
 
-from eql_d2.data.federated import read_training_set
-from eql_d2.data.samplers import build_train_sampler
+from eql_d2.data.image_errors import ExplainedMapper
+from eql_d2.data.loading import load_training_dicts
+from eql_d2.data.train_loader import TrainLoader
 from eql_d2.engine.checkpoint import LongTailCheckpointer
 from eql_d2.engine.checks import check_first_stage, check_run, explained_dataset_errors
 from eql_d2.engine.evaluators import build_evaluator, detections_for_fixed_ap
+from eql_d2.engine.interruption import Interruption, interruptible
 from eql_d2.engine.launch import distribute
 from eql_d2.engine.lazy import classifier_lr_factor
+from eql_d2.engine.resumption import PreciseBN, Resumption
 from eql_d2.engine.train_step import (
     TrainStep,
     drop_evaluation_of_a_failure,
@@ -33,6 +37,8 @@ from eql_d2.modeling.image_labels import tell_image_labels
 from eql_d2.modeling.test_time_augmentation import LongTailRCNNWithTTA
 
 logger = logging.getLogger(__name__)
+
+WRITE_PERIOD = 20  # iterations between lines of the log and of metrics.json, as in Detectron2
 
 
 class Trainer(DefaultTrainer):
@@ -88,6 +94,7 @@ class Trainer(DefaultTrainer):
         """
         if not (resume and self.checkpointer.has_checkpoint()):
             check_first_stage(self.cfg)
+        self._resumption.resumes = resume
         losses = [m for m in self.model.modules() if isinstance(m, ClassificationLoss)]
         fresh = [copy.deepcopy(loss.state_dict()) for loss in losses]
         super().resume_or_load(resume)
@@ -96,8 +103,13 @@ class Trainer(DefaultTrainer):
                 loss.load_state_dict(state)
 
     def train(self):
-        """Run training; returns the results of the last evaluation, or {} if there was none."""
-        super().train()
+        """Run training; returns the results of the last evaluation, or {} if there was none.
+
+        Raises:
+            Interrupted: (a SystemExit) by SIGTERM or SIGINT; what was trained is saved.
+        """
+        with self._interruption.handled():
+            super().train()
         return getattr(self, "_last_eval_results", None) or {}
 
     def run_step(self):
@@ -127,17 +139,47 @@ class Trainer(DefaultTrainer):
         return ", ".join(sorted({type(loss).__name__ for loss in losses})) or "Detectron2's own"
 
     def build_hooks(self):
-        """Detectron2's, and an evaluation with test-time augmentation after training if ``TEST.AUG.ENABLED``."""
-        built = super().build_hooks()
-        if self.cfg.TEST.AUG.ENABLED:
-            before_writers = len(built) - comm.is_main_process()
-            built.insert(before_writers, hooks.EvalHook(0, self._test_with_tta_after_training))
-        return built
+        """Detectron2's, with interruption and exact resumption, and test-time augmentation if ``TEST.AUG.ENABLED``."""
+        cfg = self.cfg
+        before = [hooks.IterationTimer(), hooks.LRScheduler()]
+        if cfg.TEST.PRECISE_BN.ENABLED and get_bn_modules(self.model):
+            before.append(self._build_precise_bn())
+        if comm.is_main_process():
+            before.append(hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD))
+        self._interruption = Interruption(self.checkpointer)
+        # If these fail or are interrupted there is a checkpoint.
+        behind = [hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._test_in_training)]
+        if cfg.TEST.AUG.ENABLED:
+            behind.append(hooks.EvalHook(0, self._test_with_tta_after_training))
+        if comm.is_main_process():
+            behind.append(hooks.PeriodicWriter(self.build_writers(), period=WRITE_PERIOD))
+        self._resumption = Resumption(self.data_loader, cfg.OUTPUT_DIR, behind, WRITE_PERIOD)
+        return [self._resumption, *before, self._interruption, *behind]
+
+    def _build_precise_bn(self):
+        """It runs as often as evaluation, on a stream of images of its own, read in this process to save memory."""
+        cfg = with_micro_batches(self.cfg)
+        cfg.DATALOADER.NUM_WORKERS = 0
+        loader = self.build_train_loader(cfg)
+        return PreciseBN(cfg.TEST.EVAL_PERIOD, self.model, loader, cfg.TEST.PRECISE_BN.NUM_ITER)
+
+    def _test_in_training(self):
+        self._last_eval_results = self.test(self.cfg, self.model)
+        return self._last_eval_results
 
     def _test_with_tta_after_training(self):
         results = self.test_with_tta(self.cfg, self.model)
         self._last_eval_results = merge_results(self._last_eval_results, results)
         return results
+
+    @classmethod
+    def test(cls, cfg, model, evaluators=None):
+        """Detectron2's, with the detections that fixed AP needs if ``FIXED_AP_DETECTIONS_PER_IMAGE`` asks for it.
+
+        SIGTERM and SIGINT end it at once.
+        """
+        with interruptible(), detections_for_fixed_ap(cfg, model):
+            return super().test(cfg, model, evaluators)
 
     @classmethod
     def test_with_tta(cls, cfg, model):
@@ -159,12 +201,6 @@ class Trainer(DefaultTrainer):
         return name_tta(results)
 
     @classmethod
-    def test(cls, cfg, model, evaluators=None):
-        """Detectron2's, with the detections that fixed AP needs if ``FIXED_AP_DETECTIONS_PER_IMAGE`` asks for it."""
-        with detections_for_fixed_ap(cfg, model):
-            return super().test(cfg, model, evaluators)
-
-    @classmethod
     def evaluate(cls, cfg, model):
         """:meth:`test`, and :meth:`test_with_tta` too if ``TEST.AUG.ENABLED``."""
         results = cls.test(cfg, model)
@@ -179,15 +215,16 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg):
-        """Detectron2's loader, with our samplers and image labels.
+        """A :class:`TrainLoader` of ``DATASETS.TRAIN``.
 
         Raises:
             ValueError: a broken annotation file, named; or one without the image labels that the config wants.
         """
         with explained_dataset_errors(cfg.DATASETS.TRAIN):
-            images = read_training_set(cfg)
-            return build_detection_train_loader(
-                cfg, dataset=images, sampler=build_train_sampler(cfg, images)
+            return TrainLoader(
+                cfg,
+                dataset=load_training_dicts(cfg),
+                mapper=ExplainedMapper(DatasetMapper(cfg, True)),
             )
 
     @classmethod

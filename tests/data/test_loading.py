@@ -2,11 +2,11 @@ import copy
 import gc
 
 import pytest
-from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
 from detectron2.structures import BoxMode
 
 from eql_d2.data.loading import load_training_dicts
+from eql_d2.engine.setup import default_config
 
 NAME = "loading_test"
 
@@ -39,7 +39,7 @@ def registered():
 
 
 def cfg_with(mask_on=False, filter_empty=True):
-    cfg = get_cfg()
+    cfg = default_config()
     cfg.DATASETS.TRAIN = (NAME,)
     cfg.MODEL.MASK_ON = mask_on
     cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS = filter_empty

@@ -5,7 +5,7 @@ import pytest
 import torch
 from detectron2.utils import comm
 
-from eql_d2.data.samplers import BLOCK, ClassAwareSampler, build_train_sampler
+from eql_d2.data.samplers import BLOCK, ClassAwareSampler
 
 
 def images_of(*categories_of_image):
@@ -60,9 +60,3 @@ def test_crowd_regions_are_no_objects():
     assert set(draw(ClassAwareSampler(images, seed=0), 100)) == {0}
     with pytest.raises(ValueError, match="none of the 1 images has an annotation"):
         ClassAwareSampler(images[1:])
-
-
-def test_the_key(tiny_cfg):
-    cfg = tiny_cfg("DATALOADER.SAMPLER_TRAIN", "ClassAwareSampler", "SEED", 5)
-    assert draw(build_train_sampler(cfg, IMAGES), 50) == draw(ClassAwareSampler(IMAGES, seed=5), 50)
-    assert build_train_sampler(tiny_cfg(), IMAGES) is None  # Detectron2's own

@@ -1,3 +1,5 @@
+import errno
+import os
 import urllib.error
 from pathlib import Path
 
@@ -8,6 +10,7 @@ from detectron2.utils.file_io import PathManager
 
 from eql_d2.engine import LongTailCheckpointer
 from eql_d2.engine import checkpoint as checkpoint_module
+from eql_d2.engine.checkpoint import CheckpointError, require_writable
 
 WEIGHT = "roi_heads.box_predictor.cls_score.weight"
 
@@ -147,3 +150,138 @@ def test_weights_that_cannot_be_downloaded(offline):
 def test_weights_that_are_not_there(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no\.pth.*no such file.*MODEL\.WEIGHTS"):
         checkpoint_module.require_file(str(tmp_path / "no.pth"))
+
+
+@pytest.fixture
+def small(tmp_path):
+    """A checkpointer of a layer, whose weights are the number of the checkpoint, with three saved."""
+    checkpointer = LongTailCheckpointer(torch.nn.Linear(100, 100), str(tmp_path))
+    for iteration in (1, 3, 5):
+        torch.nn.init.constant_(checkpointer.model.weight, iteration)
+        checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
+    return checkpointer
+
+
+def resume(checkpointer):
+    """The iteration that is resumed from, by the extra data and by the weights."""
+    iteration = checkpointer.resume_or_load("", resume=True)["iteration"]
+    assert (checkpointer.model.weight == iteration).all()
+    return iteration
+
+
+def test_it_resumes_from_the_last(small):
+    assert resume(small) == 5 == small.saved_iteration
+
+
+def truncate(path):
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def flip_a_bit(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1  # in the weights: the file is still a readable zip
+    path.write_bytes(data)
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+@pytest.mark.parametrize("damage", [truncate, flip_a_bit, empty, Path.unlink])
+def test_a_broken_checkpoint_is_passed_over(small, tmp_path, caplog, damage):
+    damage(tmp_path / "model_0000005.pth")
+    assert resume(small) == 3
+    assert "model_0000005.pth cannot be used" in caplog.text
+    damage(tmp_path / "model_0000003.pth")
+    assert resume(small) == 1
+    damage(tmp_path / "model_0000001.pth")
+    with pytest.raises(CheckpointError, match="no checkpoint in .* is whole: .*0000005.*--resume"):
+        resume(small)
+
+
+def test_later_checkpoints_of_an_earlier_run_are_no_substitute(small, tmp_path):
+    small.tag_last_checkpoint("model_0000003.pth")
+    assert resume(small) == 3
+    truncate(tmp_path / "model_0000003.pth")
+    assert resume(small) == 1
+
+
+def test_an_empty_or_missing_tag(small, tmp_path, caplog):
+    (tmp_path / "last_checkpoint").write_text("")
+    assert resume(small) == 5
+    (tmp_path / "last_checkpoint").unlink()
+    assert small.resume_or_load("", resume=True) == {}
+    assert "model_0000005.pth is there, but no file last_checkpoint" in caplog.text
+
+
+class FullDisk:
+    """A file that fails after some bytes, as on a full disk."""
+
+    def __init__(self, file, room):
+        self.file, self.room = file, room
+
+    def write(self, data):
+        self.room -= len(data)
+        if self.room < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return self.file.write(data)
+
+    def __getattr__(self, name):
+        return getattr(self.file, name)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *args):
+        self.file.close()
+
+
+@pytest.mark.parametrize("room", [0, 10_000, 41_000])
+def test_a_full_disk_keeps_the_last_checkpoint(small, tmp_path, monkeypatch, room):
+    monkeypatch.setattr("builtins.open", lambda *args, real=open, **kwargs: FullDisk(real(*args, **kwargs), room))
+    with pytest.raises(CheckpointError, match="0000007.pth: No space left on device. .*last good one .*0000005.pth"):
+        small.save("model_0000007", iteration=7)
+    monkeypatch.undo()
+    assert resume(small) == 5
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "last_checkpoint", "model_0000001.pth", "model_0000003.pth", "model_0000005.pth"
+    ]  # fmt: skip
+
+
+def test_a_folder_that_is_none(small, tmp_path):
+    small.save_dir = str(tmp_path / "last_checkpoint")
+    with pytest.raises(CheckpointError, match="Not a directory.*none before it"):
+        small.save("model_0000007")
+
+
+def test_an_output_that_cannot_be_written_shows_before_a_run(tmp_path, monkeypatch):
+    require_writable(str(tmp_path / "new" / "folder"))
+    assert not list((tmp_path / "new" / "folder").iterdir())
+    (tmp_path / "file").touch()
+    with pytest.raises(CheckpointError, match="cannot write to .*file.x: Not a directory.*OUTPUT_DIR"):
+        require_writable(str(tmp_path / "file" / "x"))
+    monkeypatch.setattr("builtins.open", lambda *args, real=open, **kwargs: FullDisk(real(*args, **kwargs), 0))
+    with pytest.raises(CheckpointError, match="No space left on device"):
+        require_writable(str(tmp_path))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "new"]
+
+
+def test_a_crash_while_writing_leaves_the_last_checkpoint(small, tmp_path, monkeypatch):
+    def die(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", die)
+    with pytest.raises(KeyboardInterrupt):
+        small.save("model_0000007", iteration=7)
+    monkeypatch.undo()
+    for name in ("model_0000009.pth.tmp", "last_checkpoint.tmp", "notes.tmp"):  # of kill -9, and of the user
+        (tmp_path / name).write_text("half")
+    assert resume(small) == 5
+    assert [path.name for path in tmp_path.glob("*.tmp")] == ["notes.tmp"]
+
+
+def test_objects_are_not_loaded(tmp_path):
+    path = tmp_path / "objects.pth"
+    torch.save({"model": {}, "hook": Path("x")}, path)
+    with pytest.raises(ValueError, match="objects.pth is no checkpoint of tensors and plain Python"):
+        LongTailCheckpointer(torch.nn.Linear(2, 2)).load(str(path))

@@ -44,11 +44,11 @@ CASES = {
     },
 }
 CFG = """
-from detectron2.config import get_cfg
+from eql_d2.engine.setup import default_config
 from detectron2.data import DatasetCatalog, DatasetFromList
 from detectron2.data.datasets.lvis import load_lvis_json
 DatasetCatalog.register("a", lambda: load_lvis_json(file, "."))
-cfg = get_cfg()
+cfg = default_config()
 cfg.DATASETS.TRAIN = ("a",)
 """
 MEASURE = """

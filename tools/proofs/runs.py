@@ -1,0 +1,183 @@
+"""Runs of tools/train_net.py in processes of their own: start, watch, kill, compare."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Callable, List, Optional
+
+import torch
+
+from eql_d2.data.mini_lvis import MiniLVISSpec, ensure
+
+ROOT = Path(__file__).parents[2]
+SPEC = MiniLVISSpec(num_categories=7, num_train_images=30, num_val_images=4, max_image_count=20, min_val_images=1)
+PERIOD = 5  # iterations between checkpoints
+TIMEOUT = 600  # seconds for anything here
+
+
+class Failed(Exception):
+    """A proof that does not hold; the message says what was seen."""
+
+
+def is_time(name) -> bool:
+    """Whether a metric is a clock's, which no two runs share."""
+    return "time" in str(name) or name == "eta_seconds"
+
+
+class Run:
+    """One training in one folder, over as many processes as it takes.
+
+    Args:
+        folder: of the run; the console goes to `console.txt` in it, one of each process to the end of it.
+        data: folder of the small MiniLVIS to train on, made if it is not there.
+        max_iter: iterations.
+        options: config keys and values besides.
+    """
+
+    def __init__(self, folder: Path, data: Path, max_iter: int, *options: str):
+        self.folder, self.max_iter = folder, max_iter
+        folder.mkdir(parents=True, exist_ok=True)
+        self.console = folder / "console.txt"
+        self.counter = folder / "iteration.txt"
+        self.process: Optional[subprocess.Popen] = None
+        self._start_of_output = 0
+        ensure(SPEC, data)
+        register = [[f"proof_{s}", str(data / f"mini_lvis_{s}.json"), str(data)] for s in ("train", "val")]
+        self.options = [str(option) for option in (
+            "DATASETS.REGISTER", register,
+            "DATASETS.TRAIN", ("proof_train",),
+            "DATASETS.TEST", ("proof_val",),
+            "DATALOADER.NUM_WORKERS", 2,
+            "INPUT.MIN_SIZE_TRAIN", (64, 80, 96),
+            "INPUT.MIN_SIZE_TEST", 64,
+            "INPUT.RANDOM_FLIP", "horizontal",
+            "MODEL.DEVICE", "cpu",
+            "MODEL.WEIGHTS", "",
+            "MODEL.ROI_HEADS.NUM_CLASSES", SPEC.num_categories,
+            "SOLVER.IMS_PER_BATCH", 2,
+            "SOLVER.MAX_ITER", max_iter,
+            "SOLVER.CHECKPOINT_PERIOD", PERIOD,
+            "SOLVER.WARMUP_ITERS", 10,
+            "TEST.EVAL_PERIOD", max_iter // 3,
+            *options,
+            "OUTPUT_DIR", folder,
+        )]  # fmt: skip
+
+    def start(self, *options: str, resume: bool = True, preexec: Optional[Callable] = None) -> None:
+        """Start the tool, in a process group of its own."""
+        config = str(ROOT / "configs" / "MiniLVIS" / "eql_faster_rcnn.yaml")
+        arguments = ["--config-file", config, *self.options, *options]
+        self.start_command(self.counted(["--resume", *arguments] if resume else arguments), preexec)
+
+    def counted(self, arguments: List[str]) -> List[str]:
+        """The command of tools/train_net.py with these arguments, and a count of its iterations."""
+        return [sys.executable, str(ROOT / "tools" / "proofs" / "counted_train_net.py"), str(self.counter), *arguments]
+
+    def start_command(self, command: List[str], preexec: Optional[Callable] = None) -> None:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        with open(self.console, "ab") as console:
+            self._start_of_output = console.tell()
+            self.process = subprocess.Popen(
+                command,
+                stdout=console,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                start_new_session=True,
+                preexec_fn=preexec,
+                cwd=ROOT,
+            )
+
+    def output(self) -> str:
+        """What the present process has printed, without colours."""
+        with open(self.console, "rb") as console:
+            console.seek(self._start_of_output)
+            return re.sub(r"\x1b\[\d+m", "", console.read().decode(errors="replace"))
+
+    def wait_until(self, condition: Callable[[], bool], poll: float = 0.02) -> bool:
+        """Wait for a condition; False if the process ended first."""
+        deadline = time.monotonic() + TIMEOUT
+        while not condition():
+            if self.process.poll() is not None:
+                return False
+            if time.monotonic() > deadline:
+                self.kill(signal.SIGKILL)
+                raise Failed(f"nothing happened for {TIMEOUT} s, see {self.console}")
+            time.sleep(poll)
+        return True
+
+    def wait_until_it_trains(self) -> bool:
+        return self.wait_until(lambda: "Starting training from iteration" in self.output())
+
+    def kill(self, signum: int) -> int:
+        """Send a signal to all processes of the run; the exit code of the first, negative where a signal ended it."""
+        try:
+            os.killpg(self.process.pid, signum)
+        except ProcessLookupError:
+            pass
+        return self.process.wait(TIMEOUT)
+
+    def finish(self) -> None:
+        """Wait until the process has ended well."""
+        self.wait_until(lambda: False, poll=0.1)
+        if self.process.returncode:
+            raise Failed(f"exit code {self.process.returncode}, see {self.console}:\n{self.output()[-2000:]}")
+
+    @property
+    def done(self) -> bool:
+        return (self.folder / "model_final.pth").exists() and self.process.poll() == 0
+
+    def last_finished(self) -> int:
+        """The last iteration that was finished by any process, -1 if none."""
+        return int((self.counter.read_text() if self.counter.exists() else "") or -1)
+
+    def last_checkpoint(self) -> Optional[str]:
+        path = self.folder / "last_checkpoint"
+        return path.read_text() if path.exists() else None
+
+    def checkpoint_iteration(self) -> int:
+        """The iteration of the last checkpoint, -1 if there is none."""
+        name = self.last_checkpoint()
+        if name is None:
+            return -1
+        return self.max_iter - 1 if name == "model_final.pth" else int(re.search(r"\d{7}", name).group())
+
+    def started_from(self) -> int:
+        return int(re.search(r"Starting training from iteration (\d+)", self.output()).group(1))
+
+    def metrics(self) -> List[dict]:
+        """The lines of metrics.json without clocks; NaN as a string, since it equals nothing."""
+        lines = (self.folder / "metrics.json").read_text().splitlines()
+        parsed = [json.loads(line, parse_constant=str) for line in lines]
+        return [{k: v for k, v in line.items() if not is_time(k)} for line in parsed]
+
+
+def check_equal(run: Run, reference: Run) -> int:
+    """Final checkpoints and metrics must be equal to the last bit; returns how many numbers were compared."""
+    final = [torch.load(r.folder / "model_final.pth", weights_only=True) for r in (run, reference)]
+    count = compare(*final, "")
+    if run.metrics() != reference.metrics():
+        raise Failed(f"metrics.json of {run.folder} and {reference.folder} differ")
+    return count
+
+
+def compare(a, b, path: str) -> int:
+    """Count the numbers of two checkpoints, which must be equal."""
+    if isinstance(a, torch.Tensor):
+        same, count = torch.equal(a, b), a.numel()
+    elif isinstance(a, dict):
+        keys = [key for key in a if not is_time(key)]
+        same, count = keys == [key for key in b if not is_time(key)], 0
+        count += sum(compare(a[key], b.get(key), f"{path}.{key}") for key in keys)
+    elif isinstance(a, (list, tuple)):
+        same, count = len(a) == len(b), 0
+        count += sum(compare(x, y, f"{path}[{i}]") for i, (x, y) in enumerate(zip(a, b)))
+    else:
+        same, count = a == b or (a != a and b != b), 1
+    if not same:
+        raise Failed(f"{path[1:]} of the final checkpoints differ")
+    return count
