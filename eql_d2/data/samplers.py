@@ -11,8 +11,8 @@ from torch.utils.data import Sampler
 
 TRAIN_SAMPLER_REGISTRY = Registry("TRAIN_SAMPLER")
 TRAIN_SAMPLER_REGISTRY.__doc__ = """
-Samplers for ``DATALOADER.SAMPLER_TRAIN`` besides Detectron2's: called as ``obj(dataset, seed)`` with dataset dicts, they
-give an endless stream of indices that depends only on these and the process's rank.
+Samplers for ``DATALOADER.SAMPLER_TRAIN`` besides Detectron2's. Called as ``obj(dataset, seed)`` with dataset dicts,
+they give an endless stream of indices that depends only on these and the process's rank.
 """
 
 BLOCK = 1024  # draws made at once; part of what a seed means

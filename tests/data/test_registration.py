@@ -181,7 +181,7 @@ def test_real_files_train_and_evaluate(shared_data, tmp_path, tiny_cfg, monkeypa
         for name in names:
             DatasetCatalog.remove(name)
             MetadataCatalog.remove(name)
-    assert ("APr" in results["bbox"]) == (kind == "lvis") and results["bbox"]["AP"] >= 0
+    assert ("AR@300" in results["bbox"]) == (kind == "lvis") and results["bbox"]["AP"] >= 0
     (counted,) = (tmp_path / "output").glob("class_counts_*.json")  # on first use
     assert len(json.loads(counted.read_text())["image_count"]) == cfg.MODEL.ROI_HEADS.NUM_CLASSES
 
