@@ -43,6 +43,10 @@ def add_eql_config(cfg: CfgNode) -> None:
     # What computes LVIS's metrics: "eql_d2", or "lvis", the LVIS API, for reference: the same numbers, slower.
     cfg.TEST.LVIS_BACKEND = "eql_d2"
 
+    # Every how many iterations the loss, gradients, scores and weight norms of rare, common and frequent categories are
+    # logged, and whether gradient_balance.json is written at all: 0 does neither.
+    cfg.GRADIENT_BALANCE_PERIOD = 20
+
     # Learning rate of the classifier layer (cls_score), as a multiple of BASE_LR.
     cfg.SOLVER.CLASSIFIER_LR_FACTOR = 1.0
 

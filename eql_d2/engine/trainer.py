@@ -30,6 +30,7 @@ from eql_d2.engine.checks import (
     check_run,
     explained_dataset_errors,
 )
+from eql_d2.engine.gradient_balance import build_gradient_balance
 from eql_d2.engine.lazy import classifier_lr_factor
 from eql_d2.evaluation.lvis_evaluation import LVISEvaluator
 from eql_d2.evaluation.picture import PredictionPicture
@@ -112,8 +113,12 @@ class Trainer(DefaultTrainer):
         return ", ".join(sorted({type(loss).__name__ for loss in losses})) or "Detectron2's own"
 
     def build_hooks(self):
-        """Detectron2's, and an evaluation with test-time augmentation after training if ``TEST.AUG.ENABLED``."""
+        """Detectron2's, the gradient balance, and an evaluation with test-time augmentation after training.
+
+        By ``GRADIENT_BALANCE_PERIOD`` and ``TEST.AUG.ENABLED``.
+        """
         built = super().build_hooks()
+        built.insert(1, build_gradient_balance(self.cfg, self.model))  # a None is no hook
         if self.cfg.TEST.AUG.ENABLED:
             before_writers = len(built) - comm.is_main_process()
             built.insert(before_writers, hooks.EvalHook(0, self._test_with_tta_after_training))
