@@ -14,13 +14,13 @@ from detectron2.utils import comm
 from torch.func import functional_call
 
 from eql_d2.data import ClassFrequencies
+from eql_d2.data.frequencies import GROUP_NAMES
 from eql_d2.losses import ClassificationLoss
 from eql_d2.modeling.fast_rcnn import LongTailFastRCNNOutputLayers
 
 logger = logging.getLogger(__name__)
 
 GRADIENT_BALANCE_FILE = "gradient_balance.json"
-GROUP_NAMES = {"r": "rare", "c": "common", "f": "frequent"}
 
 
 class GradientBalance(HookBase):
@@ -43,8 +43,8 @@ class GradientBalance(HookBase):
     ``balance/{positive,negative}_gradient_<group>``: per iteration since the last log, mean over the categories.
     ``balance/gradient_ratio_<group>``: the ratio of the two.
     ``balance/weight_norm_<group>``: L2 norm of a classifier row, mean over the categories.
-    ``balance/loss_<group>``, and ``_background``: L of the RoIs with such a label alone, in this iteration. A loss that
-        normalises over its batch does so over these RoIs.
+    ``balance/cost_<group>``, and ``_background``: L of the RoIs with such a label alone, in this iteration. A loss that
+        normalises over its batch does so over these RoIs. (Detectron2 prints all that is called "loss" on the console.)
     ``balance/score_<group>``: the score in [0, 1] of the label, mean over these RoIs.
 
     A value without RoIs or categories is left out. Training is not changed: weights are bit-equal with and without.
@@ -257,7 +257,7 @@ def label_scalars(by_label: torch.Tensor) -> Dict[str, float]:
     scalars, names = {}, [*GROUP_NAMES.values(), "background"]
     for name, (rois, loss, score) in zip(names, by_label.t().tolist()):
         if rois > 0:
-            scalars[f"loss_{name}"] = loss / rois
+            scalars[f"cost_{name}"] = loss / rois
         if rois > 0 and name != "background":  # which a sigmoid loss has no score for
             scalars[f"score_{name}"] = score / rois
     return scalars

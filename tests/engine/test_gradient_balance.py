@@ -152,8 +152,8 @@ def test_what_is_logged_is_right_for_sigmoid_cross_entropy(tmp_path):
     own = torch.stack([p[i, labels[i]] for i in of_rare])
     assert run.logged("score_rare") == pytest.approx(own.mean().item(), rel=1e-5)
     bce = -(y * p.log() + (1 - y) * (1 - p).log()).sum(1)
-    assert run.logged("loss_rare") == pytest.approx(bce[of_rare].mean().item(), rel=1e-5)
-    assert run.logged("loss_background") == pytest.approx(bce[labels == K].mean().item(), rel=1e-5)
+    assert run.logged("cost_rare") == pytest.approx(bce[of_rare].mean().item(), rel=1e-5)
+    assert run.logged("cost_background") == pytest.approx(bce[labels == K].mean().item(), rel=1e-5)
 
 
 def test_logs_are_means_since_the_last_and_come_each_period(tmp_path):
@@ -175,15 +175,15 @@ def test_what_has_no_rois_or_categories_is_left_out(tmp_path):
     labels = torch.full((R,), 5)
     run.step(lambda: classify(predictor, batch()[0], labels))
     names = {name.removeprefix("balance/") for name in run.storage.latest()}
-    assert {"loss_frequent", "score_frequent", "gradient_ratio_rare"} <= names
-    assert not names & {"loss_rare", "score_common", "loss_background"}
+    assert {"cost_frequent", "score_frequent", "gradient_ratio_rare"} <= names
+    assert not names & {"cost_rare", "score_common", "cost_background"}
 
 
 def test_stages_of_a_cascade_are_apart(tmp_path):
     predictors = [predictor_with(SoftmaxCrossEntropy(K)) for _ in range(3)]
     run = Run(predictors, tmp_path, max_iter=1)
     run.step(lambda: [classify(p, *batch(i)) for i, p in enumerate(predictors)])
-    assert len({run.storage.latest()[f"stage{i}/balance/loss_rare"] for i in range(3)}) == 3
+    assert len({run.storage.latest()[f"stage{i}/balance/cost_rare"] for i in range(3)}) == 3
     for i, predictor in enumerate(predictors):
         torch.testing.assert_close(run.sums(i), expected_sums(predictor, *batch(i)), rtol=1e-5, atol=1e-7)
 
