@@ -4,7 +4,8 @@
     python tools/visualize_data.py lvis_v1_train --output tail.png
     python tools/visualize_data.py /data/mine/train.json --output tail.png --lambda 0.001 0.01
 
-The dataset is a registered name, an annotation file in COCO or LVIS format, or a counts file of tools/make_class_counts.py.
+The dataset is a registered name, an annotation file in COCO or LVIS format, or a counts file of
+tools/make_class_counts.py.
 """
 
 import argparse

@@ -4,6 +4,7 @@ Reads the files that training and evaluation write (docs/evaluation.md); nothing
 """
 
 import csv
+import io
 import json
 import math
 import os
@@ -15,6 +16,7 @@ from typing import Dict, List, Optional, Sequence, Tuple
 from eql_d2.engine.gradient_balance import GRADIENT_BALANCE_FILE
 from eql_d2.evaluation.compare import NOT_PART_OF_A_CONFIGURATION, configuration_key, read_run_config
 
+REQUIRED_COLUMNS = ("index", "name", "group", "train_images", "AP")
 TEXT_COLUMNS = ("name", "group", "category_id")
 
 
@@ -222,11 +224,16 @@ def read_categories(path: Path) -> List[dict]:
     """Rows of categories_<task>.csv, [] without a file."""
     if not path.is_file():
         return []
-    with open(path, newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
     try:
+        text = path.read_text(encoding="utf-8")
+        rows = list(csv.DictReader(io.StringIO(text, newline="")))
+        if not text.endswith("\n") or not rows or any(None in row or None in row.values() for row in rows):
+            raise ValueError("a line is cut off, or there is none")
+        missing = [column for column in REQUIRED_COLUMNS if column not in rows[0]]
+        if missing:
+            raise ValueError(f"there are no columns {missing}")
         return [{key: _value(key, text) for key, text in row.items()} for row in rows]
-    except (TypeError, ValueError) as error:
+    except ValueError as error:
         raise ValueError(f"{path} is half-written or of another format: {error}") from error
 
 
