@@ -136,12 +136,20 @@ class GradientBalance(HookBase):
         os.replace(temporary, self._path)
 
     def state_dict(self):
-        return {"iterations": self._iterations, "total": self._total.clone()}
+        """The sums until now; those of the last period with several processes, of which one writes checkpoints."""
+        if comm.get_world_size() == 1:
+            self._add_up()
+        return {
+            "iterations": self._iterations,
+            "total": self._total.clone(),
+            "logged_iterations": self._logged_iterations,
+            "logged_total": self._logged_total.clone(),
+        }
 
     def load_state_dict(self, state):
-        self._iterations = self._logged_iterations = state["iterations"]
+        self._iterations, self._logged_iterations = state["iterations"], state["logged_iterations"]
         self._total.copy_(state["total"])
-        self._logged_total.copy_(state["total"])
+        self._logged_total.copy_(state["logged_total"])
 
 
 class _Stage:
@@ -198,13 +206,11 @@ class _Stage:
         loss, group = self._predictor.cls_loss, self._group_of[gt_classes]
         score_of_label = loss.probs(logits).gather(1, gt_classes[:, None])[:, 0]
         for i, column in enumerate(self.by_label.unbind(dim=1)):
+            # Also where there are none: processes whose losses exchange statistics wait for one another.
             rows = group == i
-            if not rows.any():
-                continue
             optional = (None if x is None else x[rows].detach() for x in (features, negatives))
             value = value_of(loss, logits[rows], gt_classes[rows], *optional)
-            per_roi = torch.stack([torch.ones_like(value), value, score_of_label[rows].mean()])
-            column += rows.sum() * per_roi
+            column += torch.stack([rows.sum(), rows.sum() * value, score_of_label[rows].sum()])
 
     def weight_norms(self) -> Dict[str, float]:
         norms = self._predictor.cls_score.weight.detach().norm(dim=1).cpu()

@@ -244,25 +244,27 @@ def test_wider_logits(tmp_path):
     torch.testing.assert_close(run.sums(), sums_in_loops(gradient[:, :K], labels), rtol=1e-4, atol=1e-7)
 
 
-def test_resumed_sums_go_on(tmp_path):
+@pytest.mark.parametrize("checkpoint_period", [3, 1000])  # and a checkpoint that was not foreseen
+def test_resumed_sums_and_logs_go_on(tmp_path, checkpoint_period):
     predictor = predictor_with(SigmoidCrossEntropy(K))
     steps = [lambda s=s: classify(predictor, *batch(s)) for s in range(6)]
     through = Run([predictor], tmp_path, period=4, max_iter=6)
     for step in steps:
         through.step(step)
-    expected = through.sums()
+    expected, logged = through.sums(), through.logged("gradient_ratio_rare")
     through.hook.after_train()  # or it goes on to watch
 
-    first = Run([predictor], tmp_path, period=4, max_iter=6, checkpoint_period=3)
+    first = Run([predictor], tmp_path, period=4, max_iter=6, checkpoint_period=checkpoint_period)
     for step in steps[:3]:
         first.step(step)
     state = torch.load(save(first.hook.state_dict(), tmp_path / "state.pth"), weights_only=True)
     first.hook.after_train()
-    second = Run([predictor], tmp_path, period=4, max_iter=6, start_iter=3, checkpoint_period=3)
+    second = Run([predictor], tmp_path, period=4, max_iter=6, start_iter=3)
     second.hook.load_state_dict(state)
     for step in steps[3:]:
         second.step(step)
     torch.testing.assert_close(second.sums(), expected)
+    assert second.logged("gradient_ratio_rare") == pytest.approx(logged)
     assert json.loads(second.path.read_text())["iterations"] == 6
 
 
