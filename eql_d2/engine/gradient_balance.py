@@ -21,6 +21,7 @@ from eql_d2.modeling.fast_rcnn import LongTailFastRCNNOutputLayers
 logger = logging.getLogger(__name__)
 
 GRADIENT_BALANCE_FILE = "gradient_balance.json"
+LOOKS_PER_LOG = 4  # iterations of a period in which the loss of each group is computed
 
 
 class GradientBalance(HookBase):
@@ -43,9 +44,10 @@ class GradientBalance(HookBase):
     ``balance/{positive,negative}_gradient_<group>``: per iteration since the last log, mean over the categories.
     ``balance/gradient_ratio_<group>``: the ratio of the two.
     ``balance/weight_norm_<group>``: L2 norm of a classifier row, mean over the categories.
-    ``balance/cost_<group>``, and ``_background``: L of the RoIs with such a label alone, in this iteration. A loss that
-        normalises over its batch does so over these RoIs. (Detectron2 prints all that is called "loss" on the console.)
-    ``balance/score_<group>``: the score in [0, 1] of the label, mean over these RoIs.
+    ``balance/score_<group>``: the score in [0, 1] of a RoI's label, mean over the RoIs since the last log.
+    ``balance/cost_<group>``, and ``_background``: L of the RoIs with such a label alone, mean over those of four
+        iterations since the last log. A loss that normalises over its batch does so over these RoIs. (The name is not
+        "loss", since Detectron2 prints whatever has that in its name.)
 
     A value without RoIs or categories is left out. Training is not changed: weights are bit-equal with and without.
     ``gradient_balance.json`` has the sums of the whole training by category, in the model's order, also after resuming:
@@ -74,6 +76,7 @@ class GradientBalance(HookBase):
         self._logged_iterations = self._iterations = 0
         self._total = torch.zeros(len(predictors), 2, len(frequencies), dtype=torch.float64)
         self._logged_total = self._total.clone()
+        self._by_label = torch.zeros(len(predictors), *_Stage.BY_LABEL, dtype=torch.float64)  # since the last log
 
     def before_train(self):
         self._handles = [stage.watch() for stage in self._stages]
@@ -84,49 +87,50 @@ class GradientBalance(HookBase):
 
     def before_step(self):
         for stage in self._stages:
-            stage.look_closer = self._is_due(self._period)
+            stage.look_closer = self._is_due(max(1, self._period // LOOKS_PER_LOG))
 
     def after_step(self):
         self._iterations += 1
         is_last = self.trainer.iter + 1 >= self.trainer.max_iter
         if not (is_last or self._is_due(self._period) or self._is_due(self._checkpoint_period)):
             return
-        by_label = self._add_up()
+        self._add_up()
         if not comm.is_main_process():
             return
         if self._is_due(self._period):
-            self._log(by_label)
+            self._log()
         if is_last or self._is_due(self._checkpoint_period):
             self._write()
 
     def _is_due(self, period: int) -> bool:
         return (self.trainer.iter + 1) % period == 0
 
-    def _add_up(self) -> torch.Tensor:
-        """Moves what the stages and processes have summed to the total; returns their `by_label`."""
+    def _add_up(self) -> None:
+        """Move what the stages of all processes have summed to the totals."""
         gradient = torch.stack([stage.gradient for stage in self._stages])
         by_label = torch.stack([stage.by_label for stage in self._stages])
         # In one collective, which leaves the sums in the main process.
         sums = comm.reduce_dict({"sums": torch.cat([gradient.flatten(), by_label.flatten()])}, average=False)
         gradient_sum, by_label_sum = sums["sums"].cpu().split([gradient.numel(), by_label.numel()])
         self._total += gradient_sum.view_as(self._total)
+        self._by_label += by_label_sum.view_as(self._by_label)
         for stage in self._stages:
             stage.reset()
-        return by_label_sum.view(by_label.shape)
 
-    def _log(self, by_label: torch.Tensor) -> None:
+    def _log(self) -> None:
         since_last = self._total - self._logged_total
         iterations = self._iterations - self._logged_iterations
         for i, stage in enumerate(self._stages):
             scalars = {
                 **gradient_scalars(since_last[i] / iterations, stage.members),
                 **stage.weight_norms(),
-                **label_scalars(by_label[i]),
+                **label_scalars(self._by_label[i]),
             }
             prefix = f"stage{i}/" if len(self._stages) > 1 else ""
             for name, value in scalars.items():
                 self.trainer.storage.put_scalar(f"{prefix}balance/{name}", value)
         self._logged_total, self._logged_iterations = self._total.clone(), self._iterations
+        self._by_label.zero_()
 
     def _write(self) -> None:
         stages = [dict(zip(("positive", "negative"), sums)) for sums in self._total.tolist()]
@@ -144,16 +148,22 @@ class GradientBalance(HookBase):
             "total": self._total.clone(),
             "logged_iterations": self._logged_iterations,
             "logged_total": self._logged_total.clone(),
+            "by_label": self._by_label.clone(),
         }
 
     def load_state_dict(self, state):
         self._iterations, self._logged_iterations = state["iterations"], state["logged_iterations"]
         self._total.copy_(state["total"])
         self._logged_total.copy_(state["logged_total"])
+        self._by_label.copy_(state["by_label"])
 
 
 class _Stage:
     """Watches the loss of one box predictor, and sums what it sees on the model's device."""
+
+    # RoIs, and the sum of their scores; RoIs looked at closer, and the sum of their losses. Each of rare, common,
+    # frequent and background.
+    BY_LABEL = (4, 4)
 
     def __init__(self, predictor: LongTailFastRCNNOutputLayers, groups: str):
         self._predictor = predictor
@@ -167,7 +177,7 @@ class _Stage:
             if letter in groups
         }
         self.gradient = torch.zeros(2, len(groups), dtype=torch.float64, device=device)  # positive, negative
-        self.by_label = torch.zeros(3, 4, dtype=torch.float64, device=device)  # RoIs, loss, score
+        self.by_label = torch.zeros(self.BY_LABEL, dtype=torch.float64, device=device)
         self.look_closer = False
 
     def reset(self) -> None:
@@ -198,19 +208,24 @@ class _Stage:
 
         value.register_hook(before_backward)
         logits.register_hook(after_backward)
+        group = self._group_of[gt_classes]
+        self._add_scores(logits.detach(), gt_classes, group)
         if self.look_closer:
-            self._look_closer(logits.detach(), gt_classes, features, negatives)
+            self._add_losses(group, logits, gt_classes, features, negatives)
+
+    def _add_scores(self, logits, gt_classes, group) -> None:
+        score = self._predictor.cls_loss.probs(logits).gather(1, gt_classes[:, None])[:, 0].double()
+        self.by_label[0].scatter_add_(0, group, torch.ones_like(score))
+        self.by_label[1].scatter_add_(0, group, score)
 
     @torch.no_grad()
-    def _look_closer(self, logits, gt_classes, features, negatives) -> None:
-        loss, group = self._predictor.cls_loss, self._group_of[gt_classes]
-        score_of_label = loss.probs(logits).gather(1, gt_classes[:, None])[:, 0]
-        for i, column in enumerate(self.by_label.unbind(dim=1)):
+    def _add_losses(self, group, *inputs) -> None:
+        for i in range(self.by_label.shape[1]):
             # Also where there are none: processes whose losses exchange statistics wait for one another.
             rows = group == i
-            optional = (None if x is None else x[rows].detach() for x in (features, negatives))
-            value = value_of(loss, logits[rows], gt_classes[rows], *optional)
-            column += torch.stack([rows.sum(), rows.sum() * value, score_of_label[rows].sum()])
+            value = value_of(self._predictor.cls_loss, *(None if x is None else x[rows] for x in inputs))
+            self.by_label[2, i] += rows.sum()
+            self.by_label[3, i] += rows.sum() * value
 
     def weight_norms(self) -> Dict[str, float]:
         norms = self._predictor.cls_score.weight.detach().norm(dim=1).cpu()
@@ -259,13 +274,13 @@ def gradient_scalars(gradient: torch.Tensor, members: Dict[str, torch.Tensor]) -
 
 
 def label_scalars(by_label: torch.Tensor) -> Dict[str, float]:
-    """Scalars of (3, 4): number, summed loss and summed score of the RoIs of each group and of background."""
+    """Scalars of the sums of :attr:`_Stage.BY_LABEL`."""
     scalars, names = {}, [*GROUP_NAMES.values(), "background"]
-    for name, (rois, loss, score) in zip(names, by_label.t().tolist()):
-        if rois > 0:
-            scalars[f"cost_{name}"] = loss / rois
+    for name, (rois, score, rois_looked_at, loss) in zip(names, by_label.t().tolist()):
         if rois > 0 and name != "background":  # which a sigmoid loss has no score for
             scalars[f"score_{name}"] = score / rois
+        if rois_looked_at > 0:
+            scalars[f"cost_{name}"] = loss / rois_looked_at
     return scalars
 
 

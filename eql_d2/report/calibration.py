@@ -57,7 +57,7 @@ def _reliability(comparison: Comparison, group: str, name: str):
     plot.add_shape(type="line", x0=0, y0=0, x1=1, y1=1, line={"color": INK, "dash": "dash", "width": 1}, layer="below")
     plot.update_xaxes(range=[-0.02, 1.02], dtick=0.2)
     plot.update_yaxes(range=[-0.02, 1.02], dtick=0.2)
-    return Figure(f"Reliability, {name}", plot, f"Expected calibration error: {'; '.join(errors)}.")
+    return Figure(f"{name[0].upper()}{name[1:]}", plot, f"Expected calibration error: {'; '.join(errors)}.")
 
 
 def _of_group(configuration: Configuration, group: str) -> List[dict]:

@@ -15,8 +15,8 @@ BY_GROUP = (
         "Gradient ratio during training",
         "positive / negative gradient",
         True,
-        "Below 1 the classifiers of a group are pushed down more than up. A loss made for the tail lifts the solid "
-        "line (rare) towards the dotted one (frequent).",
+        "Below 1 the classifiers of a group are pushed down more than up. A loss for the tail is meant to lift the "
+        "solid line (rare) towards the dotted one (frequent).",
     ),
     (
         "score",

@@ -40,7 +40,11 @@ def gradient_ratios(comparison: Comparison) -> Section:
     if not plot.data:
         return Section("Gradient balance", text, missing=_why_none(comparison))
     plot.add_hline(y=1, line={"color": INK, "dash": "dash", "width": 1})
-    caption = "On the dashed line the two are equal. Losses for the long tail lift the points on the left towards it."
+    caption = (
+        "On the dashed line the two are equal; a loss for the long tail is meant to lift the points on the left "
+        "towards it. Compare like with like: the gradients of a softmax add up to 0 in each box, which brings its "
+        "ratios nearer to 1."
+    )
     if left_out:
         caption += f" Not drawn: {left_out} points of categories that were never sampled."
     return Section("Gradient balance", text, [Figure("Gradient ratio by category", plot, caption, wide=True)])
