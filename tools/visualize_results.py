@@ -43,7 +43,10 @@ def main() -> int:
     logging.getLogger("detectron2").setLevel(logging.WARNING)
     with one_line_errors(*SET_UP_ERRORS):
         cfg = CfgNode(read_run_config(args.run))
+        cfg.OUTPUT_DIR = ""  # counts are not kept there
         register_datasets(cfg.DATASETS.REGISTER)
+        if not (args.dataset or cfg.DATASETS.TEST):
+            raise ValueError(f"{args.run} was evaluated on no dataset (DATASETS.TEST is empty)")
         dataset = args.dataset or cfg.DATASETS.TEST[0]
         dicts, names = load_dataset(dataset)
         frequencies = ClassFrequencies.from_config(cfg)

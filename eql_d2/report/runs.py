@@ -17,6 +17,7 @@ from eql_d2.engine.gradient_balance import GRADIENT_BALANCE_FILE
 from eql_d2.evaluation.compare import NOT_PART_OF_A_CONFIGURATION, configuration_key, read_run_config
 
 REQUIRED_COLUMNS = ("index", "name", "group", "train_images", "AP")
+ANALYSIS_KEYS = ("metrics", "frequency_bins", "calibration", "confusion")
 TEXT_COLUMNS = ("name", "group", "category_id")
 
 
@@ -152,14 +153,14 @@ def read_run(folder: Path, task: str, dataset: Optional[str]) -> Run:
         ValueError: no run's folder, or one without results of the task on the dataset.
     """
     config = read_run_config(folder)
-    tested = list(config.get("DATASETS", {}).get("TEST", ()))
+    tested = test_sets(config)
     if dataset is None and not tested:
         raise ValueError(f"{folder} was evaluated on no dataset (DATASETS.TEST is empty)")
     dataset = dataset or tested[0]
     if dataset not in tested:
         raise ValueError(f"{folder} was not evaluated on {dataset}, but on {', '.join(tested) or 'nothing'}")
     inference = folder / "inference" / dataset
-    analysis = read_json_object(inference / f"analysis_{task}.json")
+    analysis = read_analysis(inference / f"analysis_{task}.json")
     categories = read_categories(inference / f"categories_{task}.csv")
     lines = read_lines(folder / "metrics.json")
     metrics = analysis["metrics"] if analysis else last_scores(lines, task, dataset)
@@ -171,6 +172,21 @@ def read_run(folder: Path, task: str, dataset: Optional[str]) -> Run:
             f"{folder}: {GRADIENT_BALANCE_FILE} has {len(gradients)} categories, the evaluation {len(categories)}"
         )
     return Run(folder, config, dataset, metrics, curves_of(lines), categories, analysis, gradients)
+
+
+def test_sets(config: dict) -> List[str]:
+    """`DATASETS.TEST`; [] for a config without, as one that was cut off or a LazyConfig."""
+    datasets = config.get("DATASETS")
+    return list(datasets.get("TEST") or ()) if isinstance(datasets, dict) else []
+
+
+def read_analysis(path: Path) -> Optional[dict]:
+    """analysis_<task>.json, None without a file, or a ValueError for one of another format."""
+    analysis = read_json_object(path)
+    missing = [key for key in ANALYSIS_KEYS if key not in analysis] if analysis else []
+    if missing:
+        raise ValueError(f"{path} is of another format: it lacks {missing}")
+    return analysis
 
 
 def read_json_object(path: Path) -> Optional[dict]:

@@ -190,6 +190,8 @@ def test_a_run_with_files_beside_one_without(runs):
     [
         ("config.yaml", None, "no config.yaml"),
         ("config.yaml", "MODEL: [", "not a YAML file"),
+        ("config.yaml", "VERSION: 2\nDATASETS:", "evaluated on|not evaluated on"),
+        (f"inference/{DATASET}/analysis_bbox.json", '{"metrics": {"AP": 1}}', "lacks .'frequency_bins'"),
         ("gradient_balance.json", '{"stages": [{"pos', "half-written"),
         ("gradient_balance.json", '{"stages": [{"positive": [1, 2], "negative": [1, 2]}]}', "has 2 categories"),
         (f"inference/{DATASET}/analysis_bbox.json", '{"metrics"', "half-written"),
