@@ -5,6 +5,7 @@ Shapes as in :mod:`eql_d2.losses.base`. z_ij is the logit of category j in RoI i
 
 import json
 import logging
+import math
 import os
 from typing import Dict, Optional, Sequence
 
@@ -60,6 +61,9 @@ class GradientBalance(HookBase):
         checkpoint_period: >= 1, iterations between two checkpoints, at which the file is written; register this hook
             before the checkpointer's.
         output_dir: folder of the file.
+
+    Raises:
+        ValueError: a period below 1.
     """
 
     def __init__(
@@ -70,7 +74,10 @@ class GradientBalance(HookBase):
         checkpoint_period: int,
         output_dir: str,
     ):
+        if period < 1:
+            raise ValueError(f"GRADIENT_BALANCE_PERIOD must be a number of iterations, or 0 for none, got {period}")
         self._stages = [_Stage(predictor, frequencies.groups) for predictor in predictors]
+        self._handles = []
         self._period, self._checkpoint_period = period, checkpoint_period
         self._path = os.path.join(output_dir, GRADIENT_BALANCE_FILE)
         self._logged_iterations = self._iterations = 0
@@ -193,7 +200,7 @@ class _Stage:
         return self._predictor.cls_loss.register_forward_hook(after_forward, with_kwargs=True)
 
     def _after_loss(self, value, logits, gt_classes, features=None, negatives=None) -> None:
-        if not value.requires_grad:  # no training step, or a frozen classifier
+        if not (value.requires_grad and logits.requires_grad):  # no training step, or nothing to train here
             return
         outer = None  # dL_total / dL: loss weight, loss scale, accumulation
 
@@ -202,6 +209,8 @@ class _Stage:
             outer = gradient
 
         def after_backward(gradient):
+            if outer is None:  # the gradient of something else
+                return
             K = self.gradient.shape[1]
             sums = positive_and_negative(gradient[:, :K], gt_classes) / outer
             self.gradient += torch.where(sums.isfinite().all(), sums, 0)
@@ -281,7 +290,7 @@ def label_scalars(by_label: torch.Tensor) -> Dict[str, float]:
             scalars[f"score_{name}"] = score / rois
         if rois_looked_at > 0:
             scalars[f"cost_{name}"] = loss / rois_looked_at
-    return scalars
+    return {name: value for name, value in scalars.items() if math.isfinite(value)}  # not those of an overflow
 
 
 def build_gradient_balance(cfg, model) -> Optional[GradientBalance]:

@@ -20,6 +20,7 @@ from eql_d2.engine import Trainer
 from eql_d2.engine.gradient_balance import (
     GRADIENT_BALANCE_FILE,
     GradientBalance,
+    build_gradient_balance,
     positive_and_negative,
     value_of,
 )
@@ -186,6 +187,33 @@ def test_stages_of_a_cascade_are_apart(tmp_path):
     assert len({run.storage.latest()[f"stage{i}/balance/cost_rare"] for i in range(3)}) == 3
     for i, predictor in enumerate(predictors):
         torch.testing.assert_close(run.sums(i), expected_sums(predictor, *batch(i)), rtol=1e-5, atol=1e-7)
+
+
+def test_a_period_below_one_names_the_key(tiny_cfg):
+    cfg = tiny_cfg("MODEL.ROI_HEADS.NAME", "EQLROIHeads", "GRADIENT_BALANCE_PERIOD", -1)
+    with pytest.raises(ValueError, match="GRADIENT_BALANCE_PERIOD must be .* got -1"):
+        build_gradient_balance(cfg, predictor_with(SoftmaxCrossEntropy(K)))
+    cfg.GRADIENT_BALANCE_PERIOD = 0
+    assert build_gradient_balance(cfg, predictor_with(SoftmaxCrossEntropy(K))) is None
+
+
+def test_a_loss_that_is_not_trained_is_left_alone(tmp_path):
+    """Without a gradient at the logits (a frozen model), or with one that is not the loss's."""
+    predictor = predictor_with(SoftmaxCrossEntropy(K))
+    run = Run([predictor], tmp_path, max_iter=2)
+    features, labels = batch()
+
+    def step():
+        with torch.no_grad():
+            logits = predictor(features)[0]
+        predictor.cls_loss(logits, labels, features)
+        logits = predictor(features)[0]
+        predictor.cls_loss(logits, labels, features)
+        logits.sum().backward()
+
+    run.step(step)
+    run.step(lambda: None)
+    assert run.sums().tolist() == [[0.0] * K] * 2
 
 
 def test_an_overflow_adds_nothing(tmp_path):
