@@ -16,6 +16,7 @@ def ap_by_frequency(comparison: Comparison) -> Section:
         "categories of similar frequency."
     )
     plot, unseen = new_plot("training images of the category (log)", "AP (%)", height=460, log_x=True), set()
+    plot.update_yaxes(rangemode="nonnegative")
     for configuration, look in zip(comparison.configurations, looks(comparison.configurations)):
         points, without_images = ap_points(comparison, configuration)
         unseen |= set(without_images)
@@ -74,6 +75,7 @@ def _points(comparison: Comparison, points: Dict[int, tuple], look) -> go.Scatte
         y=[ap for _, ap in points.values()],
         mode="markers",
         marker=look.marker,
+        cliponaxis=False,  # or of a point at 0 half is seen
         name=shown(look.label),
         legendgroup=shown(look.label),
         customdata=[[shown(row["name"]), GROUP_NAMES.get(row["group"], "")] for row in rows],

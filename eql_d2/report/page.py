@@ -19,7 +19,7 @@ from eql_d2.report.frequency import ap_by_frequency
 from eql_d2.report.gradients import gradient_ratios
 from eql_d2.report.results import config_differences, results_columns
 from eql_d2.report.runs import Comparison
-from eql_d2.report.style import Figure, Section, looks
+from eql_d2.report.style import Figure, Section, looks, set_log_ticks
 
 SECTIONS = (ap_by_frequency, biggest_changes, gradient_ratios, training_curves, score_calibration, confusions)
 PLOT_CONFIG = {"responsive": True, "displayModeBar": False}  # its buttons would cover the legend on a phone
@@ -63,6 +63,7 @@ def render(comparison: Comparison, sections: List[Section], examples) -> str:
 
 def plot_html(figure: Figure, name: str) -> Markup:
     """The plot as a <div> with its script; plotly escapes `<`, `>` and `/` in the data."""
+    set_log_ticks(figure.plot)
     return Markup(
         plotly_io.to_html(
             figure.plot,

@@ -1,5 +1,6 @@
 """How the figures of a report look: a colour and a marker for each configuration, escaped text."""
 
+import math
 from dataclasses import dataclass, field
 from html import escape
 from typing import List, Optional, Sequence
@@ -15,6 +16,7 @@ COLORS = ("#0072b2", "#d55e00", "#009e73", "#b4589a", "#000000", "#a06a00", "#3a
 SYMBOLS = ("circle", "diamond", "square", "triangle-up", "cross", "x", "star")
 INK, GRID = "#1c2430", "#dfe3e8"
 HEIGHT = 380  # pixels
+MAX_DECADES_OF_THREE_TICKS, MAX_TICKS = 3.5, 8  # of a logarithmic axis, which a phone has room for
 
 
 @dataclass(frozen=True)
@@ -72,20 +74,26 @@ def new_plot(x: str, y: str, height: int = HEIGHT, log_x: bool = False, log_y: b
     plot.update_layout(
         template="none",
         height=height,
-        margin={"l": 8, "r": 12, "t": 12, "b": 8},
+        margin={"l": 8, "r": 22, "t": 12, "b": 8},
         font={"family": "system-ui, sans-serif", "size": 13, "color": INK},
         legend={"orientation": "h", "yanchor": "bottom", "y": 1.01, "xanchor": "left", "x": 0},
         hoverlabel={"bgcolor": "white", "font": {"color": INK}, "align": "left"},
-        xaxis={**axis, "title": {"text": x}, **_log(log_x)},
-        yaxis={**axis, "title": {"text": y}, **_log(log_y)},
+        xaxis={**axis, "title": {"text": x}, "type": "log" if log_x else "linear"},
+        yaxis={**axis, "title": {"text": y}, "type": "log" if log_y else "linear"},
         **layout,
     )
     return plot
 
 
-def _log(on: bool) -> dict:
-    """A logarithmic axis with a tick at 1, 2 and 5 of each decade, written out."""
-    return {"type": "log", "dtick": "D2", "tickformat": "~g", "minexponent": 9} if on else {}
+def set_log_ticks(plot: go.Figure) -> None:
+    """Ticks of the logarithmic axes, once the data is there: 1, 2 and 5 of each decade, or fewer if there are many."""
+    for name in ("x", "y"):
+        axis = plot.layout[f"{name}axis"]
+        values = [v for trace in plot.data for v in trace[name] if v > 0] if axis.type == "log" else []
+        if values:
+            decades = math.log10(max(values) / min(values))
+            few = decades <= MAX_DECADES_OF_THREE_TICKS
+            axis.update(dtick="D2" if few else math.ceil(decades / MAX_TICKS), tickformat="~g", minexponent=9)
 
 
 def and_list(words: Sequence[str]) -> str:

@@ -25,6 +25,7 @@ from eql_d2.report.frequency import ap_by_frequency  # noqa: E402
 from eql_d2.report.gradients import gradient_ratios  # noqa: E402
 from eql_d2.report.page import SECTIONS  # noqa: E402
 from eql_d2.report.results import results_columns  # noqa: E402
+from eql_d2.report.style import new_plot, set_log_ticks  # noqa: E402
 
 HOSTILE = "<script>alert('x')</script>"
 DATASET = "eql_d2_test_report_val"
@@ -162,6 +163,14 @@ def test_text_that_plotly_would_read_as_html_is_escaped(comparison):
     (figure,) = ap_by_frequency(comparison).figures
     names = [name for name, _ in figure.plot.data[0].customdata]
     assert names[0] == "&lt;script&gt;alert(&#x27;x&#x27;)&lt;/script&gt;"
+
+
+@pytest.mark.parametrize("largest, tick", [(300, "D2"), (1e60, 8)])
+def test_a_logarithmic_axis_has_few_ticks(largest, tick):
+    plot = new_plot("x", "y", log_x=True)
+    plot.add_scatter(x=[0, 1, largest], y=[1, 2, 3])
+    set_log_ticks(plot)
+    assert plot.layout.xaxis.dtick == tick and plot.layout.yaxis.dtick is None
 
 
 def test_bare_runs_say_why_there_is_nothing(runs):
