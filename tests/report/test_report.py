@@ -99,6 +99,15 @@ def test_calibration_figure_equals_the_evaluators_file(comparison):
     assert "soft 4.0 ± 0.0 %; eql 4.0 %" in everything.caption
 
 
+def test_scores_too_low_for_a_calibration_error_are_drawn(folders):
+    path = folders[2] / "inference" / DATASET / "analysis_bbox.json"
+    analysis = json.loads(path.read_text())
+    analysis["calibration"]["groups"]["r"].update(ece=None, detections=0)
+    path.write_text(json.dumps(analysis))
+    _, rare = score_calibration(read_runs(folders)).figures
+    assert len(rare.plot.data) == 2 and "eql none (no detection scores" in rare.caption
+
+
 def test_confusion_figure_equals_the_evaluators_file(comparison):
     (figure,) = confusions(comparison).figures
     assert {bar.name: list(bar.x) for bar in figure.plot.data} == {
