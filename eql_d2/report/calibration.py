@@ -14,8 +14,8 @@ from eql_d2.report.style import INK, Figure, Section, looks, new_plot, shown
 def score_calibration(comparison: Comparison) -> Section:
     text = (
         "What a score means: on the dashed line a detection of score 0.3 is right three times in ten. Above it scores "
-        "are too low, as they often are for rare categories; below it, too high. Larger marks: more detections. Detections that "
-        "nobody verified do not count, which flatters rare categories in LVIS: compare configurations."
+        "are too low, as they often are for rare categories; below it, too high. Larger marks: more detections. "
+        "Detections that nobody verified do not count, which flatters rare categories in LVIS: compare configurations."
     )
     names = {"all": "all categories", **{letter: f"{name} categories" for letter, name in GROUP_NAMES.items()}}
     figures = [f for f in (_reliability(comparison, g, name) for g, name in names.items()) if f]
