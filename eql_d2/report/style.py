@@ -77,6 +77,7 @@ def new_plot(x: str, y: str, height: int = HEIGHT, log_x: bool = False, log_y: b
         margin={"l": 8, "r": 22, "t": 12, "b": 8},
         font={"family": "system-ui, sans-serif", "size": 13, "color": INK},
         legend={"orientation": "h", "yanchor": "bottom", "y": 1.01, "xanchor": "left", "x": 0},
+        showlegend=True,  # also of a single configuration
         hoverlabel={"bgcolor": "white", "font": {"color": INK}, "align": "left"},
         xaxis={**axis, "title": {"text": x}, "type": "log" if log_x else "linear"},
         yaxis={**axis, "title": {"text": y}, "type": "log" if log_y else "linear"},
