@@ -12,6 +12,8 @@ def version() -> str:
     return re.search(r'^__version__ = "(.+)"$', text, re.MULTILINE).group(1)
 
 
+REPORT = ["jinja2", "plotly"]  # what tools/report.py makes its page with
+
 setup(
     name="eql_d2",
     version=version(),
@@ -19,7 +21,15 @@ setup(
     license="Apache-2.0",
     packages=find_packages(include=["eql_d2", "eql_d2.*"]),
     # eql_d2/configs is a symlink to configs/, so that the files are at the root of a clone and inside the package.
-    package_data={"eql_d2": ["configs/**/*.yaml", "configs/**/*.py", "data/counts/*.json", "data/counts/*.md"]},
+    package_data={
+        "eql_d2": [
+            "configs/**/*.yaml",
+            "configs/**/*.py",
+            "data/counts/*.json",
+            "data/counts/*.md",
+            "report/*.html",
+        ]
+    },
     python_requires=">=3.10",
     # Not torch, torchvision or detectron2. PyPI's "detectron2" is not the library; which torch is right depends on the
     # machine's GPU, and pip would replace a person's own build. tools/setup_env.sh installs all three.
@@ -37,6 +47,7 @@ setup(
     ],
     extras_require={
         "plot": ["tensorboard"],  # shows the training curves: tensorboard --logdir output
-        "test": ["pytest", "ruff", "scikit-learn"],
+        "report": REPORT,
+        "test": ["pytest", "ruff", "scikit-learn", "selenium", *REPORT],
     },
 )

@@ -71,6 +71,10 @@ def add_eql_config(cfg: CfgNode) -> None:
     # Boundary AP for masks; it takes some ten times as long as mask AP, which is fast.
     cfg.TEST.BOUNDARY_AP = False
 
+    # Every how many iterations the loss, gradients, scores and weight norms of rare, common and frequent categories are
+    # logged, and whether gradient_balance.json is written at all: 0 does neither.
+    cfg.GRADIENT_BALANCE_PERIOD = 20
+
     # Learning rate of the classifier layer (cls_score), as a multiple of BASE_LR.
     cfg.SOLVER.CLASSIFIER_LR_FACTOR = 1.0
 

@@ -6,6 +6,7 @@ from typing import Dict
 from tabulate import tabulate
 
 from eql_d2.engine.evaluators import PICTURE
+from eql_d2.engine.gradient_balance import GRADIENT_BALANCE_FILE
 
 
 def summarize_run(cfg, results: Dict[str, dict]) -> str:
@@ -24,6 +25,7 @@ def summarize_run(cfg, results: Dict[str, dict]) -> str:
         "checkpoint": os.path.join(cfg.OUTPUT_DIR, "model_final.pth"),
         "log": os.path.join(cfg.OUTPUT_DIR, "log.txt"),
         "curves": os.path.join(cfg.OUTPUT_DIR, "metrics.json"),
+        "gradient balance": os.path.join(cfg.OUTPUT_DIR, GRADIENT_BALANCE_FILE),
         "config": os.path.join(cfg.OUTPUT_DIR, "config.yaml"),
         **{
             f"picture of {dataset}": os.path.join(cfg.OUTPUT_DIR, "inference", dataset, PICTURE)

@@ -21,6 +21,7 @@ from eql_d2.data.train_loader import TrainLoader
 from eql_d2.engine.checkpoint import LongTailCheckpointer
 from eql_d2.engine.checks import check_first_stage, check_run, explained_dataset_errors
 from eql_d2.engine.evaluators import build_evaluator, detections_for_fixed_ap
+from eql_d2.engine.gradient_balance import build_gradient_balance
 from eql_d2.engine.interruption import Interruption, interruptible
 from eql_d2.engine.launch import distribute
 from eql_d2.engine.lazy import classifier_lr_factor
@@ -139,9 +140,13 @@ class Trainer(DefaultTrainer):
         return ", ".join(sorted({type(loss).__name__ for loss in losses})) or "Detectron2's own"
 
     def build_hooks(self):
-        """Detectron2's, with interruption and exact resumption, and test-time augmentation if ``TEST.AUG.ENABLED``."""
+        """Detectron2's, with interruption and exact resumption.
+
+        And the gradient balance, by ``GRADIENT_BALANCE_PERIOD``, and test-time augmentation if ``TEST.AUG.ENABLED``.
+        """
         cfg = self.cfg
-        before = [hooks.IterationTimer(), hooks.LRScheduler()]
+        balance = build_gradient_balance(cfg, self.model)  # before the checkpoint, which has its sums; None is no hook
+        before = [hooks.IterationTimer(), hooks.LRScheduler(), balance]
         if cfg.TEST.PRECISE_BN.ENABLED and get_bn_modules(self.model):
             before.append(self._build_precise_bn())
         if comm.is_main_process():

@@ -26,25 +26,39 @@ def compare_runs(folders: Sequence[Path], task: str = "bbox") -> str:
     """
     runs: Dict[str, List[Path]] = {}
     for folder in map(Path, folders):
-        runs.setdefault(_configuration(folder), []).append(folder)
+        runs.setdefault(configuration_key(read_run_config(folder)), []).append(folder)
     rows = []
     for group in runs.values():
         scores = [_last_scores(folder, task) for folder in group]
         row = {"run": group[0].name, "seeds": len(group)}
         for metric in METRICS:
-            row[metric] = _mean_and_spread([s[f"{task}/{metric}"] for s in scores])
+            row[metric] = mean_and_spread([s[f"{task}/{metric}"] for s in scores])
         rows.append(row)
     return tabulate(rows, headers="keys", tablefmt="pipe")
 
 
-def _configuration(folder: Path) -> str:
-    path = folder / "config.yaml"
+def read_run_config(folder: Path) -> dict:
+    """The run's `config.yaml`.
+
+    Raises:
+        ValueError: there is none, or it is broken.
+    """
+    path = Path(folder) / "config.yaml"
     if not path.is_file():
         raise ValueError(f"{folder} is no output folder of tools/train_net.py: it has no config.yaml")
-    config = yaml.safe_load(path.read_text())
-    for key in NOT_PART_OF_A_CONFIGURATION:
-        config.pop(key, None)
-    return json.dumps(config, sort_keys=True)
+    try:
+        config = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not a YAML file: {error}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} holds no config")
+    return config
+
+
+def configuration_key(config: dict) -> str:
+    """Equal for runs that are repetitions of one another."""
+    shared = {key: value for key, value in config.items() if key not in NOT_PART_OF_A_CONFIGURATION}
+    return json.dumps(shared, sort_keys=True)
 
 
 def _last_scores(folder: Path, task: str) -> dict:
@@ -57,6 +71,7 @@ def _last_scores(folder: Path, task: str) -> dict:
     raise ValueError(f"{path} has no {task} results: was the run evaluated to its end?")
 
 
-def _mean_and_spread(values: List[float]) -> str:
+def mean_and_spread(values: List[float]) -> str:
+    """`mean ± sample standard deviation` with one decimal; of a single value no spread."""
     spread = f" ± {stdev(values):.1f}" if len(values) > 1 else ""
     return f"{mean(values):.1f}{spread}"

@@ -15,12 +15,11 @@ import torch
 from detectron2.config import get_cfg
 
 from eql_d2.config import add_eql_config
-from eql_d2.data.frequencies import SHIPPED_COUNTS, ClassFrequencies
-from eql_d2.evaluation.picture import GROUP_COLORS
+from eql_d2.data.frequencies import GROUP_NAMES, SHIPPED_COUNTS, ClassFrequencies
+from eql_d2.evaluation.panels import GROUP_COLORS
 from eql_d2.losses import ClassificationLoss, build_cls_loss
 
 COUNTS = SHIPPED_COUNTS["lvis_v1_train"]
-GROUP_NAMES = {"r": "rare", "c": "common", "f": "frequent"}
 ROLES = {
     "foreground": "negative, on a foreground RoI\n(of another, frequent category)",
     "background": "negative, on a background RoI\n",

@@ -5,19 +5,15 @@ from pathlib import Path
 
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.detection_utils import read_image
 from detectron2.evaluation import DatasetEvaluator
-from detectron2.structures import BoxMode, Instances
+from detectron2.structures import Instances
 from detectron2.utils import comm
-from torchvision.ops import nms
 
 from eql_d2.data import ClassFrequencies
+from eql_d2.data.frequencies import GROUP_NAMES
+from eql_d2.evaluation.panels import GROUP_COLORS, Panels, best_places
 
 logger = logging.getLogger(__name__)
-
-GROUP_COLORS = {"r": "#ff3b30", "c": "#ffb000", "f": "#35a7ff"}  # rare, common, frequent
-PANEL_PIXELS = 480  # longer side of one panel
-FONT_SIZE = 10
 
 
 class PredictionPicture(DatasetEvaluator):
@@ -37,11 +33,12 @@ class PredictionPicture(DatasetEvaluator):
     def __init__(
         self, dataset_name: str, path, frequencies: ClassFrequencies, num_images: int = 8
     ):
-        self._path, self._groups = Path(path), frequencies.groups
+        self._path = Path(path)
         self._images = rarest_images(
             DatasetCatalog.get(dataset_name), frequencies.image_count.numpy(), num_images
         )
-        self._names = MetadataCatalog.get(dataset_name).get("thing_classes")  # some are set by loading
+        names = MetadataCatalog.get(dataset_name).get("thing_classes")  # some are set by loading
+        self._panels = Panels(names, frequencies.groups)
         self.reset()
 
     def reset(self):
@@ -74,8 +71,7 @@ class PredictionPicture(DatasetEvaluator):
         for (left, right), image_id in zip(axes.reshape(-1, 2), drawn):
             self._draw_truth(left, self._images[image_id])
             self._draw_predictions(right, self._images[image_id], instances[image_id])
-        groups = zip(GROUP_COLORS.values(), ("rare", "common", "frequent"))
-        handles = [Patch(color=color, label=label) for color, label in groups]
+        handles = [Patch(color=GROUP_COLORS[g], label=name) for g, name in GROUP_NAMES.items()]
         figure.legend(handles=handles, loc="lower center", ncols=3, frameon=False, fontsize=12)
         figure.tight_layout(rect=(0, 0.4 / figure.get_figheight(), 1, 1))
         self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -83,37 +79,14 @@ class PredictionPicture(DatasetEvaluator):
         plt.close(figure)
 
     def _draw_truth(self, axis, image: dict) -> None:
-        classes = [a["category_id"] for a in image["annotations"]]
-        boxes = [
-            BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS)
-            for a in image["annotations"]
-        ]
-        axis.imshow(self._panel(image, boxes, classes))
+        axis.imshow(self._panels.truth(image))
         axis.set_title(f"image {image['image_id']}: ground truth", fontsize=11)
 
     def _draw_predictions(self, axis, image: dict, instances: Instances) -> None:
         boxes, scores = instances.pred_boxes.tensor, instances.scores
-        best = nms(boxes, scores, 0.5)[: len(image["annotations"])]
-        classes = instances.pred_classes[best].tolist()
-        axis.imshow(self._panel(image, boxes[best].tolist(), classes, scores[best].tolist()))
+        best = best_places(boxes, scores, len(image["annotations"]))
+        axis.imshow(self._panels.predictions(image, boxes[best], scores[best], instances.pred_classes[best]))
         axis.set_title(f"the best {len(best)} of {len(instances)} predictions", fontsize=11)
-
-    def _panel(self, image: dict, boxes, classes, scores=None) -> np.ndarray:
-        """The image with labelled boxes in the colours of their groups."""
-        from detectron2.utils.visualizer import Visualizer  # here, since it imports pyplot
-
-        pixels = read_image(image["file_name"], format="RGB")
-        scale = PANEL_PIXELS / max(pixels.shape[:2])
-        visualizer = Visualizer(pixels, scale=scale)
-        for i, (box, category) in enumerate(zip(boxes, classes)):
-            name = self._names[category] if self._names else str(category)
-            label = name[:18] if scores is None else f"{name[:14]} {scores[i]:.2g}"
-            color = GROUP_COLORS[self._groups[category]]
-            visualizer.draw_box(box, alpha=1.0, edge_color=color)
-            visualizer.draw_text(
-                label, box[:2], color=color, font_size=FONT_SIZE / scale, horizontal_alignment="left"
-            )
-        return visualizer.output.get_image()
 
 
 def rarest_images(dataset_dicts: list, image_count: np.ndarray, num_images: int) -> dict:

@@ -6,10 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_train_loader
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 
 from eql_d2.data.builtin import register_mini_lvis
@@ -168,14 +167,3 @@ def test_two_processes_train_a_frozen_model_with_image_labels(make_cfg, dataset,
     assert after.pop("roi_heads.box_predictor.cls_loss.steps") == 3
     moved = {name for name, value in after.items() if not torch.equal(value, before[name])}
     assert moved == {CLS_WEIGHT, CLS_WEIGHT.replace("weight", "bias")}
-
-
-def test_the_loader_without_our_keys_is_detectron2s(make_cfg):
-    """The same images in the same order."""
-    cfg = make_cfg("MODEL.ROI_HEADS.NAME", "EQLROIHeads")
-    ids = []
-    for build in (Trainer.build_train_loader, build_detection_train_loader):
-        np.random.seed(0)  # of the seed that the sampler agrees on
-        loader = iter(build(cfg))
-        ids.append([image["image_id"] for _ in range(20) for image in next(loader)])
-    assert ids[0] == ids[1]

@@ -1,0 +1,145 @@
+"""Detections on images of one's own: finding the files, predicting, choosing what to draw, drawing it."""
+
+import glob
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import List, Optional, Sequence
+
+import numpy as np
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.catalog import Metadata
+from detectron2.data.detection_utils import read_image
+from detectron2.data.transforms import ResizeShortestEdge
+from detectron2.engine import DefaultPredictor
+from detectron2.modeling import build_model
+from detectron2.structures import Instances
+from PIL import UnidentifiedImageError
+
+from eql_d2.engine.checkpoint import LongTailCheckpointer
+from eql_d2.evaluation.panels import best_places
+
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm"}
+# Scores of a long-tailed detector are low, those of rare categories most of all: at the 0.5 of Detectron2's demo an
+# LVIS model may show nothing (detectron2#4942). So low a threshold needs :func:`choose`: one category a place.
+CONFIDENCE_THRESHOLD = 0.1
+MIN_PIXELS = 640  # a smaller picture is enlarged so that its labels can be read
+
+
+class Predictor(DefaultPredictor):
+    """Detectron2's, with this package's checkpointer, which loads classifiers with or without a background row."""
+
+    def __init__(self, cfg):
+        """As ``DefaultPredictor.__init__``, which fixes the checkpointer and so is not called."""
+        self.cfg = cfg.clone()
+        self.model = build_model(self.cfg).eval()
+        LongTailCheckpointer(self.model).load(cfg.MODEL.WEIGHTS)
+        self.aug = ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
+        self.input_format = cfg.INPUT.FORMAT
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What is drawn of an image's detections, and what the best one is, drawn or not."""
+
+    instances: Instances
+    num_detections: int
+    best_score: float  # 0 without detections
+    best_class: int  # -1 without detections
+
+
+def choose(instances: Instances, threshold: float) -> Chosen:
+    """The best category of each place, of those that score at least ``threshold``."""
+    instances = instances.to("cpu")
+    if len(instances) == 0:
+        return Chosen(instances, 0, 0.0, -1)
+    best = int(instances.scores.argmax())
+    confident = instances[instances.scores >= threshold]
+    kept = confident[best_places(confident.pred_boxes.tensor, confident.scores, len(confident))]
+    return Chosen(kept, len(instances), float(instances.scores[best]), int(instances.pred_classes[best]))
+
+
+def draw(image: np.ndarray, instances: Instances, names: Sequence[str]) -> np.ndarray:
+    """(H, W, 3) uint8 RGB picture of boxes, masks where there are any, names and scores.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        instances: detections on the CPU.
+        names: of the K categories.
+    """
+    from detectron2.utils.visualizer import Visualizer  # here, since it imports pyplot
+
+    # A `$` in a name would start a formula.
+    metadata = Metadata().set(thing_classes=[name.replace("$", r"\$") for name in names])
+    scale = max(1.0, MIN_PIXELS / max(image.shape[:2]))
+    return Visualizer(image, metadata, scale=scale).draw_instance_predictions(instances).get_image()
+
+
+def image_files(inputs: Sequence[str]) -> List[str]:
+    """Image files of the given files, folders and glob patterns, each once, in order.
+
+    A file that is named itself is taken whatever its suffix; of a folder and a pattern those that look like images.
+
+    Raises:
+        ValueError: an input that is or matches nothing.
+    """
+    found = {}
+    for entry in inputs:
+        entry = os.path.expanduser(entry)
+        if os.path.isfile(entry):
+            matches = [entry]
+        else:
+            candidates = sorted(glob.glob(os.path.join(entry, "*") if os.path.isdir(entry) else entry, recursive=True))
+            matches = [f for f in candidates if Path(f).suffix.lower() in IMAGE_SUFFIXES and os.path.isfile(f)]
+        if not matches:
+            raise ValueError(f"{entry} is no image file, folder with images, or pattern that matches any")
+        found.update(dict.fromkeys(matches))
+    return list(found)
+
+
+def output_names(files: Sequence[str]) -> List[str]:
+    """A PNG name for each file, all different, also where files of several folders have one name."""
+    names, taken = [], set()
+    for file in files:
+        stem, number = Path(file).stem, 1
+        name = f"{stem}.png"
+        while name in taken:
+            number += 1
+            name = f"{stem}_{number}.png"
+        taken.add(name)
+        names.append(name)
+    return names
+
+
+def read_rgb(file: str) -> np.ndarray:
+    """(H, W, 3) uint8 RGB.
+
+    Raises:
+        OSError: it cannot be read as an image.
+    """
+    try:
+        return read_image(file, format="RGB")
+    except UnidentifiedImageError as error:
+        raise OSError("it is no image that Pillow knows") from error
+    except OSError:
+        raise
+    except Exception as error:  # Pillow: SyntaxError, ValueError, DecompressionBombError, ... for broken files
+        raise OSError(f"{type(error).__name__}: {error}") from error
+
+
+def category_names(cfg) -> Optional[List[str]]:
+    """Names of the model's categories, from the datasets of the config; None if no one has as many."""
+    for dataset in (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN):
+        names = MetadataCatalog.get(dataset).get("thing_classes") or _names_by_loading(dataset)
+        if names and len(names) == cfg.MODEL.ROI_HEADS.NUM_CLASSES:
+            return list(names)
+    return None
+
+
+def _names_by_loading(dataset: str):
+    """Some datasets, MiniLVIS among them, know their names when they are loaded."""
+    try:
+        DatasetCatalog.get(dataset)
+    except (KeyError, OSError, ValueError, AssertionError):
+        return None
+    return MetadataCatalog.get(dataset).get("thing_classes")

@@ -1,0 +1,319 @@
+"""What the output folder of a run holds, and which runs are repetitions of one another.
+
+Reads the files that training and evaluation write (docs/evaluation.md); nothing is computed anew from predictions.
+"""
+
+import csv
+import io
+import json
+import math
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import mean
+from typing import Dict, List, Optional, Sequence, Tuple
+
+from eql_d2.engine.gradient_balance import GRADIENT_BALANCE_FILE
+from eql_d2.evaluation.compare import NOT_PART_OF_A_CONFIGURATION, configuration_key, read_run_config
+
+REQUIRED_COLUMNS = ("index", "name", "group", "train_images", "AP")
+ANALYSIS_KEYS = ("metrics", "frequency_bins", "calibration", "confusion")
+TEXT_COLUMNS = ("name", "group", "category_id")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One finished run.
+
+    Args:
+        metrics: name -> percent, of one task on one dataset.
+        curves: name -> {iteration: value}, all finite.
+        categories: a dict for each category, in the model's order, as in categories_<task>.csv; numbers are floats, and
+            None where the file has no value. Empty for a run that was evaluated without that file.
+        analysis: analysis_<task>.json, or None.
+        gradients: (positive, negative) of each category, summed over training and over stages, or None.
+    """
+
+    folder: Path
+    config: dict
+    dataset: str
+    metrics: Dict[str, float]
+    curves: Dict[str, Dict[int, float]]
+    categories: List[dict]
+    analysis: Optional[dict]
+    gradients: Optional[List[Tuple[float, float]]]
+
+    @property
+    def inference_folder(self) -> Path:
+        return self.folder / "inference" / self.dataset
+
+    def series(self, name: str) -> Dict[int, float]:
+        """A curve; in a cascade that of its last stage. {} if it was not logged."""
+        if name in self.curves:
+            return self.curves[name]
+        stages = sorted(key for key in self.curves if key.startswith("stage") and key.endswith(f"/{name}"))
+        return self.curves[stages[-1]] if stages else {}
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """Runs whose configs differ only in the seed."""
+
+    label: str
+    runs: List[Run]
+
+    def metric(self, name: str) -> List[float]:
+        """Values of the runs that have one."""
+        values = (run.metrics.get(name) for run in self.runs)
+        return [v for v in values if v is not None and math.isfinite(v)]
+
+    def by_category(self, column: str) -> Dict[int, float]:
+        """Index -> mean over the runs that have a value."""
+        values: Dict[int, List[float]] = {}
+        for run in self.runs:
+            for row in run.categories:
+                if row.get(column) is not None:
+                    values.setdefault(int(row["index"]), []).append(row[column])
+        return {index: mean(v) for index, v in sorted(values.items())}
+
+    def curve(self, name: str) -> Dict[int, float]:
+        """Iteration -> mean over the runs that have a value there."""
+        values: Dict[int, List[float]] = {}
+        for run in self.runs:
+            for iteration, value in run.series(name).items():
+                values.setdefault(iteration, []).append(value)
+        return {iteration: mean(v) for iteration, v in sorted(values.items())}
+
+    def gradient_sums(self) -> Dict[int, Tuple[float, float]]:
+        """Index -> (positive, negative), added over the runs that have them."""
+        with_sums = [run.gradients for run in self.runs if run.gradients]
+        return {
+            index: (sum(p for p, _ in pairs), sum(n for _, n in pairs))
+            for index, pairs in enumerate(zip(*with_sums))
+        }
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All that a report shows.
+
+    Args:
+        categories: index -> row with at least `index`, `name`, `group` and `train_images`, of any run that has them.
+        skipped: folder -> why it is not reported.
+    """
+
+    task: str
+    dataset: str
+    configurations: List[Configuration]
+    skipped: Dict[str, str] = field(default_factory=dict)
+
+    @property
+    def categories(self) -> Dict[int, dict]:
+        for run in self.runs:
+            if run.categories:
+                return {int(row["index"]): row for row in run.categories}
+        return {}
+
+    @property
+    def runs(self) -> List[Run]:
+        return [run for configuration in self.configurations for run in configuration.runs]
+
+
+def read_runs(folders: Sequence[str], task: str = "bbox", dataset: Optional[str] = None, progress=iter) -> Comparison:
+    """Read the runs that can be read.
+
+    Args:
+        folders: output folders of tools/train_net.py.
+        task: "bbox" or "segm".
+        dataset: which test set; None is the first one of the first run that can be read.
+        progress: wraps the list of folders, as tqdm does.
+
+    Raises:
+        ValueError: no run can be read; says why for each.
+    """
+    runs, skipped = [], {}
+    for folder in progress(list(dict.fromkeys(os.path.normpath(f) for f in folders))):
+        try:
+            run = read_run(Path(folder), task, dataset)
+            check_same_categories(runs, run)
+        except (ValueError, OSError) as error:
+            skipped[str(folder)] = str(error)
+            continue
+        runs.append(run)
+        dataset = run.dataset
+    if not runs:
+        reasons = "; ".join(f"{folder}: {why}" for folder, why in skipped.items())
+        raise ValueError(f"no run could be read ({reasons})")
+    return Comparison(task, dataset, group_runs(runs), skipped)
+
+
+def read_run(folder: Path, task: str, dataset: Optional[str]) -> Run:
+    """
+    Raises:
+        ValueError: no run's folder, or one without results of the task on the dataset.
+    """
+    config = read_run_config(folder)
+    tested = test_sets(config)
+    if dataset is None and not tested:
+        raise ValueError(f"{folder} was evaluated on no dataset (DATASETS.TEST is empty)")
+    dataset = dataset or tested[0]
+    if dataset not in tested:
+        raise ValueError(f"{folder} was not evaluated on {dataset}, but on {', '.join(tested) or 'nothing'}")
+    inference = folder / "inference" / dataset
+    analysis = read_analysis(inference / f"analysis_{task}.json")
+    categories = read_categories(inference / f"categories_{task}.csv")
+    lines = read_lines(folder / "metrics.json")
+    metrics = analysis["metrics"] if analysis else last_scores(lines, task, dataset)
+    if not metrics:
+        raise ValueError(f"{folder} has no {task} results on {dataset}: was the run evaluated to its end?")
+    gradients = read_gradients(folder / GRADIENT_BALANCE_FILE)
+    if gradients and categories and len(gradients) != len(categories):
+        raise ValueError(
+            f"{folder}: {GRADIENT_BALANCE_FILE} has {len(gradients)} categories, the evaluation {len(categories)}"
+        )
+    return Run(folder, config, dataset, metrics, curves_of(lines), categories, analysis, gradients)
+
+
+def test_sets(config: dict) -> List[str]:
+    """`DATASETS.TEST`; [] for a config without, as one that was cut off or a LazyConfig."""
+    datasets = config.get("DATASETS")
+    return list(datasets.get("TEST") or ()) if isinstance(datasets, dict) else []
+
+
+def read_analysis(path: Path) -> Optional[dict]:
+    """analysis_<task>.json, None without a file, or a ValueError for one of another format."""
+    analysis = read_json_object(path)
+    missing = [key for key in ANALYSIS_KEYS if key not in analysis] if analysis else []
+    if missing:
+        raise ValueError(f"{path} is of another format: it lacks {missing}")
+    return analysis
+
+
+def read_json_object(path: Path) -> Optional[dict]:
+    """The object in the file, None without a file, or a ValueError that names it."""
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is half-written or no JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds no JSON object")
+    return content
+
+
+def read_lines(path: Path) -> List[dict]:
+    """The JSON objects in the lines of metrics.json; a last line that was cut off is left out."""
+    lines = []
+    for line in path.read_text().splitlines() if path.is_file() else ():
+        try:
+            lines.append(json.loads(line))
+        except ValueError:
+            continue
+    return [line for line in lines if isinstance(line, dict)]
+
+
+def last_scores(lines: List[dict], task: str, dataset: str) -> Dict[str, float]:
+    """Metrics of the last evaluation in metrics.json, {} if there was none."""
+    for line in reversed(lines):
+        for prefix in (f"{task}/", f"{dataset}/{task}/"):  # the latter with several test sets
+            if f"{prefix}AP" in line:
+                return {key.removeprefix(prefix): v for key, v in line.items() if key.startswith(prefix)}
+    return {}
+
+
+def curves_of(lines: List[dict]) -> Dict[str, Dict[int, float]]:
+    """name -> {iteration: value}; what was logged again after resuming counts. `loss_cls` is that of all stages."""
+    curves: Dict[str, Dict[int, float]] = {}
+    for line in lines:
+        for name, value in line.items():
+            if isinstance(value, (int, float)) and math.isfinite(value) and "iteration" in line:
+                curves.setdefault(name, {})[int(line["iteration"])] = float(value)
+    stages = [curve for name, curve in curves.items() if name.startswith("loss_cls_stage")]
+    if stages:
+        shared = set.intersection(*map(set, stages))
+        curves["loss_cls"] = {i: sum(curve[i] for curve in stages) for i in sorted(shared)}
+    return curves
+
+
+def read_categories(path: Path) -> List[dict]:
+    """Rows of categories_<task>.csv, [] without a file."""
+    if not path.is_file():
+        return []
+    try:
+        text = path.read_text(encoding="utf-8")
+        rows = list(csv.DictReader(io.StringIO(text, newline="")))
+        if not text.endswith("\n") or not rows or any(None in row or None in row.values() for row in rows):
+            raise ValueError("a line is cut off, or there is none")
+        missing = [column for column in REQUIRED_COLUMNS if column not in rows[0]]
+        if missing:
+            raise ValueError(f"there are no columns {missing}")
+        return [{key: _value(key, text) for key, text in row.items()} for row in rows]
+    except ValueError as error:
+        raise ValueError(f"{path} is half-written or of another format: {error}") from error
+
+
+def _value(column: str, text: str):
+    if column in TEXT_COLUMNS:
+        return text
+    return float(text) if text else None
+
+
+def read_gradients(path: Path) -> Optional[List[Tuple[float, float]]]:
+    """(positive, negative) of each category, added over stages; None without a file."""
+    content = read_json_object(path)
+    if content is None:
+        return None
+    try:
+        stages = [list(zip(s["positive"], s["negative"], strict=True)) for s in content["stages"]]
+        return [tuple(map(sum, zip(*pairs))) for pairs in zip(*stages, strict=True)]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is of another format: {error!r}") from error
+
+
+def check_same_categories(runs: List[Run], run: Run) -> None:
+    """Raise if the run was evaluated on other categories than the ones before it."""
+    names = [row["name"] for row in run.categories]
+    for other in runs:
+        if names and other.categories and names != [row["name"] for row in other.categories]:
+            raise ValueError(f"{run.folder} was evaluated on other categories than {other.folder}")
+
+
+def group_runs(runs: List[Run]) -> List[Configuration]:
+    """Runs of one configuration together, in the order of their first."""
+    groups: Dict[str, List[Run]] = {}
+    for run in runs:
+        groups.setdefault(configuration_key(run.config), []).append(run)
+    labels = [label_of(group) for group in groups.values()]
+    if len(set(labels)) < len(labels):  # folders of one name below several others
+        labels = [str(group[0].folder) for group in groups.values()]
+    return [Configuration(label, group) for label, group in zip(labels, groups.values())]
+
+
+def label_of(runs: List[Run]) -> str:
+    """`eql` for eql_0 and eql_1, the folder's own name for a single run."""
+    names = [run.folder.resolve().name for run in runs]
+    shared = os.path.commonprefix(names).rstrip("_-. ") if len(names) > 1 else names[0]
+    return shared or names[0]
+
+
+def differing_keys(configurations: List[Configuration]) -> Dict[str, List[str]]:
+    """Config key -> its value in each configuration, for the keys in which they differ."""
+    flat = [flatten(c.runs[0].config) for c in configurations]
+    keys = sorted({key for config in flat for key in config})
+    rows = {key: [config.get(key, "(no such key)") for config in flat] for key in keys}
+    return {
+        key: values
+        for key, values in rows.items()
+        if len(set(values)) > 1 and key not in NOT_PART_OF_A_CONFIGURATION
+    }
+
+
+def flatten(node: dict, prefix: str = "") -> Dict[str, str]:
+    flat: Dict[str, str] = {}
+    for key, value in node.items():
+        if isinstance(value, dict):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = str(value)
+    return flat

@@ -1,0 +1,65 @@
+"""tools/visualize_data.py: what the table says, and that the picture is drawn."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from eql_d2 import ClassFrequencies, TailRule
+from eql_d2.evaluation.tail_plot import default_rules, describe_data
+
+ROOT = Path(__file__).parents[2]
+
+
+def row_of(table, rule):
+    (line,) = [line for line in table.splitlines() if line.startswith(f"| {rule} ")]
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_the_table_for_lvis_v05_says_what_the_paper_says():
+    frequencies = ClassFrequencies.from_dataset("lvis_v0.5_train")
+    table = describe_data(frequencies, [*default_rules(frequencies), TailRule(lambda_=0.00177)])
+    assert row_of(table, "share of images < 0.00177")[2:] == ["915 of 1230", "454", "461", "0", "0.0909"]
+    assert row_of(table, "image count <= 100")[2:6] == ["915 of 1230", "454", "461", "0"]
+    assert row_of(table, "groups 'r'")[2:6] == ["454 of 1230", "454", "0", "0"]
+    # The lambda that is proposed selects the same as 100 images.
+    proposed = default_rules(frequencies)[-1].mask(frequencies)
+    assert proposed.equal(frequencies.image_count <= 100)
+
+
+def test_shares_need_the_number_of_images(frequencies):
+    unknown = ClassFrequencies(image_count=frequencies.image_count)
+    table = describe_data(unknown, [*default_rules(unknown), TailRule(lambda_=0.1)])
+    assert "the number of annotated images" in row_of(table, "share of images < 0.1")[1]
+    assert row_of(table, "image count <= 10")[2] == "3 of 7"
+
+
+@pytest.mark.parametrize("source", ["counts", "annotations", "counts without images", "registered"])
+def test_the_tool(source, frequencies, counts_file, tmp_path, monkeypatch, capsys):
+    dataset = counts_file
+    if source == "annotations":
+        dataset = tmp_path / "annotations.json"
+        boxes = [{"id": i, "image_id": i % 3, "category_id": i % 2, "bbox": [0, 0, 1, 1]} for i in range(9)]
+        images, categories = [{"id": i} for i in range(3)], [{"id": i, "name": str(i)} for i in range(3)]
+        dataset.write_text(json.dumps({"images": images, "annotations": boxes, "categories": categories}))
+    elif source == "counts without images":
+        dataset = tmp_path / "bare.json"
+        ClassFrequencies(image_count=frequencies.image_count).save(dataset)
+    elif source == "registered":
+        dataset = "lvis_v1_train"
+    spec = importlib.util.spec_from_file_location("visualize_data", ROOT / "tools" / "visualize_data.py")
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    picture = tmp_path / "out" / "tail.png"
+    monkeypatch.setattr(sys, "argv", ["visualize_data.py", str(dataset), "--output", str(picture), "--lambda", "0.01"])
+    assert tool.main() == 0
+    assert Image.open(picture).size[0] > 1000
+    assert capsys.readouterr().out.splitlines()[-1] == f"picture: {picture}"
+
+    monkeypatch.setattr(sys, "argv", ["visualize_data.py", "no_such_set", "--output", str(picture)])
+    with pytest.raises(SystemExit, match="1"):
+        tool.main()
+    assert "error: there is no file no_such_set" in capsys.readouterr().err
