@@ -73,7 +73,7 @@ def test_three_steps_equal_the_formula(num_classes, arguments):
 
 
 def test_background_rows_change_nothing():
-    """A GPU computes all rows, so as not to wait for the number of foreground ones, which is all that a CPU computes."""
+    """A GPU computes all rows, so as not to wait for how many are foreground; a CPU computes only those."""
     loss = SeesawLoss(K)
     logits, gt_classes = next(batches())
     loss.count(gt_classes)
