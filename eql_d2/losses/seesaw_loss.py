@@ -76,9 +76,12 @@ class SeesawLoss(ClassificationLoss):
         if self.training:
             self.count(gt_classes)
         categories, pair = logits.split([self.num_classes, 2], dim=1)
-        is_background = (gt_classes == self.num_classes).long()
+        objectness = F.cross_entropy(pair, (gt_classes == self.num_classes).long())
+        if logits.device.type == "cpu":  # where it costs nothing to ask which RoIs are foreground; a GPU would wait
+            foreground = (gt_classes < self.num_classes).nonzero()[:, 0]
+            categories, gt_classes = categories.index_select(0, foreground), gt_classes[foreground]
         of_categories = fused.with_gradient_of(self._formula(gt_classes), categories)
-        return of_categories / len(logits) + F.cross_entropy(pair, is_background)
+        return of_categories / len(logits) + objectness
 
     def without_rois(self):
         if self.training:

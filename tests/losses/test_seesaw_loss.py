@@ -72,6 +72,19 @@ def test_three_steps_equal_the_formula(num_classes, arguments):
         assert loss.counts.tolist() == reference.counts and loss.counts.dtype == torch.int64
 
 
+def test_background_rows_change_nothing():
+    """A GPU computes all rows, so as not to wait for how many are foreground; a CPU computes only those."""
+    loss = SeesawLoss(K)
+    logits, gt_classes = next(batches())
+    loss.count(gt_classes)
+    categories, foreground = logits.detach()[:, :K], gt_classes < K
+    total, gradient = loss._formula(gt_classes)(categories, with_gradient=True)
+    expected = loss._formula(gt_classes[foreground])(categories[foreground], with_gradient=True)
+    torch.testing.assert_close(total, expected[0])
+    torch.testing.assert_close(gradient[foreground], expected[1])
+    assert (gradient[~foreground] == 0).all()
+
+
 def test_the_step_counts_before_it_weighs():
     """With one RoI of each of two categories there is no rarer one, so the mitigation is 1, also in the first step."""
     logits = torch.randn(2, 4, dtype=torch.float64)
