@@ -10,9 +10,9 @@ from eql_d2.data.frequencies import without_garbage_collection
 def load_training_dicts(cfg) -> List[dict]:
     """What Detectron2's training loader reads of ``DATASETS.TRAIN``: the same images, in the same order.
 
-    Two things differ. Python's search for cycles, which slows the making of millions of objects, is paused.
-    And without ``MODEL.MASK_ON`` the objects have no `segmentation`, which nobody reads then: long polygons are most
-    of what a data loader holds in memory, and of its work on an image's dict. Pass the result to the loader as ``dataset``.
+    Two things differ. Python's search for cycles, which slows the making of millions of objects, is paused. And without
+    ``MODEL.MASK_ON`` the objects have no `segmentation`, which nobody reads then: long polygons are most of what a data
+    loader holds in memory. Pass the result to the loader as ``dataset``.
     """
     keypoints = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if cfg.MODEL.KEYPOINT_ON else 0
     with without_garbage_collection():
