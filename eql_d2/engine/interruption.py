@@ -77,7 +77,7 @@ def listening():
         with handled_by(RECEIVER.receive):
             yield
     finally:
-        RECEIVER.listening = False
+        RECEIVER.listening, RECEIVER.signum = False, None
 
 
 @contextmanager
