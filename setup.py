@@ -48,6 +48,6 @@ setup(
     extras_require={
         "plot": ["tensorboard"],  # shows the training curves: tensorboard --logdir output
         "report": REPORT,
-        "test": ["pytest", "ruff", "scikit-learn", "selenium", *REPORT],
+        "test": ["hypothesis", "mypy", "pytest", "pytest-cov", "ruff", "scikit-learn", "selenium", *REPORT],
     },
 )

@@ -108,7 +108,6 @@ def cfg(tiny_cfg):
         "DATASETS.TRAIN", (NAME,), "DATASETS.TEST", (NAME,), "MODEL.ROI_BOX_HEAD.CLS_LOSS.COUNTS_FILE", "",
         "MODEL.MASK_ON", True, "INPUT.MASK_FORMAT", "bitmask", "MODEL.ROI_HEADS.NUM_CLASSES", 3,
         "DATALOADER.FILTER_EMPTY_ANNOTATIONS", False,
-        "OUTPUT_DIR", "",
     )  # fmt: skip
 
 
@@ -204,6 +203,9 @@ def test_broken_images(cfg, folder, lvis, break_image):
         (lambda d: d["images"].__setitem__(2, "x"), "image number 2 of the file must be an object"),
         (lambda d: d["categories"].clear(), "`categories` is empty"),
         (lambda d: d["annotations"][0].update(segmentation=[[0, math.inf] * 3]), "annotation 1 .*finite numbers"),
+        (lambda d: d["annotations"][0].update(segmentation=[[0, 0, 5, 0, 1e9, 9]]), "annotation 1 has a polygon"),
+        (lambda d: d["annotations"][0].update(bbox=[0, 0, 1e308, 9]), "annotation 1 has the `bbox` .*nowhere near"),
+        (lambda d: d["images"][0].update(height=10**6, width=10**6), "image 4 has 1000000 x 1000000 pixels, more"),
         (lambda d: d["annotations"][2]["segmentation"].update(counts=[600]), "annotation 5 has an RLE whose runs"),
         (lambda d: d["annotations"][2]["segmentation"].update(counts="0oo1"), "annotation 5 has an RLE whose runs"),
         (lambda d: d["annotations"][0].pop("area"), "annotation 1 has no `area`"),

@@ -8,11 +8,14 @@ import logging
 import math
 from typing import Callable, Dict, List, Optional, Sequence
 
+import PIL.Image
+
 from eql_d2.data.json_files import read_json
 
 logger = logging.getLogger(__name__)
 
 PARTS = ("images", "annotations", "categories")
+MAX_PIXELS = 2 * PIL.Image.MAX_IMAGE_PIXELS  # beyond, Pillow takes an image for an attack
 # What the metrics of each kind are computed by, beside what every object must have.
 EVALUATED_BY = {"lvis": ("area",), "coco": ("area", "iscrowd")}
 
@@ -89,6 +92,8 @@ def image_problem(image: dict) -> Optional[str]:
     for side in ("height", "width"):
         if type(image.get(side)) is not int or image[side] < 1:
             return f"must have a whole number of pixels as its `{side}`, got {_shown(image.get(side))}"
+    if image["height"] * image["width"] > MAX_PIXELS:
+        return f"has {image['height']} x {image['width']} pixels, more than the {MAX_PIXELS} that can be opened"
     names = [image[key] for key in ("file_name", "coco_url") if key in image]
     if not names or not all(isinstance(name, str) and name for name in names):
         return f"must have a text as its `file_name` or `coco_url`, got {_shown(names)}"
@@ -113,17 +118,25 @@ def annotation_problem(annotation: dict, images: dict, categories: dict) -> Opti
         return f"must have a finite number of at least 0 as its `area`, got {_shown(area)}"
     if annotation.get("iscrowd", 0) not in (0, 1):
         return f"must have an `iscrowd` of 0 or 1, got {_shown(annotation['iscrowd'])}"
-    return segmentation_problem(annotation.get("segmentation"), images.get(annotation["image_id"]))
+    image = images.get(annotation["image_id"])
+    if image is None:  # it will be left out
+        return None
+    if not are_near([box[0], box[0] + box[2]], [box[1], box[1] + box[3]], image):
+        return f"has the `bbox` {_shown(box)}, which is nowhere near its image{_of_size(image)}"
+    return segmentation_problem(annotation.get("segmentation"), image)
 
 
-def segmentation_problem(segmentation, image: Optional[dict]) -> Optional[str]:
-    """None, polygons, or an RLE of the image's size; of an image that is not listed anything will do."""
-    if not segmentation or image is None:
+def segmentation_problem(segmentation, image: dict) -> Optional[str]:
+    """It may be nothing, polygons, or an RLE of the image's size."""
+    if not segmentation:
         return None
     if isinstance(segmentation, list):
-        if all(isinstance(polygon, list) and are_numbers(polygon) for polygon in segmentation):
-            return None
-        return "must have as its `segmentation` lists of finite numbers x, y, x, y, ... in pixels"
+        if not all(isinstance(polygon, list) and are_numbers(polygon) for polygon in segmentation):
+            return "must have as its `segmentation` lists of finite numbers x, y, x, y, ... in pixels"
+        # pycocotools walks along the outline, and takes memory for every step.
+        if not all(are_near(polygon[::2], polygon[1::2], image) for polygon in segmentation):
+            return f"has a polygon that is nowhere near its image{_of_size(image)}"
+        return None
     size = [image["height"], image["width"]]
     if not isinstance(segmentation, dict) or segmentation.get("size") != size:
         return f"must have as its `segmentation` polygons, or an RLE of size {size}"
@@ -159,6 +172,12 @@ def run_lengths(counts) -> Optional[List[int]]:
     return None if shift else lengths
 
 
+def are_near(xs: list, ys: list, image: dict) -> bool:
+    """Whether points lie in an image, or no farther outside of it than it is large."""
+    sides = (xs, image["width"]), (ys, image["height"])
+    return all(-size <= value <= 2 * size for values, size in sides for value in values)
+
+
 def is_id(value) -> bool:
     """Whether it is a whole number that fits into 64 bits, as the arrays of ids do."""
     return type(value) is int and -(2**63) <= value < 2**63
@@ -180,6 +199,10 @@ def has_extent(annotation: dict) -> bool:
 def valid_polygons(polygons: list) -> list:
     """Those with at least three corners, as Detectron2 has it."""
     return [polygon for polygon in polygons if len(polygon) >= 6 and len(polygon) % 2 == 0]
+
+
+def _of_size(image: dict) -> str:
+    return f" of {image['height']} x {image['width']} pixels"
 
 
 def _shown(value) -> str:
