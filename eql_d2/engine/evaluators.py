@@ -64,11 +64,15 @@ def training_frequencies(cfg) -> Optional[ClassFrequencies]:
         return None
 
 
+def loss_name(cfg) -> str:
+    """The classification loss of a config: its head's own, the one it names, or Detectron2's."""
+    head = ROI_HEADS_REGISTRY.get(cfg.MODEL.ROI_HEADS.NAME)
+    return getattr(head, "loss_name", None) or cfg.MODEL.ROI_BOX_HEAD.CLS_LOSS.NAME or "SoftmaxCrossEntropy"
+
+
 def tail_of_loss(cfg, frequencies: Optional[ClassFrequencies]) -> Optional[TailRule]:
     """The tail rule of the config's classification loss; None where it has none, or cannot be applied to the counts."""
-    head = ROI_HEADS_REGISTRY.get(cfg.MODEL.ROI_HEADS.NAME)
-    name = getattr(head, "loss_name", None) or cfg.MODEL.ROI_BOX_HEAD.CLS_LOSS.NAME
-    rule = tail_rule(cfg, CLS_LOSS_REGISTRY.get(name)) if name else None
+    rule = tail_rule(cfg, CLS_LOSS_REGISTRY.get(loss_name(cfg)))
     if rule is None or frequencies is None:
         return None
     try:

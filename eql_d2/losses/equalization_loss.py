@@ -1,5 +1,6 @@
 """Equalization Loss (EQL)."""
 
+import torch
 from detectron2.config import configurable
 
 from eql_d2.data.frequencies import ClassFrequencies, TailRule
@@ -37,6 +38,8 @@ class EqualizationLoss(SigmoidLoss):
         unchecked: of the categories that nothing is known of, "ignore" (default) lets none take part, as in every
             sigmoid loss; "equalize" lets all but the tail take part, and spares no other. Without ``negatives`` all are
             known and the tail is spared by Eq. 4; "equalize" then is an error.
+        exclude_background: whether E(r) keeps background as a negative example of the tail (default, Eq. 4). Else
+            E is 1 for every RoI, as in the paper's ablation, and the tail has no negatives at all.
         prior_prob: score every category starts with (default of the authors' code).
 
     Raises:
@@ -53,6 +56,7 @@ class EqualizationLoss(SigmoidLoss):
         frequencies: ClassFrequencies,
         tail: TailRule = TailRule(),
         unchecked: str = "ignore",
+        exclude_background: bool = True,
         prior_prob: float = 0.001,
     ):
         super().__init__(num_classes, prior_prob=prior_prob)
@@ -60,13 +64,13 @@ class EqualizationLoss(SigmoidLoss):
             raise ValueError(f"unchecked must be 'ignore' or 'equalize', got '{unchecked}'")
         self.unchecked = unchecked
         self.needs_negatives = unchecked == "equalize"
+        self.exclude_background = exclude_background
         self.register_tail_mask(frequencies, tail)
 
     def compute(self, logits, gt_classes, features, negatives):
         tail = self.tail_mask
-        if self.unchecked == "equalize":
-            foreground = (gt_classes < self.num_classes)[:, None]
-            negatives, tail = ~(foreground & tail & ~negatives), None
+        if self.unchecked == "equalize" or not self.exclude_background:
+            negatives, tail = self._negatives(logits, gt_classes, negatives), None
         return fused.sigmoid_cross_entropy(
             logits,
             gt_classes,
@@ -74,3 +78,13 @@ class EqualizationLoss(SigmoidLoss):
             negatives=negatives,
             compiled=self.compiled,
         )
+
+    def _negatives(self, logits, gt_classes, negatives):
+        """(R, K) bool: w_ij."""
+        label = torch.arange(self.num_classes, device=gt_classes.device) == gt_classes[:, None]
+        spared = self.tail_mask & ~label
+        if self.exclude_background:
+            spared &= (gt_classes < self.num_classes)[:, None]
+        if self.unchecked == "equalize":
+            return ~spared | negatives
+        return ~spared if negatives is None else negatives & ~spared

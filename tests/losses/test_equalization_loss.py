@@ -9,11 +9,11 @@ from eql_d2.losses import EqualizationLoss, SigmoidCrossEntropy
 K = 7
 
 
-def reference(logits, gt_classes, tail):
+def reference(logits, gt_classes, tail, exclude_background=True):
     """Eq. 3 and 4 of the paper, term by term."""
     total = 0.0
     for z_i, c in zip(logits.tolist(), gt_classes.tolist()):
-        E = 1 if c < K else 0
+        E = 1 if c < K or not exclude_background else 0
         for j in range(K):
             y = 1 if j == c else 0
             w = 1 - E * tail[j] * (1 - y)
@@ -34,6 +34,21 @@ def test_equals_the_formula(frequencies, batch, rule):
     logits, gt_classes = batch
     expected = reference(logits, gt_classes, rule.mask(frequencies).int().tolist())
     assert loss(logits, gt_classes).item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_without_the_exclusion_of_background(frequencies, batch):
+    loss = EqualizationLoss(K, frequencies=frequencies, exclude_background=False)
+    logits, gt_classes = batch
+    tail = TailRule().mask(frequencies)
+    expected = reference(logits, gt_classes, tail.int().tolist(), exclude_background=False)
+    value = loss(logits, gt_classes)
+    assert value.item() == pytest.approx(expected, rel=1e-12)
+    value.backward()
+    assert (logits.grad[gt_classes == K][:, tail] == 0).all() and (logits.grad[gt_classes == K][:, ~tail] > 0).all()
+    # What the image is known not to contain, and nothing else, is a negative.
+    label = torch.arange(K) == gt_classes[:, None]
+    known = label | (torch.rand(40, K) < 0.5)
+    assert loss(logits, gt_classes, negatives=label) < loss(logits, gt_classes, negatives=known) < value
 
 
 def test_gradient_is_the_closed_form(frequencies, batch):
