@@ -47,10 +47,11 @@ class Variant:
 
     def arguments(self, seed: int, datasets: Path, output: Path) -> List[str]:
         """Those of tools/train_net.py for ``<output>/<name>/<seed>``, whose data are made in ``datasets`` first."""
-        overrides = [*self.overrides, *registered(self.data, seed, datasets), "SEED", seed]
+        overrides = ["TEST.FIXED_AP_DETECTIONS_PER_IMAGE", -1, *self.overrides]
+        overrides += [*registered(self.data, seed, datasets), "SEED", seed]
         if self.first_stage:
             overrides += ["MODEL.WEIGHTS", output / self.first_stage / str(seed) / "model_final.pth"]
-        overrides += ["TEST.FIXED_AP_DETECTIONS_PER_IMAGE", -1, "OUTPUT_DIR", output / self.name / str(seed)]
+        overrides += ["OUTPUT_DIR", output / self.name / str(seed)]
         return ["--config-file", str(CONFIGS / self.config), "--resume", *map(str, overrides)]
 
 
@@ -95,6 +96,7 @@ def studies() -> Dict[str, List[Variant]]:
         "MODEL.MASK_ON", True, "MODEL.ROI_MASK_HEAD.NAME", "MaskRCNNConvUpsampleHead",
         "MODEL.ROI_MASK_HEAD.NUM_CONV", 2, "MODEL.ROI_MASK_HEAD.CONV_DIM", 48,
         "MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK", True,
+        "TEST.FIXED_AP_DETECTIONS_PER_IMAGE", 300,  # each has a mask to draw
     )  # fmt: skip
     second_stages = [
         Variant(f"{recipe}-on-{first.name}", f"stage2_{file}_faster_rcnn.yaml", first_stage=first.name)

@@ -27,8 +27,9 @@ def record(folder: Path, arguments: list, commit: str) -> dict:
 
     Returns:
         ``{"commit", "arguments", "python", "torch", "tail": rule, "seconds_per_iteration": median,
-        "AP": {cap: {"AP", "APr", "APc", "APf"}}, "AP-segm": the same or {}, "analysis": {name: percent}, "categories":
-        {"train_images", "group", "positive", "negative": gradient, a list with one entry a category}}``
+        "AP": {cap: {"AP", "APr", "APc", "APf"}}, "AP-segm": the same or {}, "analysis": {name: percent}, "balance": last
+        value of each curve of :class:`GradientBalance`, "categories": lists with one entry a category of training
+        "images" and "instances", "group", "AP", and "positive" and "negative" gradient, summed over the training}``
     """
     cfg = config_of_run(folder)
     (name,) = cfg.DATASETS.TEST
@@ -45,9 +46,16 @@ def record(folder: Path, arguments: list, commit: str) -> dict:
         "AP": average_precisions(cfg, folder, name, run.metrics),
         "AP-segm": masks(folder, name) if cfg.MODEL.MASK_ON else {},
         "analysis": {key: rounded(run.metrics[key]) for key in KEPT if key in run.metrics},
+        "balance": {
+            key.removeprefix("balance/"): rounded(curve[max(curve)])
+            for key, curve in run.curves.items()
+            if key.startswith("balance/")
+        },
         "categories": {
-            "train_images": [int(c["train_images"]) for c in run.categories],
+            "images": [int(c["train_images"]) for c in run.categories],
+            "instances": [int(c["train_instances"]) for c in run.categories],
             "group": [c["group"] for c in run.categories],
+            "AP": [None if c["AP"] is None else rounded(c["AP"]) for c in run.categories],
             "positive": list(map(rounded, positive)),
             "negative": list(map(rounded, negative)),
         },
