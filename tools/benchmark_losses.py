@@ -45,7 +45,7 @@ def parse_arguments():
 
 def chosen_variants(args) -> list:
     """Those of the studies; an unknown name is an error that lists them."""
-    variants = {v.name: v for study in args.studies for v in studies()[study]}
+    variants = {row.variant.name: row.variant for study in args.studies for row in studies()[study]}
     unknown = set(args.only or ()) - set(variants)
     if unknown:
         sys.exit(f"error: --only {' '.join(sorted(unknown))}: none of {', '.join(variants)}")

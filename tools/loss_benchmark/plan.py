@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Dict, List, Optional, Tuple
+from typing import Dict, List, NamedTuple, Optional, Tuple
 
 from eql_d2 import CLS_LOSS_REGISTRY
 from eql_d2.data.mini_lvis import MiniLVISSpec, ensure
@@ -78,59 +78,88 @@ def loss_variants() -> Dict[str, Variant]:
     return variants
 
 
-def studies() -> Dict[str, List[Variant]]:
-    """Study -> its variants, those that are compared with first; in the order in which they are run."""
+class Row(NamedTuple):
+    """A variant in a study, and the name of the one that it is compared with."""
+
+    variant: Variant
+    baseline: Optional[str] = None
+
+
+def studies() -> Dict[str, List[Row]]:
+    """Study -> its rows, in the order in which they are trained."""
     losses = loss_variants()
-    softmax, softmax_eql, sigmoid, eql = (losses[name] for name in KEY_LOSSES)
-    key = [losses[name] for name in KEY_LOSSES]
-    # As on LVIS, whose 0.001 are 100 images: a category with fewer is repeated.
-    repeat = ("DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler", "DATALOADER.REPEAT_THRESHOLD", 100 / 1500)
-    tails = [
-        eql.but(f"tail-{count}", f"{LOSS}.{EQL}.TAIL.GROUPS", None, f"{LOSS}.{EQL}.TAIL.MAX_IMAGE_COUNT", count)
-        for count in (3, 30, 100, 500)
+    key = softmax, softmax_eql, sigmoid, eql = [losses[name] for name in KEY_LOSSES]
+    return {
+        "losses": [Row(variant) for variant in losses.values()],
+        "tail": [Row(sigmoid), Row(eql, SIGMOID), *(Row(v, SIGMOID) for v in tails(eql))],
+        "background": [Row(sigmoid), Row(eql, SIGMOID), Row(without_exclusion(eql), SIGMOID)],
+        "gamma": [Row(softmax), Row(softmax_eql, SOFTMAX), *(Row(v, SOFTMAX) for v in gammas(softmax_eql))],
+        "sampler": [row for loss in key for row in (Row(loss), Row(with_repeat_factors(loss), loss.name))],
+        "second_stage": [Row(softmax), Row(sigmoid), *(Row(v, v.first_stage) for v in second_stages())],
+        "prior": paired(sigmoid, eql, [prior(p) for p in (0.001, 0.1)]),
+        "data": paired(sigmoid, eql, [fewer_categories, milder_tail]),
+        "masks": paired(sigmoid, eql, [with_masks]),
+    }
+
+
+def paired(baseline: Variant, loss: Variant, changes: list) -> List[Row]:
+    """Both with each change, compared with one another under it."""
+    rows = [Row(baseline), Row(loss, baseline.name)]
+    for change in changes:
+        rows += [Row(change(baseline)), Row(change(loss), change(baseline).name)]
+    return rows
+
+
+def tails(eql: Variant) -> List[Variant]:
+    tail = f"{LOSS}.{EQL}.TAIL"
+    return [eql.but(f"tail-{n}", f"{tail}.GROUPS", None, f"{tail}.MAX_IMAGE_COUNT", n) for n in (3, 30, 100, 500)]
+
+
+def without_exclusion(eql: Variant) -> Variant:
+    return eql.but("with-background", f"{LOSS}.{EQL}.EXCLUDE_BACKGROUND", False)
+
+
+def gammas(softmax_eql: Variant) -> List[Variant]:
+    return [softmax_eql.but(f"gamma-{g}", f"{LOSS}.{SOFTMAX_EQL}.GAMMA", g) for g in (0.5, 0.75, 0.95, 1.0)]
+
+
+def with_repeat_factors(loss: Variant) -> Variant:
+    """Below 100 images a category is repeated, as by LVIS's threshold of 0.001."""
+    sampler = "DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler", "DATALOADER.REPEAT_THRESHOLD", 100 / 1500
+    return loss.but("RFS", *sampler)
+
+
+def second_stages() -> List[Variant]:
+    recipes = ("cRT", "crt", SOFTMAX), ("LWS", "lws", SOFTMAX), ("BAGS", "bags", SOFTMAX)
+    recipes += (("BALMS", "balanced_softmax", SIGMOID),)
+    return [
+        Variant(f"{name}-on-{first}", f"stage2_{file}_faster_rcnn.yaml", first_stage=first)
+        for name, file, first in recipes
     ]
-    gammas = [
-        softmax_eql.but(f"gamma-{gamma}", f"{LOSS}.{SOFTMAX_EQL}.GAMMA", gamma) for gamma in (0.5, 0.75, 0.95, 1.0)
-    ]
-    mask_head = (
+
+
+def prior(probability: float):
+    def change(loss: Variant) -> Variant:
+        key = f"{LOSS}.{loss.name}.PRIOR_PROB"
+        return loss.but(f"prior-{probability}", key, probability, seeds=FEW_SEEDS)
+
+    return change
+
+
+def fewer_categories(loss: Variant) -> Variant:
+    classes = "MODEL.ROI_HEADS.NUM_CLASSES", 45
+    return loss.but("45-categories", *classes, data={"num_categories": 45}, seeds=FEW_SEEDS)
+
+
+def milder_tail(loss: Variant) -> Variant:
+    return loss.but("milder-tail", data={"tail_exponent": 0.6}, seeds=FEW_SEEDS)
+
+
+def with_masks(loss: Variant) -> Variant:
+    head = (
         "MODEL.MASK_ON", True, "MODEL.ROI_MASK_HEAD.NAME", "MaskRCNNConvUpsampleHead",
         "MODEL.ROI_MASK_HEAD.NUM_CONV", 2, "MODEL.ROI_MASK_HEAD.CONV_DIM", 48,
         "MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK", True,
         "TEST.FIXED_AP_DETECTIONS_PER_IMAGE", 300,  # each has a mask to draw
     )  # fmt: skip
-    second_stages = [
-        Variant(f"{recipe}-on-{first.name}", f"stage2_{file}_faster_rcnn.yaml", first_stage=first.name)
-        for recipe, file, first in (
-            ("cRT", "crt", softmax),
-            ("LWS", "lws", softmax),
-            ("BAGS", "bags", softmax),
-            ("BALMS", "balanced_softmax", sigmoid),
-        )
-    ]
-    return {
-        "losses": list(losses.values()),
-        "tail": [sigmoid, eql, *tails],
-        "background": [sigmoid, eql, eql.but("with-background", f"{LOSS}.{EQL}.EXCLUDE_BACKGROUND", False)],
-        "gamma": [softmax, softmax_eql, *gammas],
-        "sampler": [v for loss in key for v in (loss, loss.but("RFS", *repeat))],
-        "second_stage": [softmax, sigmoid, *second_stages],
-        "prior": [
-            v
-            for loss in (sigmoid, eql)
-            for v in (
-                loss,
-                *(loss.but(f"prior-{p}", f"{LOSS}.{loss.name}.PRIOR_PROB", p, seeds=FEW_SEEDS) for p in (0.001, 0.1)),
-            )
-        ],
-        "data": [
-            loss.but(name, *overrides, data=data, seeds=FEW_SEEDS)
-            for name, data, overrides in (
-                ("45-categories", {"num_categories": 45}, ("MODEL.ROI_HEADS.NUM_CLASSES", 45)),
-                ("milder-tail", {"tail_exponent": 0.6}, ()),
-            )
-            for loss in (sigmoid, eql)
-        ],
-        "masks": [
-            loss.but("masks", *mask_head, seeds=FEW_SEEDS) for loss in (sigmoid, eql)
-        ],
-    }
+    return loss.but("masks", *head, seeds=FEW_SEEDS)

@@ -27,8 +27,8 @@ def record(folder: Path, arguments: list, commit: str) -> dict:
 
     Returns:
         ``{"commit", "arguments", "python", "torch", "tail": rule, "seconds_per_iteration": median,
-        "AP": {cap: {"AP", "APr", "APc", "APf"}}, "AP-segm": the same or {}, "analysis": {name: percent}, "balance": last
-        value of each curve of :class:`GradientBalance`, "categories": lists with one entry a category of training
+        "AP": {cap: {"AP", "APr", "APc", "APf"}}, "AP-segm": the same or {}, "analysis": {name: percent}, "balance":
+        last value of each curve of :class:`GradientBalance`, "categories": lists with one entry a category of training
         "images" and "instances", "group", "AP", and "positive" and "negative" gradient, summed over the training}``
     """
     cfg = config_of_run(folder)

@@ -1,0 +1,46 @@
+"""Mean, spread and paired differences over seeds."""
+
+from statistics import mean, stdev
+from typing import Dict, List, Optional
+
+from scipy import stats
+
+from eql_d2.evaluation.compare import mean_and_spread
+
+CONFIDENCE = 0.95
+
+
+def values(records: Dict[int, dict], cap: str, metric: str, table: str = "AP") -> Dict[int, float]:
+    """Seed -> percent."""
+    return {seed: record[table][cap][metric] for seed, record in records.items() if cap in record[table]}
+
+
+def spread(by_seed: Dict[int, float]) -> str:
+    """`mean ± sample standard deviation`, empty without a value."""
+    return mean_and_spread(list(by_seed.values())) if by_seed else ""
+
+
+def paired_differences(by_seed: Dict[int, float], baseline: Dict[int, float]) -> List[float]:
+    """Of the seeds that both have: same data, order and initial weights."""
+    return [by_seed[seed] - baseline[seed] for seed in sorted(by_seed.keys() & baseline.keys())]
+
+
+def interval(differences: List[float]) -> Optional[tuple]:
+    """The 95 % confidence interval of their mean by Student's t; None of fewer than two."""
+    if len(differences) < 2:
+        return None
+    error = stdev(differences) / len(differences) ** 0.5
+    reach = stats.t.ppf((1 + CONFIDENCE) / 2, len(differences) - 1) * error
+    return mean(differences) - reach, mean(differences) + reach
+
+
+def difference(by_seed: Dict[int, float], baseline: Dict[int, float]) -> str:
+    """`+mean [low, high]`, bold where the interval leaves out 0; empty without a common seed."""
+    differences = paired_differences(by_seed, baseline)
+    if not differences:
+        return ""
+    text, limits = f"{mean(differences):+.1f}", interval(differences)
+    if limits is None:
+        return text
+    text += f" [{limits[0]:+.1f}, {limits[1]:+.1f}]"
+    return f"**{text}**" if limits[0] > 0 or limits[1] < 0 else text
