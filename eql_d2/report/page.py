@@ -22,7 +22,7 @@ from eql_d2.report.runs import Comparison
 from eql_d2.report.style import Figure, Section, looks, set_log_ticks
 
 SECTIONS = (ap_by_frequency, biggest_changes, gradient_ratios, training_curves, score_calibration, confusions)
-PLOT_CONFIG = {"responsive": True, "displayModeBar": False}  # its buttons would cover the legend on a phone
+PLOT_CONFIG = {"displayModeBar": False}  # its buttons would cover the legend on a phone
 
 
 def write_report(comparison: Comparison, path: Path, num_images: int = 6, progress: Callable = iter) -> None:
