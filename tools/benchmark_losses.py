@@ -15,10 +15,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+from loss_benchmark.digits import train_digits
 from loss_benchmark.documents import write_documents
 from loss_benchmark.figures import write_figures
 from loss_benchmark.plan import studies
-from loss_benchmark.record import load
 from loss_benchmark.runs import Workshop, missing_runs, train_all
 
 from eql_d2.data.builtin import datasets_root
@@ -29,7 +29,7 @@ RESULTS = ROOT / "docs" / "benchmark"
 
 def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    known = list(studies())
+    known = [*studies(), "digits"]
     parser.add_argument("--studies", nargs="+", choices=known, default=known, metavar="STUDY", help=f"of {known}")
     parser.add_argument("--only", nargs="+", metavar="VARIANT", help="names of variants, as --list shows them")
     parser.add_argument("--seeds", nargs="+", type=int, metavar="SEED", help="of the variants' own seeds, only these")
@@ -45,7 +45,8 @@ def parse_arguments():
 
 def chosen_variants(args) -> list:
     """Those of the studies; an unknown name is an error that lists them."""
-    variants = {row.variant.name: row.variant for study in args.studies for row in studies()[study]}
+    rows = [row for study in args.studies for row in studies().get(study, [])]
+    variants = {row.variant.name: row.variant for row in rows}
     unknown = set(args.only or ()) - set(variants)
     if unknown:
         sys.exit(f"error: --only {' '.join(sorted(unknown))}: none of {', '.join(variants)}")
@@ -62,8 +63,9 @@ def main():
         print(f"{len(runs)} runs to make; results are in {args.results}")
         return
     failures = train_all(runs, args.jobs, workshop)
-    records = load(args.results)
-    made = write_documents(records, ROOT) + write_figures(records, ROOT / "docs" / "figures" / "benchmark")
+    if "digits" in args.studies:
+        train_digits(args.results)
+    made = write_documents(args.results, ROOT) + write_figures(args.results, ROOT / "docs" / "figures" / "benchmark")
     print("\n".join(f"{run}: {reason}" for run, reason in failures.items()))
     print(f"{len(runs) - len(failures)} runs made, {len(failures)} failed; results: {args.results}")
     print("\n".join(f"written: {path}" for path in made))

@@ -5,35 +5,31 @@ from pathlib import Path
 from statistics import mean
 from typing import Callable, Dict, List
 
+from loss_benchmark.digits import digits_table
 from loss_benchmark.plan import SIGMOID, SOFTMAX, Row, studies
-from loss_benchmark.record import CAPS, GROUPS
+from loss_benchmark.record import CAPS, GROUPS, load
 from loss_benchmark.seeds import difference, spread, values
 from tabulate import tabulate
 
-DOCUMENTS = "README.md", "docs/benchmark.md"
+DOCUMENTS = "README.md", "docs/benchmark.md", "docs/losses.md"
 PLACE = re.compile(r"(<!-- benchmark ([\w-]+) -->\n).*?(\n<!-- end -->)", re.DOTALL)
 ALL_CAPS = (*map(str, CAPS), "fixed")
 Records = Dict[str, Dict[int, dict]]  # variant -> seed -> record
 
 
-def write_documents(records: Records, root: Path) -> List[Path]:
-    """Fill every place of the documents below ``root`` anew; returns those that have one."""
-    written = []
-    for path in (root / name for name in DOCUMENTS):
-        text = path.read_text() if path.exists() else ""
-        if PLACE.search(text):
-            path.write_text(filled(text, records))
-            written.append(path)
-    return written
+def write_documents(results: Path, root: Path) -> List[Path]:
+    """Fill every place of the documents below ``root`` anew; returns their paths."""
+    records = load(results)
+    paths = [root / name for name in DOCUMENTS]
+    for path in paths:
+        text = path.read_text()
+        path.write_text(PLACE.sub(lambda at: f"{at[1]}\n{table(at[2], records, results)}\n{at[3]}", text))
+    return paths
 
 
-def filled(text: str, records: Records) -> str:
-    """A document with the tables of these results.
-
-    Raises:
-        KeyError: a place with a name that no table has.
-    """
-    return PLACE.sub(lambda place: f"{place[1]}\n{TABLES[place[2]](records)}\n{place[3]}", text)
+def table(name: str, records: Records, results: Path) -> str:
+    """The table of a place, a KeyError for a name that there is none of."""
+    return digits_table(results) if name == "digits" else TABLES[name](records)
 
 
 def markdown(rows: List[dict]) -> str:
@@ -139,10 +135,10 @@ def gradient_ratio(record: dict, letter: str) -> float:
 
 
 def study_table(study: str) -> Callable[[Records], str]:
-    def table(records: Records) -> str:
+    def of_study(records: Records) -> str:
         return markdown([study_row(row, records) for row in studies()[study] if row.variant.name in records])
 
-    return table
+    return of_study
 
 
 def study_row(row: Row, records: Records) -> dict:

@@ -8,6 +8,7 @@ import matplotlib
 import numpy as np
 from loss_benchmark.documents import Records, losses_of, mean_tail
 from loss_benchmark.plan import EQL, KEY_LOSSES, SIGMOID, SOFTMAX, SOFTMAX_EQL, Variant, studies
+from loss_benchmark.record import load
 from loss_benchmark.seeds import interval, paired_differences, values
 
 matplotlib.use("agg")
@@ -17,8 +18,9 @@ COLORS = {SOFTMAX: "#9a9a9a", SOFTMAX_EQL: "#d1495b", SIGMOID: "#5b8db8", EQL: "
 GROUPS = {"APr": ("rare", "#d1495b"), "APc": ("common", "#edae49"), "APf": ("frequent", "#30638e")}
 
 
-def write_figures(records: Records, folder: Path) -> List[Path]:
+def write_figures(results: Path, folder: Path) -> List[Path]:
     """Draw what there are results for; returns the files."""
+    records = load(results)
     folder.mkdir(parents=True, exist_ok=True)
     drawings = {"losses": draw_losses, "ablations": draw_ablations, "gradients": draw_gradients}
     written = []

@@ -65,8 +65,9 @@ def train_all(runs: List[Tuple[Variant, int]], jobs: int, workshop: Workshop) ->
         futures = {pool.submit(one, *run): f"{run[0].name}, seed {run[1]}" for run in runs}
         for future in as_completed(futures):
             name = futures[future]
-            if future.exception():
-                failures[name] = str(future.exception())
+            error = future.exception()
+            if error:
+                failures[name] = f"{type(error).__name__}: {error}"
                 progress.write(f"{name}: FAILED: {failures[name]}")
             progress.set_postfix_str(name)
             progress.update()
