@@ -63,20 +63,20 @@ def record(folder: Path, arguments: list, commit: str) -> dict:
 
 
 def average_precisions(cfg, folder: Path, name: str, metrics: dict) -> dict:
-    """Cap -> {"AP", "APr", "APc", "APf"} in percent, the first of them as the evaluator has it."""
+    """Cap -> AP and, of the groups that there are, APr, APc and APf, in percent."""
     detections = saved_detections(folder, name, "bbox")
     score = Scorer.of_dataset(cfg, name, "bbox")
     by_cap = {}
     for cap in CAPS:
         scores = score(detections, cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST, cap)
-        by_cap[str(cap)] = {group: rounded(scores[group]) for group in GROUPS}
-    by_cap["fixed"] = {group: rounded(metrics[f"{group}-fixed"]) for group in GROUPS}
+        by_cap[str(cap)] = {group: rounded(scores[group]) for group in GROUPS if group in scores}
+    by_cap["fixed"] = {group: rounded(metrics[f"{group}-fixed"]) for group in by_cap["300"]}
     return by_cap
 
 
 def masks(folder: Path, name: str) -> dict:
     metrics = read_run(folder, "segm", name).metrics
-    return {"300": {group: rounded(metrics[group]) for group in GROUPS}}
+    return {"300": {group: rounded(metrics[group]) for group in GROUPS if group in metrics}}
 
 
 def rounded(value: float) -> float:

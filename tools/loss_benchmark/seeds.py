@@ -11,8 +11,9 @@ CONFIDENCE = 0.95
 
 
 def values(records: Dict[int, dict], cap: str, metric: str, table: str = "AP") -> Dict[int, float]:
-    """Seed -> percent."""
-    return {seed: record[table][cap][metric] for seed, record in records.items() if cap in record[table]}
+    """Seed -> percent, of the runs that have it."""
+    found = {seed: record[table].get(cap, {}).get(metric) for seed, record in records.items()}
+    return {seed: value for seed, value in found.items() if value is not None}
 
 
 def spread(by_seed: Dict[int, float]) -> str:
