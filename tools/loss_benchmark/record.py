@@ -4,6 +4,7 @@ import json
 import platform
 import statistics
 from pathlib import Path
+from typing import Optional
 
 import torch
 from detectron2.data import DatasetCatalog
@@ -55,7 +56,7 @@ def record(folder: Path, arguments: list, commit: str) -> dict:
             "images": [int(c["train_images"]) for c in run.categories],
             "instances": [int(c["train_instances"]) for c in run.categories],
             "group": [c["group"] for c in run.categories],
-            "AP": [None if c["AP"] is None else rounded(c["AP"]) for c in run.categories],
+            "AP": [rounded(c["AP"]) for c in run.categories],
             "positive": list(map(rounded, positive)),
             "negative": list(map(rounded, negative)),
         },
@@ -79,9 +80,9 @@ def masks(folder: Path, name: str) -> dict:
     return {"300": {group: rounded(metrics[group]) for group in GROUPS if group in metrics}}
 
 
-def rounded(value: float) -> float:
-    """Five digits: more than any of them means, and a short file."""
-    return float(f"{value:.5g}")
+def rounded(value: Optional[float]) -> Optional[float]:
+    """Five digits: more than any of them means, and a short file. None, where nothing is known, stays."""
+    return None if value is None else float(f"{value:.5g}")
 
 
 def save(path: Path, content: dict) -> None:
