@@ -12,7 +12,7 @@ from loss_benchmark.seeds import difference, spread, values
 from tabulate import tabulate
 
 DOCUMENTS = "README.md", "docs/benchmark.md", "docs/losses.md"
-PLACE = re.compile(r"(<!-- benchmark ([\w-]+) -->\n).*?(\n<!-- end -->)", re.DOTALL)
+PLACE = re.compile(r"(<!-- benchmark ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 ALL_CAPS = (*map(str, CAPS), "fixed")
 Records = Dict[str, Dict[int, dict]]  # variant -> seed -> record
 
@@ -23,7 +23,7 @@ def write_documents(results: Path, root: Path) -> List[Path]:
     paths = [root / name for name in DOCUMENTS]
     for path in paths:
         text = path.read_text()
-        path.write_text(PLACE.sub(lambda at: f"{at[1]}\n{table(at[2], records, results)}\n{at[3]}", text))
+        path.write_text(PLACE.sub(lambda at: f"{at[1]}\n{table(at[2], records, results)}\n\n{at[3]}", text))
     return paths
 
 
