@@ -12,12 +12,13 @@ CONFIG ?= configs/MiniLVIS/eql_faster_rcnn.yaml
 OUTPUT ?= output/mini_lvis_eql
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test prove lint clean
+.PHONY: help setup train test prove benchmark lint clean
 
 help:
 	@echo 'make train   set up, then train and evaluate EQL Faster R-CNN on MiniLVIS (about 10 minutes on 2 CPU cores)'
 	@echo 'make test    set up, then ruff and the tests'
 	@echo 'make prove   set up, then the long proofs of reliability: kill, stop and starve trainings (about 10 minutes)'
+	@echo 'make benchmark   set up, then train every loss on MiniLVIS and write the tables of docs/benchmark.md (hours; resumable)'
 	@echo 'make setup   only make $(VENV) with torch, Detectron2 and eql_d2 in it'
 	@echo 'make lint    set up, then ruff'
 	@echo 'make clean   remove caches and build files; $(VENV), output/ and datasets/ stay'
@@ -25,7 +26,7 @@ help:
 	@echo 'PYTHON=/path/to/python3   use the torch and Detectron2 of that environment'
 	@echo 'DETECTRON2=git+https://github.com/facebookresearch/detectron2   build that Detectron2'
 	@echo 'VENV=folder   another environment; one of your own is added to'
-	@echo 'ARGS="..."   more arguments for train_net.py, pytest or prove.py'
+	@echo 'ARGS="..."   more arguments for train_net.py, pytest, prove.py or benchmark_losses.py'
 
 setup:
 	@VENV='$(VENV)' PYTHON='$(PYTHON)' DETECTRON2='$(DETECTRON2)' tools/setup_env.sh
@@ -41,6 +42,9 @@ test: lint
 
 prove: setup
 	$(VENV)/bin/python tools/prove.py $(ARGS)
+
+benchmark: setup
+	$(VENV)/bin/python tools/benchmark_losses.py $(ARGS)
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache

@@ -55,14 +55,8 @@ def losses_table(records: Records) -> str:
         of_loss = records[name]
         row = {"loss": f"`{name}`", "seeds": len(of_loss)}
         row |= {metric: spread(values(of_loss, "300", metric)) for metric in GROUPS}
-        rows.append(row | {"time": relative_time(of_loss, records.get(SOFTMAX, {}))})
+        rows.append(row | {"s / iteration": f"{min(r['seconds_per_iteration'] for r in of_loss.values()):.3f}"})
     return markdown(rows)
-
-
-def relative_time(of_loss: Dict[int, dict], baseline: Dict[int, dict]) -> str:
-    common = of_loss.keys() & baseline.keys()
-    ratios = [of_loss[s]["seconds_per_iteration"] / baseline[s]["seconds_per_iteration"] for s in common]
-    return f"{mean(ratios):.2f}" if ratios else ""
 
 
 def caps_table(records: Records) -> str:
