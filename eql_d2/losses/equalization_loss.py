@@ -1,5 +1,8 @@
 """Equalization Loss (EQL)."""
 
+from typing import Optional
+
+import torch
 from detectron2.config import configurable
 
 from eql_d2.data.frequencies import ClassFrequencies, TailRule
@@ -63,10 +66,10 @@ class EqualizationLoss(SigmoidLoss):
         self.register_tail_mask(frequencies, tail)
 
     def compute(self, logits, gt_classes, features, negatives):
-        tail = self.tail_mask
+        tail: Optional[torch.Tensor] = self.tail_mask
         if self.unchecked == "equalize":
             foreground = (gt_classes < self.num_classes)[:, None]
-            negatives, tail = ~(foreground & tail & ~negatives), None
+            negatives, tail = ~(foreground & self.tail_mask & ~negatives), None
         return fused.sigmoid_cross_entropy(
             logits,
             gt_classes,

@@ -10,6 +10,7 @@ from detectron2.modeling.roi_heads import (
     ROI_HEADS_REGISTRY,
     CascadeROIHeads,
     Res5ROIHeads,
+    ROIHeads,
     StandardROIHeads,
 )
 
@@ -17,7 +18,7 @@ from eql_d2.modeling.fast_rcnn import LongTailFastRCNNOutputLayers
 from eql_d2.modeling.inference import fast_rcnn_inference
 
 
-class LongTailMixin:
+class LongTailMixin(ROIHeads):
     """Builds the stock head's arguments, then puts our predictor in the place of each stock predictor."""
 
     loss_name: Optional[str] = None  # the loss a named head stands for
@@ -67,7 +68,8 @@ class LongTailCascadeROIHeads(LongTailMixin, CascadeROIHeads):
             return super()._forward_box(features, proposals, targets)
         features = [features[f] for f in self.box_in_features]
         image_sizes = [p.image_size for p in proposals]
-        boxes, scores_per_stage = None, []
+        boxes: list = []
+        scores_per_stage = []
         for k, predictor in enumerate(self.box_predictor):
             if k > 0:  # each stage starts from the boxes of the one before
                 proposals = self._create_proposals_from_boxes(boxes, image_sizes)
