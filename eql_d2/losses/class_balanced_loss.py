@@ -40,6 +40,7 @@ class ClassBalancedLoss(ClassificationLoss):
         gamma: >= 0, of the focal base (default 0.5, the authors' smallest); unused by the others.
     """
 
+    uses_negatives = True
     compiled: Optional[bool] = False
     scoring: ClassificationLoss  # what the base decides besides the loss: width, prior and scores
 
@@ -66,11 +67,10 @@ class ClassBalancedLoss(ClassificationLoss):
         self.gamma = gamma
         if base == "softmax":
             self.scoring = SoftmaxLoss(num_classes)
-            self.compiled = None
+            self.uses_negatives, self.compiled = False, None
         else:
             self.scoring = SigmoidLoss(num_classes, prior_prob=1 / max(2, num_classes))
         self.prior_prob = self.scoring.prior_prob
-        self.uses_negatives = self.scoring.uses_negatives
 
         def class_weight(frequencies):
             counts = frequencies.require_instance_count()
