@@ -10,7 +10,6 @@ from detectron2.modeling.roi_heads import (
     ROI_HEADS_REGISTRY,
     CascadeROIHeads,
     Res5ROIHeads,
-    ROIHeads,
     StandardROIHeads,
 )
 
@@ -18,7 +17,7 @@ from eql_d2.modeling.fast_rcnn import LongTailFastRCNNOutputLayers
 from eql_d2.modeling.inference import fast_rcnn_inference
 
 
-class LongTailMixin(ROIHeads):
+class LongTailMixin:
     """Builds the stock head's arguments, then puts our predictor in the place of each stock predictor."""
 
     loss_name: Optional[str] = None  # the loss a named head stands for
@@ -26,7 +25,7 @@ class LongTailMixin(ROIHeads):
     @classmethod
     def from_config(cls, cfg, input_shape):
         cfg = cls._with_own_loss(cfg)
-        arguments = super().from_config(cfg, input_shape)
+        arguments = super().from_config(cfg, input_shape)  # type: ignore[misc]  # that of the head after the mixin
         if "box_predictors" in arguments:  # one for each stage of a cascade, each with its own loss and state
             arguments["box_predictors"] = [
                 LongTailFastRCNNOutputLayers.like(stock, cfg)

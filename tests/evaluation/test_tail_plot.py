@@ -43,7 +43,8 @@ def test_the_tool(source, frequencies, counts_file, tmp_path, monkeypatch, capsy
     if source == "annotations":
         dataset = tmp_path / "annotations.json"
         boxes = [{"id": i, "image_id": i % 3, "category_id": i % 2, "bbox": [0, 0, 1, 1]} for i in range(9)]
-        images, categories = [{"id": i} for i in range(3)], [{"id": i, "name": str(i)} for i in range(3)]
+        images = [{"id": i, "file_name": f"{i}.jpg", "height": 9, "width": 9} for i in range(3)]
+        categories = [{"id": i, "name": str(i)} for i in range(3)]
         dataset.write_text(json.dumps({"images": images, "annotations": boxes, "categories": categories}))
     elif source == "counts without images":
         dataset = tmp_path / "bare.json"
