@@ -43,7 +43,6 @@ class ClassBalancedLoss(ClassificationLoss):
     uses_negatives = True
     compiled: Optional[bool] = False
     scoring: ClassificationLoss  # what the base decides besides the loss: width, prior and scores
-
     class_weight: torch.Tensor  # (K + 1,) float64
 
     @configurable
