@@ -7,6 +7,8 @@ DETECTRON2 ?=
 # More arguments: make train ARGS="--eval-only SOLVER.MAX_ITER 10", make test ARGS="-k equalization",
 # make prove ARGS="--kills 100 --output output/proofs_100"
 ARGS ?=
+# Not with ARGS, which may choose a few tests.
+COVERAGE = --cov --cov-report=term:skip-covered --cov-fail-under=95
 
 CONFIG ?= configs/MiniLVIS/eql_faster_rcnn.yaml
 OUTPUT ?= output/mini_lvis_eql
@@ -16,11 +18,11 @@ OUTPUT ?= output/mini_lvis_eql
 
 help:
 	@echo 'make train   set up, then train and evaluate EQL Faster R-CNN on MiniLVIS (about 10 minutes on 2 CPU cores)'
-	@echo 'make test    set up, then ruff and the tests'
+	@echo 'make test    set up, then ruff, mypy and the tests, which must run 95 % of the lines of eql_d2'
 	@echo 'make prove   set up, then the long proofs of reliability: kill, stop and starve trainings (about 10 minutes)'
 	@echo 'make benchmark   set up, then train every loss on MiniLVIS and write the tables of docs/benchmark.md (hours; resumable)'
 	@echo 'make setup   only make $(VENV) with torch, Detectron2 and eql_d2 in it'
-	@echo 'make lint    set up, then ruff'
+	@echo 'make lint    set up, then ruff and mypy'
 	@echo 'make clean   remove caches and build files; $(VENV), output/ and datasets/ stay'
 	@echo
 	@echo 'PYTHON=/path/to/python3   use the torch and Detectron2 of that environment'
@@ -36,9 +38,10 @@ train: setup
 
 lint: setup
 	$(VENV)/bin/python -m ruff check .
+	$(VENV)/bin/python -m mypy
 
 test: lint
-	$(VENV)/bin/python -m pytest tests $(ARGS)
+	$(VENV)/bin/python -m pytest tests $(if $(ARGS),$(ARGS),$(COVERAGE))
 
 prove: setup
 	$(VENV)/bin/python tools/prove.py $(ARGS)
@@ -47,5 +50,5 @@ benchmark: setup
 	$(VENV)/bin/python tools/benchmark_losses.py $(ARGS)
 
 clean:
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .coverage .coverage.*
 	find . -path './$(VENV)' -prune -o -name __pycache__ -type d -exec rm -rf {} +

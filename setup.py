@@ -31,8 +31,14 @@ setup(
         ]
     },
     python_requires=">=3.10",
-    # Not torch, torchvision or detectron2. PyPI's "detectron2" is not the library; which torch is right depends on the
-    # machine's GPU, and pip would replace a person's own build. tools/setup_env.sh installs all three.
+    classifiers=[
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+    ],
+    # Not torch (2.3 or newer), torchvision or detectron2. PyPI's "detectron2" is not the library; which torch is right
+    # depends on the machine's GPU, and pip would replace a person's own build. tools/setup_env.sh installs all three.
     install_requires=[
         "contourpy",
         "fvcore",

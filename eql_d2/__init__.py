@@ -9,12 +9,16 @@ __version__ = "0.1.0"
 
 try:
     import detectron2  # noqa: F401
+    import torch
 except ImportError as error:
     raise ImportError(
         "eql_d2 needs torch and Detectron2, and pip cannot choose their builds for you. In a clone of eql_d2, "
         "`make setup` installs both into .venv; elsewhere install torch and torchvision, then "
         "`pip install --no-build-isolation git+https://github.com/facebookresearch/detectron2`"
     ) from error
+
+if not hasattr(torch.amp, "GradScaler"):
+    raise ImportError(f"eql_d2 needs torch 2.3 or newer, and this is torch {torch.__version__}")
 
 from eql_d2.config import add_eql_config
 from eql_d2.data import ClassFrequencies, TailRule

@@ -87,13 +87,12 @@ def add_eql_config(cfg: CfgNode) -> None:
 def _let_an_int_replace_a_float() -> None:
     """`GAMMA: 2` means 2.0 in a key of ours; yacs alone, which has no hook for this, refuses it."""
     check = yacs.config._check_and_coerce_cfg_value_type
-    if hasattr(check, "before_eql_d2"):
-        return
+    if check.__module__ == __name__:
+        return  # done already
 
     def check_and_coerce(replacement, original, key, full_key):
         if full_key.startswith(OUR_FLOATS) and (type(replacement), type(original)) == (int, float):
             replacement = float(replacement)
         return check(replacement, original, key, full_key)
 
-    check_and_coerce.before_eql_d2 = check
     yacs.config._check_and_coerce_cfg_value_type = check_and_coerce

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import eql_d2
 
@@ -28,6 +29,12 @@ def test_import_without_detectron2_says_how_to_get_it():
     result = run("-c", code)
     assert result.returncode != 0
     assert "make setup" in result.stderr and "facebookresearch/detectron2" in result.stderr
+
+
+def test_a_torch_that_is_too_old_is_named():
+    result = run("-c", "import torch; del torch.amp.GradScaler; import eql_d2")
+    assert result.returncode != 0
+    assert f"needs torch 2.3 or newer, and this is torch {torch.__version__}" in result.stderr
 
 
 def test_heavy_packages_are_imported_lazily():

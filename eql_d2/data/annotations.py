@@ -15,7 +15,8 @@ from eql_d2.data.json_files import read_json
 logger = logging.getLogger(__name__)
 
 PARTS = ("images", "annotations", "categories")
-MAX_PIXELS = 2 * PIL.Image.MAX_IMAGE_PIXELS  # beyond, Pillow takes an image for an attack
+# Beyond, Pillow takes an image for an attack; where its limit is switched off (None) there is none.
+MAX_PIXELS = 2 * (PIL.Image.MAX_IMAGE_PIXELS or math.inf)
 # What the metrics of each kind are computed by, beside what every object must have.
 EVALUATED_BY = {"lvis": ("area",), "coco": ("area", "iscrowd")}
 
@@ -58,7 +59,7 @@ def read_annotations(json_file, required: Sequence[str] = ()) -> dict:
 
 def _checked(json_file, kind: str, entries: list, problem_of: Callable) -> Dict[int, dict]:
     """The entries by id, none of which has a problem."""
-    by_id = {}
+    by_id: Dict[int, dict] = {}
     for place, entry in enumerate(entries):
         problem = _id_problem(entry, by_id) or problem_of(entry)
         if problem:
@@ -157,7 +158,8 @@ def run_lengths(counts) -> Optional[List[int]]:
         return counts if all(type(n) is int for n in counts) else None
     if not isinstance(counts, str):
         return None
-    lengths, value, shift = [], 0, 0
+    lengths: List[int] = []
+    value = shift = 0
     for bits in (ord(character) - 48 for character in counts):
         if not 0 <= bits < 64 or shift > 30:
             return None

@@ -39,7 +39,7 @@ class ClassFrequencies:
         image_count: (K,) int64, images that contain the category; sequences are converted.
         instance_count: (K,) int64, annotated objects of the category, or None where the source lacks it.
         num_images: images with at least one annotation, the denominator of :attr:`frequency`; None if unknown.
-        groups: K letters "r", "c", "f"; by default LVIS's rule on ``image_count``.
+        groups: K letters "r", "c", "f"; empty: by LVIS's rule on ``image_count``.
         source: where the counts come from, for messages.
 
     Raises:
@@ -49,7 +49,7 @@ class ClassFrequencies:
     image_count: torch.Tensor
     instance_count: Optional[torch.Tensor] = None
     num_images: Optional[int] = None
-    groups: Optional[str] = None
+    groups: str = ""
     source: str = "counts passed as arguments"
 
     def __post_init__(self):
@@ -57,7 +57,7 @@ class ClassFrequencies:
             value = getattr(self, name)
             if value is not None:
                 object.__setattr__(self, name, torch.as_tensor(value, dtype=torch.int64))
-        if self.groups is None:
+        if not self.groups:
             letters = map(frequency_letter, self.image_count.tolist())
             object.__setattr__(self, "groups", "".join(letters))
         self._validate()
@@ -79,7 +79,7 @@ class ClassFrequencies:
                 f"groups must be {K} letters of 'r', 'c', 'f', got {len(self.groups)} letters "
                 f"{sorted(set(self.groups))} from {self.source}"
             )
-        if self.num_images is not None and not self.num_images >= max(1, self.image_count.max()):
+        if self.num_images is not None and not self.num_images >= max(1, int(self.image_count.max())):
             raise ValueError(
                 f"{self.source} has {self.num_images} annotated images, but a category occurs in "
                 f"{int(self.image_count.max())}: an empty training set, or counts of two datasets mixed?"
@@ -125,7 +125,7 @@ class ClassFrequencies:
         """Read a file that :meth:`save` or ``tools/make_class_counts.py`` wrote."""
         counts = read_json(path, required=("image_count",))
         known = ("image_count", "instance_count", "num_images", "groups")
-        return cls(**{key: counts.get(key) for key in known}, source=str(path))
+        return cls(**{key: counts[key] for key in known if counts.get(key) is not None}, source=str(path))
 
     @classmethod
     def from_dataset(cls, name: str, cache_dir: Optional[str] = None) -> "ClassFrequencies":
@@ -152,7 +152,7 @@ class ClassFrequencies:
             return cls._from_annotations_cached(name, metadata, json_file, cache_dir)
         if "class_image_count" in metadata.as_dict():
             counts = sorted(metadata.class_image_count, key=lambda c: c["id"])
-            return cls([c["image_count"] for c in counts], source=f"the metadata of {name}")
+            return cls(torch.tensor([c["image_count"] for c in counts]), source=f"the metadata of {name}")
         raise FrequenciesNotFound(
             f"the annotation file of '{name}' is not there ({metadata.get('json_file', 'none registered')}), so its "
             f"categories cannot be counted: set DETECTRON2_DATASETS, or give {COUNTS_KEY} "
@@ -205,12 +205,12 @@ class ClassFrequencies:
             raise ValueError(
                 f"the datasets of DATASETS.TRAIN have {sizes} categories: they must be the same"
             )
-        instances = [p.instance_count for p in parts]
-        images = [p.num_images for p in parts]
+        instances = [p.instance_count for p in parts if p.instance_count is not None]
+        images = [p.num_images for p in parts if p.num_images is not None]
         return cls(
             image_count=torch.stack([p.image_count for p in parts]).sum(0),
-            instance_count=None if None in instances else torch.stack(instances).sum(0),
-            num_images=None if None in images else sum(images),
+            instance_count=torch.stack(instances).sum(0) if len(instances) == len(parts) else None,
+            num_images=sum(images) if len(images) == len(parts) else None,
             source=" + ".join(p.source for p in parts),
         )
 
@@ -236,7 +236,7 @@ def count_annotations(json_file, category_order: Optional[dict] = None) -> dict:
 
     Returns:
         dict with ``image_count`` and ``instance_count`` (K int64 each), ``num_images`` and ``groups`` (the
-        file's own letters where every category has one, else None).
+        file's own letters where every category has one, else "").
     """
     data = read_annotations(json_file)
     categories = sorted(data["categories"], key=lambda c: c["id"])
@@ -258,7 +258,7 @@ def count_annotations(json_file, category_order: Optional[dict] = None) -> dict:
         "image_count": np.bincount(image_class_pairs % K, minlength=K),
         "instance_count": np.bincount(classes, minlength=K),
         "num_images": int(images.max()) + 1 if len(images) else 0,
-        "groups": "".join(letters) if all(x in ("r", "c", "f") for x in letters) else None,
+        "groups": "".join(letters) if all(x in ("r", "c", "f") for x in letters) else "",
     }
 
 
@@ -330,7 +330,7 @@ class TailRule:
             return frequencies.frequency < self.lambda_
         if self.max_image_count is not None:
             return frequencies.image_count <= self.max_image_count
-        return torch.tensor([letter in self.groups for letter in frequencies.groups])
+        return torch.tensor([letter in (self.groups or "") for letter in frequencies.groups])
 
     def describe(self, frequencies: ClassFrequencies) -> str:
         """One line: how many categories of each group are tail, and the paper's tail ratio TR (Eq. 5)."""

@@ -311,7 +311,9 @@ def _draw_image(spec: MiniLVISSpec, stream: int, index: int, categories: list[in
     rng = _rng(spec, stream, index)
     for _ in range(IMAGES_TRIED):
         layers = _arrange(rng, categories, spec)
-        objects = None if layers is None else _visible_objects(layers, spec.image_size)
+        if layers is None:
+            continue
+        objects = _visible_objects(layers, spec.image_size)
         if objects is not None:
             return _paint(rng, layers, spec.image_size), objects
     raise RuntimeError(f"found no place for {len(categories)} objects in {IMAGES_TRIED} images")

@@ -17,7 +17,7 @@ import signal
 import threading
 from contextlib import contextmanager
 from functools import partial
-from typing import Callable, Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import torch
 from detectron2.config import configurable
@@ -63,7 +63,7 @@ class TrainLoader:
         *,
         mapper: Callable[[dict], Optional[dict]],
         total_batch_size: int,
-        make_sampler: Optional[Callable[[Dataset, int], Sampler]] = None,
+        make_sampler: Optional[Callable[[Sequence[dict], int], Sampler]] = None,
         aspect_ratio_grouping: bool = True,
         num_workers: int = 0,
         seed: Optional[int] = None,
@@ -120,7 +120,7 @@ class TrainLoader:
                 )
             yield batch
 
-    def _made_of(self) -> Dict[str, object]:
+    def _made_of(self) -> Dict[str, Any]:
         """What, besides the seed, decides which batches there are."""
         return {
             "sampler": type(self.sampler).__name__,
@@ -130,7 +130,7 @@ class TrainLoader:
             "aspect_ratio_grouping": self.aspect_ratio_grouping,
         }
 
-    def state_dict(self) -> Dict[str, object]:
+    def state_dict(self) -> Dict[str, Any]:
         """Seed, place, and what the stream was made of; plain Python, the same in all processes but the rejected."""
         return {
             "seed": self.seed,
@@ -139,7 +139,7 @@ class TrainLoader:
             "made_of": self._made_of(),
         }
 
-    def load_state_dict(self, state: Dict[str, object]) -> None:
+    def load_state_dict(self, state: Dict[str, Any]) -> None:
         """Go on after the batches of ``state``, with its seed.
 
         Where the stream is made of something else now, it is entered after as many images as were seen, and a warning
@@ -216,7 +216,7 @@ class BatchSampler(Sampler):
         return itertools.islice(self._batches(), self.start, None)
 
     def _batches(self) -> Iterator[List[Tuple[int, int]]]:
-        groups = {False: [], True: []}
+        groups: Dict[bool, List[Tuple[int, int]]] = {False: [], True: []}
         positions = itertools.count(comm.get_rank(), comm.get_world_size())
         for position, index in zip(positions, self.sampler):
             wider = self.wider[index]
@@ -239,7 +239,7 @@ class SeededMap(Dataset):
 
     def __getitem__(self, place: Tuple[int, int]) -> Tuple[dict, List[int]]:
         position, index = place
-        rejected = []
+        rejected: List[int] = []
         with seeded(self.seed, position):
             while len(rejected) < MAX_REJECTED_IN_A_ROW:
                 mapped = self.mapper(self.dataset[index])

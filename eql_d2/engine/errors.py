@@ -4,6 +4,7 @@ import os
 import sys
 import time
 from contextlib import contextmanager
+from typing import Type
 
 import yaml
 from detectron2.utils import comm
@@ -15,7 +16,7 @@ SET_UP_ERRORS = (ValueError, KeyError, OSError, AssertionError, yaml.YAMLError)
 
 
 @contextmanager
-def one_line_errors(*types: type):
+def one_line_errors(*types: Type[BaseException]):
     """Within this context an exception of ``types`` prints ``error: ...`` and ends the process with code 1.
 
     The environment variable ``EQL_D2_TRACEBACK=1`` lets it through, for who wants to see where it came from.

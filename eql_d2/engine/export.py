@@ -8,6 +8,7 @@ from typing import Tuple
 
 import torch
 from detectron2.export import TracingAdapter
+from detectron2.modeling import GeneralizedRCNN
 from torch import nn
 
 
@@ -27,7 +28,7 @@ def trace_detector(model: nn.Module, image: torch.Tensor) -> torch.jit.ScriptMod
 
 
 @torch.no_grad()
-def detect(model: nn.Module, image: torch.Tensor) -> Tuple[torch.Tensor, ...]:
+def detect(model: GeneralizedRCNN, image: torch.Tensor) -> Tuple[torch.Tensor, ...]:
     """What the traced module of ``model`` gives for ``image``."""
     (detections,) = model.inference([{"image": image}], do_postprocess=False)
     fields = detections.get_fields()

@@ -7,12 +7,13 @@ import json
 import logging
 import math
 import os
-from typing import Dict, Optional, Sequence
+from typing import Dict, List, Optional, Sequence
 
 import torch
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 from torch.func import functional_call
+from torch.utils.hooks import RemovableHandle
 
 from eql_d2.data import ClassFrequencies
 from eql_d2.data.frequencies import GROUP_NAMES
@@ -77,7 +78,7 @@ class GradientBalance(HookBase):
         if period < 1:
             raise ValueError(f"GRADIENT_BALANCE_PERIOD must be a number of iterations, or 0 for none, got {period}")
         self._stages = [_Stage(predictor, frequencies.groups) for predictor in predictors]
-        self._handles = []
+        self._handles: List[RemovableHandle] = []
         self._period, self._checkpoint_period = period, checkpoint_period
         self._path = os.path.join(output_dir, GRADIENT_BALANCE_FILE)
         self._logged_iterations = self._iterations = 0

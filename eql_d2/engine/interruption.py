@@ -113,11 +113,11 @@ def passing_on_signals():
     """For a process that only starts others and waits: within this context they are sent what it receives."""
 
     def pass_on(signum, frame):
-        children = multiprocessing.active_children()
+        children = [child.pid for child in multiprocessing.active_children() if child.pid]
         if not children:
             raise Interrupted(signum)
         for child in children:
-            os.kill(child.pid, signum)
+            os.kill(child, signum)
 
     with handled_by(pass_on):
         yield

@@ -142,7 +142,7 @@ def _iteration(line: bytes) -> float:
 class PreciseBN(hooks.PreciseBN):
     """Detectron2's, which leaves all but batch-norm statistics as they were, and whose data have a place, too."""
 
-    def __init__(self, period: int, model, data_loader: Iterable, num_iter: int):
+    def __init__(self, period: int, model, data_loader: TrainLoader, num_iter: int):
         super().__init__(period, model, data_loader, num_iter)
         self.stream = data_loader
         self.losses = [m for m in model.modules() if isinstance(m, ClassificationLoss)]

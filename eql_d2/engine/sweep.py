@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Dict, List
 
 import numpy as np
 import torch
@@ -81,7 +82,7 @@ class Sweep:
                 predictions = {"saved": saved_detections(folder, name, self.task)}
             else:
                 most = -1 if -1 in limits else max(limits)
-                predictions = self._predict(cfg, folder, name, most, min(thresholds))
+                predictions = self._predict(cfg, folder, name, self.strengths, most, min(thresholds))
             score = Scorer.of_dataset(cfg, name, self.task)
             for strength, threshold, limit in itertools.product(predictions, thresholds, limits):
                 setting = {"strength": strength, "threshold": threshold, "detections": limit}
@@ -89,7 +90,15 @@ class Sweep:
                 rows.append({"run": folder.name, "dataset": name, **setting, **scores})
         return rows
 
-    def _predict(self, cfg, folder: Path, dataset_name: str, limit: int, threshold: float) -> dict:
+    def _predict(
+        self,
+        cfg,
+        folder: Path,
+        dataset_name: str,
+        strengths: Sequence[float],
+        limit: int,
+        threshold: float,
+    ) -> dict:
         """Strength -> Detections, by the run's final weights."""
         model = model_of_run(cfg, folder)
         predictors = [m for m in model.modules() if isinstance(m, LongTailFastRCNNOutputLayers)]
@@ -101,11 +110,11 @@ class Sweep:
                 CALIBRATIONS[self.calibration](predictor.cls_loss, frequencies, strength).to(model.device)
                 for predictor in predictors
             ]
-            for strength in self.strengths
+            for strength in strengths
         }
         for predictor in predictors:
             predictor.test_topk_per_image, predictor.test_score_thresh = limit, threshold
-        images = {strength: [] for strength in self.strengths}
+        images: Dict[float, List[ImagePredictions]] = {strength: [] for strength in strengths}
         loader = build_detection_test_loader(cfg, dataset_name)
         for inputs in tqdm(loader, desc=f"{folder.name} on {dataset_name}", unit="batch", mininterval=2):
             for strength, outputs in predict_each(model, predictors, calibrations, inputs):

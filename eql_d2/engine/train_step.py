@@ -3,6 +3,7 @@
 import logging
 import time
 from contextlib import nullcontext
+from functools import reduce
 from typing import Dict, Iterator, List, Optional, Tuple
 
 import torch
@@ -14,7 +15,6 @@ from detectron2.utils.events import get_event_storage
 from fvcore.nn.precise_bn import get_bn_modules
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.nn.utils import get_total_norm
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +98,8 @@ class TrainStep(SimpleTrainer):
 
     def _forward_backward(self) -> Tuple[Dict[str, torch.Tensor], float]:
         """Add up the gradients of the micro-batches; returns the mean losses, and the seconds waited for data."""
-        n, data_time, losses = self.accumulate_steps, 0.0, []
+        n, data_time = self.accumulate_steps, 0.0
+        losses: List[Dict[str, torch.Tensor]] = []
         if self.zero_grad_before_forward:
             self.optimizer.zero_grad()
         for i in range(n):
@@ -109,9 +110,9 @@ class TrainStep(SimpleTrainer):
                 loss_dict = self._forward(data)
                 if i == 0 and not self.zero_grad_before_forward:
                     self.optimizer.zero_grad()
-                self.grad_scaler.scale(sum(loss_dict.values()) / n).backward()
+                self.grad_scaler.scale(total(loss_dict) / n).backward()
             losses.append({name: loss.detach() for name, loss in loss_dict.items()})
-        return {name: sum(part[name] for part in losses) / n for name in losses[0]}, data_time
+        return {name: torch.stack([part[name] for part in losses]).mean(dim=0) for name in losses[0]}, data_time
 
     def _gradients_of_this_process(self):
         """A context in which backward leaves the gradients of other processes alone: the last one fetches them all."""
@@ -128,7 +129,7 @@ class TrainStep(SimpleTrainer):
         """Whether the loss, and whether the gradient's norm, is finite in every process: the same answer in each."""
         parameters = (p for group in self.optimizer.param_groups for p in group["params"])
         gradients = [p.grad for p in parameters if p.grad is not None]
-        numbers = sum(losses.values()), get_total_norm(gradients)
+        numbers = total(losses), total_norm(gradients)
         finite = torch.stack([x.isfinite() for x in numbers]).to(torch.uint8)
         if comm.get_world_size() > 1:
             dist.all_reduce(finite, op=dist.ReduceOp.MIN)
@@ -189,15 +190,23 @@ def drop_evaluation_of_a_failure(trainer: TrainerBase) -> None:
         trainer._hooks = [h for h in trainer._hooks if not isinstance(h, hooks.EvalHook)]
 
 
+def total(losses: Dict[str, torch.Tensor]) -> torch.Tensor:
+    """The sum of the losses, added up in their order."""
+    return reduce(torch.add, losses.values())
+
+
+def total_norm(gradients: List[torch.Tensor]) -> torch.Tensor:
+    """The L2 norm of all gradients together; infinite or NaN if any of them is."""
+    return torch.stack([gradient.norm() for gradient in gradients]).norm()
+
+
 @torch.no_grad()
 def average_running_statistics(batch_norms: List[nn.Module]) -> None:
     """Set the running means and variances to their mean over the processes, by one all-reduce.
 
     They are linear in the statistics of the batches, so it makes no difference how often this is done.
     """
-    running = [
-        x for m in batch_norms for x in (m.running_mean, m.running_var) if x is not None
-    ]
+    running = [b for m in batch_norms for b in m.buffers(recurse=False) if b.is_floating_point()]
     if comm.get_world_size() == 1 or not running:
         return
     packed = torch.cat(running)

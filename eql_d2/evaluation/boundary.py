@@ -12,12 +12,12 @@ image's border is an outline, too.
 """
 
 import math
-from typing import NamedTuple
+from typing import Dict, NamedTuple
 
 import numpy as np
 import pycocotools.mask as mask_utils
 
-from eql_d2.evaluation.lvis_metrics import Matching
+from eql_d2.evaluation.lvis_metrics import Matching, needed
 
 DISTANCE = 0.02  # of the image's diagonal
 
@@ -78,9 +78,11 @@ def by_boundary(matching: Matching) -> Matching:
     Where mask IoU is below the lowest threshold the minimum is, too, so that only the pairs above it are looked at.
     """
     truth, kept = matching.truth, matching.kept
+    segmentation = needed(kept.segmentation)
     detection, gt, iou = matching.pairs
     overlap = iou.copy()
-    objects, group = {}, None  # boundaries of the objects of one image and category
+    objects: Dict[int, Boundary] = {}  # of one image and category
+    group = last = None
     for pair in np.lexsort((detection, kept.group[detection])):
         d, g = detection[pair], gt[pair]
         image = kept.group[d] // len(truth.category_ids)
@@ -89,7 +91,7 @@ def by_boundary(matching: Matching) -> Matching:
         if g not in objects:
             objects[g] = Boundary.of(truth.rle(truth.segmentation[g], image))
         if d != last:
-            boundary, last = Boundary.of(truth.rle(kept.segmentation[kept.index[d]], image)), d
+            boundary, last = Boundary.of(truth.rle(segmentation[kept.index[d]], image)), d
         if not truth.crowd[g]:
             overlap[pair] = min(iou[pair], boundary.iou(objects[g]))
     return matching.with_overlaps(overlap)

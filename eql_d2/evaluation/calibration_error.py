@@ -41,12 +41,12 @@ def calibration(score: np.ndarray, hit: np.ndarray) -> dict:
     )
     seen = edges[:-1] >= MIN_SCORE
     total = int(number[seen].sum())
-    result = {"detections": total, "precision": None, "score": None, "ece": None, "bias": None}
+    precision = mean_score = ece = bias = None
     if total:
-        result["precision"] = float(hits[seen].sum() / total)
-        result["score"] = float(score_sum[seen].sum() / total)
-        result["ece"] = float(np.abs(hits - score_sum)[seen].sum() / total)
-        result["bias"] = result["score"] - result["precision"]
+        precision = float(hits[seen].sum() / total)
+        mean_score = float(score_sum[seen].sum() / total)
+        ece = float(np.abs(hits - score_sum)[seen].sum() / total)
+        bias = mean_score - precision
     bins = [
         {
             "low": float(edges[m]),
@@ -57,4 +57,11 @@ def calibration(score: np.ndarray, hit: np.ndarray) -> dict:
         }
         for m in range(NUM_BINS)
     ]
-    return {**result, "bins": bins}
+    return {
+        "detections": total,
+        "precision": precision,
+        "score": mean_score,
+        "ece": ece,
+        "bias": bias,
+        "bins": bins,
+    }

@@ -14,7 +14,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from eql_d2.evaluation.lvis_metrics import Detections, GroundTruth, best_of_each, close_boxes, positions
+from eql_d2.evaluation.lvis_metrics import (
+    Detections,
+    GroundTruth,
+    best_of_each,
+    close_boxes,
+    needed,
+    positions,
+)
 
 MISSED = -1
 
@@ -77,7 +84,7 @@ def answers(truth: GroundTruth, detections: Detections, max_dets: int) -> Answer
     image, category, score = image[chosen], category[chosen], detections.score[chosen]
     first = np.searchsorted(truth.group, image * num_categories)
     count = np.searchsorted(truth.group, (image + 1) * num_categories) - first
-    detection, gt, _ = close_boxes(truth, detections.box[chosen].astype(np.float64), first, count)
+    detection, gt, _ = close_boxes(truth, needed(detections.box)[chosen].astype(np.float64), first, count)
 
     of_own = category[detection] == truth.category[gt]
     has_own = np.zeros(len(chosen), dtype=bool)

@@ -97,7 +97,7 @@ class Probe:
         half = int((objects[order].cumsum(0) * 2 < objects.sum()).sum())
         return int(order[half])
 
-    def pushes(self, role: str, category: int, logits: Sequence[float]) -> np.ndarray:
+    def pushes(self, role: str, category: int, logits: torch.Tensor) -> np.ndarray:
         """What moves the logit of ``category``, at each of ``logits``, in a RoI where it has this role (of ``ROLES``).
 
         R dL / dz, which lowers z, for a negative; -R dL / dz, which raises it, for the label.
@@ -105,15 +105,15 @@ class Probe:
         labels = {
             "foreground": self.typical_label, "background": self.loss.num_classes, "label": category,
         }  # fmt: skip
-        logits = torch.as_tensor(logits, dtype=torch.float32)
-        if self.random and role != "label":  # all in one batch, to save time; as labels they would count
-            batches, draws = [logits], NUM_DRAWS
-        else:
-            batches, draws = logits.split(1), NUM_LABEL_DRAWS if self.random else 1
-        gradient = torch.cat(
-            [sum(self._step(labels[role], category, batch, seed) for seed in range(draws)) for batch in batches]
-        )
-        return ((-gradient if role == "label" else gradient) / draws).numpy()
+        together = self.random and role != "label"  # in one batch, to save time; as labels they would count
+        batches = [logits] if together else logits.split(1)
+        draws = 1 if not self.random else NUM_DRAWS if together else NUM_LABEL_DRAWS
+        gradients = [
+            torch.stack([self._step(labels[role], category, batch, seed) for seed in range(draws)]).mean(dim=0)
+            for batch in batches
+        ]
+        gradient = torch.cat(gradients)
+        return (-gradient if role == "label" else gradient).numpy()
 
     def _draw_labels(self, number: int, seed: int) -> torch.Tensor:
         """Labels of a typical batch: a quarter of foreground, with objects as frequent as in the training set."""
@@ -142,9 +142,9 @@ class Probe:
         features = torch.full((len(batch), NUM_FEATURES), FEATURES)
         with fixed_seed(seed):
             before = torch.get_rng_state()
-            self.loss(batch, gt_classes, features).backward()
+            (gradient,) = torch.autograd.grad(self.loss(batch, gt_classes, features), batch)
             self.random |= not torch.equal(before, torch.get_rng_state())
-        return len(batch) * batch.grad[:number, category]
+        return len(batch) * gradient[:number, category]
 
 
 def plot_loss(name: str, path, opts: Sequence = ()) -> None:
@@ -198,7 +198,7 @@ def plot_overview(names: Sequence[str], path) -> None:
         for axis, (role, title) in zip(axes, ROLES.items()):
             logit = LABEL_LOGIT if role == "label" else NEGATIVE_LOGIT
             for letter, size in (("f", 90), ("r", 26)):
-                pushes = [probe.pushes(role, typical[letter], [logit])[0] for probe in probes]
+                pushes = [probe.pushes(role, typical[letter], torch.tensor([logit]))[0] for probe in probes]
                 label = category_label(GROUP_NAMES[letter], typical[letter], frequencies)
                 axis.scatter(pushes, rows, s=size, color=GROUP_COLORS[letter], zorder=3, label=label)
             axis.set_title(title, fontsize=9)
@@ -225,7 +225,7 @@ def is_baseline(loss: ClassificationLoss) -> bool:
 
 
 def category_label(group: str, category: int, frequencies: ClassFrequencies) -> str:
-    images, objects = frequencies.image_count[category], frequencies.instance_count[category]
+    images, objects = frequencies.image_count[category], frequencies.require_instance_count()[category]
     return f"{group} ({images} images, {objects} objects)"
 
 

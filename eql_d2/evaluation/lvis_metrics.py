@@ -27,6 +27,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
+from typing import Optional, TypeVar
 
 import numpy as np
 import pycocotools.mask as mask_utils
@@ -42,11 +43,15 @@ AREA_RANGES = {  # px^2, both ends included
 AREA_LOW, AREA_HIGH = np.array(list(AREA_RANGES.values())).T  # (A,)
 AREA_INDEX = {name: index for index, name in enumerate(AREA_RANGES)}
 IOU_TYPES = ("bbox", "segm")
+T = TypeVar("T")
+
 MAX_DETS = 300  # per image, LVIS's official limit
 COCO_MAX_DETS = 100  # per image and category, COCO's
 # The LVIS API's names, in its order. It says "@300" whatever the limit was.
-METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf")
-METRICS += tuple(f"AR{size}@{MAX_DETS}" for size in ("", "s", "m", "l"))
+METRICS = (
+    *("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf"),
+    *(f"AR{size}@{MAX_DETS}" for size in ("", "s", "m", "l")),
+)
 
 PAIRS_AT_ONCE = 1 << 18  # bounds the memory of box IoU
 RLES_AT_ONCE = 255  # more in one call of pycocotools.mask.area overflow a uint8 on numpy 2
@@ -123,11 +128,10 @@ class GroundTruth:
         if isinstance(source, (str, os.PathLike)):
             with open(source) as file:
                 source = json.load(file)
-        images = {image["id"]: image for image in source["images"]}
-        images = [images[image_id] for image_id in sorted(images)]
+        image_of = {image["id"]: image for image in source["images"]}
+        images = [image_of[image_id] for image_id in sorted(image_of)]
         categories = {category["id"]: category for category in source["categories"]}
-        image_ids, category_ids = [i["id"] for i in images], sorted(categories)
-        image_ids, category_ids = np.array(image_ids), np.array(category_ids)
+        image_ids, category_ids = np.array([i["id"] for i in images]), np.array(sorted(categories))
 
         objects = [a for a in source["annotations"] if not federated or 0 < a["area"] < np.inf]
         group, listed = _groups(image_ids, category_ids, [(a["image_id"], a["category_id"]) for a in objects])
@@ -202,7 +206,7 @@ class Detections:
             self.category_id[keep],
             self.score[keep],
             None if self.box is None else self.box[keep],
-            None if masks is None else [masks[i] for i in np.flatnonzero(keep)],
+            None if masks is None else [masks[i] for i in np.flatnonzero(keep).tolist()],
         )
 
     @classmethod
@@ -414,16 +418,23 @@ def _place_in_run(values: np.ndarray) -> np.ndarray:
     return np.arange(len(values)) - np.repeat(starts, lengths)
 
 
+def needed(field: Optional[T]) -> T:
+    """The boxes or masks of detections, where they are to be matched by them."""
+    if field is None:
+        raise ValueError("these detections have no boxes, or no masks, to be matched by")
+    return field
+
+
 def _box_areas(detections: Detections, index) -> np.ndarray:
-    size = detections.box[index, 2:].astype(np.float64)
+    size = needed(detections.box)[index, 2:].astype(np.float64)
     return size[:, 0] * size[:, 1]
 
 
 def _mask_areas(truth: GroundTruth, detections: Detections, index, image) -> np.ndarray:
-    area = np.empty(len(index))
+    area, segmentation = np.empty(len(index)), needed(detections.segmentation)
     for start in range(0, len(index), RLES_AT_ONCE):
         some = index[start : start + RLES_AT_ONCE]
-        rles = [truth.rle(detections.segmentation[i], image[i]) for i in some]
+        rles = [truth.rle(segmentation[i], image[i]) for i in some]
         area[start : start + len(some)] = mask_utils.area(rles)
     return area
 
@@ -436,7 +447,7 @@ def _box_pairs(truth: GroundTruth, kept: _Kept):
     """
     first = np.searchsorted(truth.group, kept.group)
     count = np.searchsorted(truth.group, kept.group, side="right") - first
-    return close_boxes(truth, kept.box, first, count)
+    return close_boxes(truth, needed(kept.box), first, count)
 
 
 def close_boxes(truth: GroundTruth, box: np.ndarray, first: np.ndarray, count: np.ndarray):
@@ -475,12 +486,12 @@ def _mask_pairs(truth: GroundTruth, kept: _Kept):
     first = np.searchsorted(truth.group, groups)
     last = np.searchsorted(truth.group, groups, side="right")
     stops = np.append(starts[1:], len(by_group))
-    parts = []
+    parts, segmentation = [], needed(kept.segmentation)
     for i in np.flatnonzero(last > first):
         image = groups[i] // len(truth.category_ids)
         objects, members = range(first[i], last[i]), by_group[starts[i] : stops[i]]
         object_rles = [truth.rle(truth.segmentation[j], image) for j in objects]
-        rles = [truth.rle(kept.segmentation[j], image) for j in kept.index[members]]
+        rles = [truth.rle(segmentation[j], image) for j in kept.index[members]]
         iou = mask_utils.iou(rles, object_rles, truth.crowd[objects].tolist())
         row, column = np.nonzero(iou >= IOU_THRESHOLDS[0])
         parts.append((members[row], column + first[i], iou[row, column]))

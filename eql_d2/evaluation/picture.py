@@ -2,6 +2,7 @@
 
 import logging
 from pathlib import Path
+from typing import Dict
 
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -105,7 +106,8 @@ def rarest_images(dataset_dicts: list, image_count: np.ndarray, num_images: int)
         for a in d["annotations"]
     ]
     candidates.sort()
-    chosen, seen = {}, set()
+    chosen: Dict[object, dict] = {}
+    seen = set()
     for new_category_only in (True, False):
         for _, category, i in candidates:
             if len(chosen) < num_images and not (new_category_only and category in seen):

@@ -109,8 +109,11 @@ def load(path: str) -> list:
     """What :func:`save` wrote, as a list of :class:`ImagePredictions`."""
     with PathManager.open(path, "rb") as file:
         images = torch.load(file, weights_only=True)
-    arrays = [{k: v.numpy() if torch.is_tensor(v) else v for k, v in image.items()} for image in images]
-    return [ImagePredictions(**image) for image in arrays]
+    predictions = []
+    for image in images:
+        fields: dict = {k: v.numpy() if torch.is_tensor(v) else v for k, v in image.items()}
+        predictions.append(ImagePredictions(**fields))
+    return predictions
 
 
 def write_json(predictions: list, path: str) -> None:

@@ -37,15 +37,11 @@ def read_detections(folder: Path, image_ids: Collection) -> Dict[object, SavedDe
 
 def _unpack(image: dict) -> SavedDetections:
     if "instances" in image:
-        columns = ([r[key] for r in image["instances"]] for key in ("bbox", "score", "category_id"))
-    else:
-        columns = (image[key] for key in ("bbox", "score", "category_id"))
-    boxes, scores, classes = columns
-    boxes = torch.as_tensor(boxes, dtype=torch.float32).reshape(-1, 4).clone()
+        image = {key: [r[key] for r in image["instances"]] for key in ("bbox", "score", "category_id")}
+    boxes = torch.as_tensor(image["bbox"], dtype=torch.float32).reshape(-1, 4).clone()
     boxes[:, 2:] += boxes[:, :2]  # from x, y, width, height
-    return SavedDetections(
-        boxes, torch.as_tensor(scores, dtype=torch.float32), torch.as_tensor(classes, dtype=torch.int64)
-    )
+    scores = torch.as_tensor(image["score"], dtype=torch.float32)
+    return SavedDetections(boxes, scores, torch.as_tensor(image["category_id"], dtype=torch.int64))
 
 
 def load_dataset(name: str) -> Tuple[List[dict], List[str]]:

@@ -37,7 +37,7 @@ def describe_data(frequencies: ClassFrequencies, rules: Sequence[TailRule]) -> s
                 "tail rule": str(rule),
                 "lambda": _lambda_of(frequencies, tail),
                 "tail categories": f"{len(letters)} of {len(frequencies)}",
-                **{name: letters.count(letter) for letter, name in GROUP_NAMES.items()},
+                **{name: str(letters.count(letter)) for letter, name in GROUP_NAMES.items()},
                 "TR": f"{tail_ratio(frequencies, tail):.4f}",
             }
         )

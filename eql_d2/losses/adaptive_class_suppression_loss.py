@@ -43,6 +43,9 @@ class AdaptiveClassSuppressionLoss(BackgroundSigmoidLoss):
         prior_prob: score every column starts with (default of the authors' code).
     """
 
+    background_shares: torch.Tensor  # (4,) in [0, 1], of each group
+    group: torch.Tensor  # (K + 1,) int64: rare, common, frequent, background
+
     @configurable
     def __init__(
         self,

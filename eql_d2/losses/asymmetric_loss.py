@@ -4,9 +4,8 @@ from functools import partial
 
 import torch
 from detectron2.config import configurable
-from torch.nn import functional as F
 
-from eql_d2.losses import fused
+from eql_d2.losses import functional, fused
 from eql_d2.losses.base import SigmoidLoss
 from eql_d2.losses.build import CLS_LOSS_REGISTRY
 
@@ -75,7 +74,7 @@ class AsymmetricLoss(SigmoidLoss):
         if self.margin:
             torch.div(p_m, not_p_m, out=loss).log1p_()
         else:
-            F.softplus(z, threshold=50, out=loss)
+            functional.softplus(z, out=loss)
         torch.div(loss, p_m.clamp(min=tiny), out=slope).mul_(self.gamma_neg).mul_(not_p)
         slope.add_(not_p.clamp_(min=tiny).div_(not_p_m)).mul_(p)
         if self.gamma_neg == 0:  # 0^0 is 1

@@ -49,6 +49,11 @@ class BalancedGroupSoftmaxLoss(ClassificationLoss):
         others_ratio: >= 0, RoIs of other groups for each of a group (beta of the paper; default of the authors' code).
     """
 
+    group: torch.Tensor  # (K + 1,) int64, of each class; in checkpoints
+    columns: torch.Tensor  # the others: see _lay_out
+    labels: torch.Tensor
+    places: torch.Tensor
+
     @configurable
     def __init__(
         self,
@@ -75,7 +80,7 @@ class BalancedGroupSoftmaxLoss(ClassificationLoss):
         self.groups_known = self.group is not None
         if not self.groups_known:  # until a checkpoint is loaded
             self.group = torch.zeros(num_classes + 1, dtype=torch.int64)
-        self.register_buffer("group", self.group)  # (K + 1,) of each class; in checkpoints
+        self.register_buffer("group", self.group)
         self._lay_out()
 
     @property

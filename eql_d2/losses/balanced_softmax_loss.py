@@ -35,6 +35,8 @@ class BalancedSoftmaxLoss(SigmoidLoss):
         prior_prob: score every category starts with (default of the authors' code).
     """
 
+    adjustment: torch.Tensor  # (K,) float64
+
     @configurable
     def __init__(
         self, num_classes: int, *, frequencies: ClassFrequencies, prior_prob: float = 0.001

@@ -36,6 +36,8 @@ class ClassificationLoss(nn.Module):
         num_classes: K, the number of foreground categories.
     """
 
+    steps: torch.Tensor  # see count_steps
+    tail_mask: torch.Tensor  # see register_tail_mask
     prior_prob: Optional[float] = None  # p in (0, 1): cls_score.bias starts at -log((1 - p) / p); None: at 0
     uses_negatives = False  # whether `negatives` of a call change anything
     needs_negatives = False  # whether a call without them is an error
@@ -209,18 +211,21 @@ class ClassificationLoss(nn.Module):
         self, frequencies: Union[ClassFrequencies, FrequenciesNotFound], tail: TailRule
     ) -> None:
         """Keep the tail, T of the EQL paper, as the (K,) bool buffer ``tail_mask``, and log what it selects."""
-        self.register_derived("tail_mask", frequencies, tail.mask)
-        if self.tail_mask is None:
-            return
-        log_first_n(logging.INFO, tail.describe(frequencies), name=__name__, key="message")
-        if "f" in (g for g, is_tail in zip(frequencies.groups, self.tail_mask.tolist()) if is_tail):
-            log_first_n(
-                logging.WARNING,
-                f"the tail rule ({tail}) takes frequent classes (more than 100 images) for tail on "
-                f"{frequencies.source}: a lambda of another dataset?",
-                name=__name__,
-                key="message",
-            )
+
+        def logged_mask(frequencies: ClassFrequencies) -> torch.Tensor:
+            mask = tail.mask(frequencies)
+            log_first_n(logging.INFO, tail.describe(frequencies), name=__name__, key="message")
+            if "f" in (g for g, is_tail in zip(frequencies.groups, mask.tolist()) if is_tail):
+                log_first_n(
+                    logging.WARNING,
+                    f"the tail rule ({tail}) takes frequent classes (more than 100 images) for tail on "
+                    f"{frequencies.source}: a lambda of another dataset?",
+                    name=__name__,
+                    key="message",
+                )
+            return mask
+
+        self.register_derived("tail_mask", frequencies, logged_mask)
 
     def require_frequencies(self) -> None:
         """Raise if this loss needs class frequencies to train and was built without."""

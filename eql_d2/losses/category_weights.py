@@ -3,12 +3,11 @@
 Shapes as in :mod:`eql_d2.losses.base`.
 """
 
-from typing import Optional, Tuple
+from typing import List, Optional, Tuple
 
 import torch
-from torch.nn import functional as F
 
-from eql_d2.losses import fused
+from eql_d2.losses import functional, fused
 
 
 def category_weighted_sigmoid(
@@ -46,7 +45,7 @@ def category_weighted_sigmoid(
     own_weight = positive_weight[column] * is_positive
     gamma = None if gamma is None else gamma.to(logits.dtype)
     own_gamma = None if gamma is None else gamma[column]
-    sums = []
+    sums: List[torch.Tensor] = []
 
     def only_negatives(buffer):
         own = buffer.gather(1, column).masked_fill_(foreground, 0)
@@ -66,12 +65,13 @@ def category_weighted_sigmoid(
         return total, gradient.mul_(negative_weight).scatter_add_(1, column, -own_slope)
 
     loss = fused.with_gradient_of(formula, logits) / R
-    return loss, tuple(sums)
+    pulled_up, pushed_down = sums
+    return loss, (pulled_up, pushed_down)
 
 
 def _value(z, gamma, out=None):
     """l(z), in ``out`` if given."""
-    loss = F.softplus(z, threshold=50, out=out)
+    loss = functional.softplus(z, out=out)
     return loss if gamma is None else loss.mul_(z.sigmoid().pow_(gamma))
 
 
@@ -79,6 +79,6 @@ def _slope(z, gamma, out=None):
     """l'(z) = p^gamma (p + gamma (1 - p) log(1 + e^z)), p = sigmoid(z), in ``out`` if given."""
     if gamma is None:
         return torch.sigmoid(z, out=out)
-    slope = F.softplus(z, threshold=50, out=out).mul_(z.neg().sigmoid_()).mul_(gamma)
+    slope = functional.softplus(z, out=out).mul_(z.neg().sigmoid_()).mul_(gamma)
     p = z.sigmoid()
     return slope.add_(p).mul_(p.pow_(gamma))

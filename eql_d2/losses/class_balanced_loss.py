@@ -1,5 +1,7 @@
 """Class-balanced loss (effective number of samples)."""
 
+from typing import Optional
+
 import torch
 from detectron2.config import configurable
 from torch.nn import functional as F
@@ -38,7 +40,10 @@ class ClassBalancedLoss(ClassificationLoss):
         gamma: >= 0, of the focal base (default 0.5, the authors' smallest); unused by the others.
     """
 
-    compiled = False
+    uses_negatives = True
+    compiled: Optional[bool] = False
+    scoring: ClassificationLoss  # what the base decides besides the loss: width, prior and scores
+    class_weight: torch.Tensor  # (K + 1,) float64
 
     @configurable
     def __init__(
@@ -59,10 +64,9 @@ class ClassBalancedLoss(ClassificationLoss):
             raise ValueError(f"gamma must be in [0, inf), got {gamma}")
         self.base = base
         self.gamma = gamma
-        # What the base decides besides the loss: width, prior and scores.
         if base == "softmax":
             self.scoring = SoftmaxLoss(num_classes)
-            self.compiled = None
+            self.uses_negatives, self.compiled = False, None
         else:
             self.scoring = SigmoidLoss(num_classes, prior_prob=1 / max(2, num_classes))
         self.prior_prob = self.scoring.prior_prob
@@ -86,10 +90,6 @@ class ClassBalancedLoss(ClassificationLoss):
 
     def predicted_classes(self, probs):
         return self.scoring.predicted_classes(probs)
-
-    @property
-    def uses_negatives(self) -> bool:
-        return self.scoring.uses_negatives
 
     def plain(self, logits, gt_classes, features, negatives):
         return self.scoring.plain(logits, gt_classes, features, negatives)

@@ -1,5 +1,6 @@
 """Class-dependent temperatures (CDT)."""
 
+import torch
 from detectron2.config import configurable
 from torch.nn import functional as F
 
@@ -27,6 +28,8 @@ class ClassDependentTemperatureLoss(SoftmaxLoss):
         gamma: >= 0; 0 is plain cross-entropy (default 0.1, the end of the range searched for iNaturalist, the largest
             of its datasets; on LVIS v1 the rarest category is then divided by 3.0).
     """
+
+    temperature: torch.Tensor  # (K + 1,) float64
 
     @configurable
     def __init__(self, num_classes: int, *, frequencies: ClassFrequencies, gamma: float = 0.1):

@@ -36,6 +36,8 @@ class EffectiveClassMarginLoss(BackgroundSigmoidLoss):
             of background to foreground that they found in Mask R-CNN).
     """
 
+    imbalance: torch.Tensor  # (K + 1,) float64, a
+
     @configurable
     def __init__(
         self,
@@ -53,10 +55,10 @@ class EffectiveClassMarginLoss(BackgroundSigmoidLoss):
             counts = torch.cat([counts, background_ratio * counts.sum(dim=0, keepdim=True)])
             return (counts.sum() - counts) / counts
 
-        self.register_derived("imbalance", frequencies, imbalance)  # a
+        self.register_derived("imbalance", frequencies, imbalance)
 
     def compute(self, logits, gt_classes, features, negatives):
-        weight = self.imbalance * (1 / self.imbalance).log1p()
+        weight = self.imbalance * self.imbalance.reciprocal().log1p()
         offset = -self.imbalance.log() / 4
         loss, _ = category_weighted_sigmoid(
             2 * logits + offset.to(logits.dtype),

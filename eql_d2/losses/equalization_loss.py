@@ -1,5 +1,7 @@
 """Equalization Loss (EQL)."""
 
+from typing import Optional
+
 import torch
 from detectron2.config import configurable
 
@@ -68,7 +70,7 @@ class EqualizationLoss(SigmoidLoss):
         self.register_tail_mask(frequencies, tail)
 
     def compute(self, logits, gt_classes, features, negatives):
-        tail = self.tail_mask
+        tail: Optional[torch.Tensor] = self.tail_mask
         if self.unchecked == "equalize" or not self.exclude_background:
             negatives, tail = self._negatives(logits, gt_classes, negatives), None
         return fused.sigmoid_cross_entropy(

@@ -40,6 +40,8 @@ class FederatedLoss(SigmoidLoss):
         prior_prob: score every category starts with (default of CenterNet2).
     """
 
+    rate: torch.Tensor  # (K,) float64
+
     @configurable
     def __init__(
         self,

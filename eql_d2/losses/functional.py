@@ -3,6 +3,7 @@
 from typing import Optional
 
 import torch
+from torch.nn import functional as F
 
 
 def mean_one(weight: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
@@ -32,6 +33,11 @@ def log_prior(counts: torch.Tensor) -> torch.Tensor:
 def with_background(values: torch.Tensor, background: float) -> torch.Tensor:
     """(K,) values of the categories -> (K + 1,), that of background last."""
     return torch.cat([values, values.new_full((1,), background)])
+
+
+def softplus(z: torch.Tensor, out: Optional[torch.Tensor] = None) -> torch.Tensor:
+    """log(1 + e^z), in ``out`` if given; z itself from 50 on, where float64 knows no difference."""
+    return F.softplus(z, threshold=50, out=out)  # type: ignore[call-arg]  # it has `out`, but torch's stub forgets it
 
 
 def bernoulli(

@@ -10,9 +10,9 @@ from functools import partial
 from typing import Callable, Iterator, Optional, Tuple
 
 import torch
-from torch.nn import functional as F
 
 from eql_d2.losses import one_pass
+from eql_d2.losses.functional import softplus
 
 BLOCK = 1 << 18  # numbers in a block: 1 MB in fp32, the second-level cache of a core
 
@@ -57,13 +57,13 @@ def sigmoid_focal(
 
 def _cross_entropy(z, loss, slope):
     """l(z) = log(1 + e^z) and l'(z) = sigmoid(z)."""
-    F.softplus(z, threshold=50, out=loss)
+    softplus(z, out=loss)
     torch.sigmoid(z, out=slope)
 
 
 def focal(z, loss, slope, gamma):
     """l(z) = p^gamma log(1 + e^z) and l'(z) = p^(gamma + 1) + gamma (1 - p) l(z), with p = sigmoid(z)."""
-    F.softplus(z, threshold=50, out=loss)
+    softplus(z, out=loss)
     not_p = z.neg().sigmoid_()  # 1 - p itself would lose digits as p nears 1
     p = torch.sigmoid(z, out=slope)
     p_gamma = p**gamma
@@ -122,13 +122,13 @@ def sigmoid_loss(
             weights = tail, positive_weight, row_weight, negatives
             compiled = one_pass.loss_and_gradient(in_one_pass, logits, gt_classes, *weights)
             if compiled is not None:
-                loss, gradient = compiled
-                return loss.sum(), gradient
+                losses, gradients = compiled
+                return losses.sum(), gradients
         own_loss, own_slope = own_entries(logits)
         gradient = torch.empty_like(logits) if with_gradient else None
         sums = []
         for rows, loss in blocks_of_rows(logits):
-            z, slope = logits[rows], gradient[rows] if with_gradient else torch.empty_like(loss)
+            z, slope = logits[rows], torch.empty_like(loss) if gradient is None else gradient[rows]
             if tail is not None:  # -inf, in effect: no loss, no slope, and no mask
                 lowest = torch.finfo(z.dtype).min
                 z = torch.addcmul(z, of_foreground[rows], of_tail, value=lowest, out=slope)
@@ -137,7 +137,7 @@ def sigmoid_loss(
         loss = torch.cat(sums)
         if row_weight is not None:
             loss = loss * row_weight
-        if with_gradient:
+        if gradient is not None:
             put(gradient, own_slope)
             if row_weight is not None:
                 gradient.mul_(row_weight[:, None])
@@ -163,9 +163,9 @@ def softmax_cross_entropy_without(left_out, logits, gt_classes) -> torch.Tensor:
         for rows, z in blocks_of_rows(logits):
             # -inf, in effect. masked_fill would branch at every entry, and a random mask is hard to predict.
             torch.add(logits[rows], z.copy_(left_out[rows]), alpha=lowest, out=z)
-            p = torch.softmax(z, dim=1, out=gradient[rows] if with_gradient else None)
+            p = torch.softmax(z, dim=1, out=None if gradient is None else gradient[rows])
             log_p.append(own_log_probability(z, p, own_column[rows]))
-        if with_gradient:
+        if gradient is not None:
             gradient.scatter_add_(1, own_column, gradient.new_full(own_column.shape, -1))
         return -torch.cat(log_p).sum(), gradient
 

@@ -16,7 +16,7 @@ NODE = "MODEL.ROI_BOX_HEAD.CLS_LOSS"
 
 def defaults(loss_class: type) -> Dict[str, Any]:
     """Keyword-only arguments of the loss that have a default, in order."""
-    parameters = inspect.signature(loss_class.__init__).parameters.values()
+    parameters = inspect.signature(loss_class).parameters.values()
     return {
         p.name: p.default
         for p in parameters
@@ -56,7 +56,7 @@ def arguments_from_config(cfg, loss_class: type) -> Dict[str, Any]:
         elif argument == "prior_prob":
             value = _prior_prob(cfg, value, default, name)
         arguments[argument] = value
-    if "frequencies" in inspect.signature(loss_class.__init__).parameters:
+    if "frequencies" in inspect.signature(loss_class).parameters:
         arguments["frequencies"] = _frequencies(cfg)
     return arguments
 

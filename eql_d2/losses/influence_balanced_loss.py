@@ -39,6 +39,8 @@ class InfluenceBalancedLoss(SoftmaxLoss):
         detach: whether the weight is a constant in the gradient.
     """
 
+    class_weight: torch.Tensor  # (K + 1,) float64
+
     @configurable
     def __init__(
         self,

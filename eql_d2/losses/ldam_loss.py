@@ -48,6 +48,9 @@ class LDAMLoss(SoftmaxLoss):
         beta: in [0, 1), of DRW; the larger, the nearer to inverse frequency.
     """
 
+    margin: torch.Tensor  # (K + 1,) float64
+    class_weight: torch.Tensor  # (K + 1,) float64
+
     @configurable
     def __init__(
         self,

@@ -1,5 +1,6 @@
 """Logit-adjusted softmax cross-entropy."""
 
+import torch
 from detectron2.config import configurable
 from torch.nn import functional as F
 
@@ -31,6 +32,8 @@ class LogitAdjustedLoss(SoftmaxLoss):
         frequencies: counts of the training set, K categories, with instance counts.
         tau: >= 0, strength (default 1, of the paper: the balanced error's optimum); 0 is plain cross-entropy.
     """
+
+    adjustment: torch.Tensor  # (K + 1,) float64
 
     @configurable
     def __init__(self, num_classes: int, *, frequencies: ClassFrequencies, tau: float = 1.0):

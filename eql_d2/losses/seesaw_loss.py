@@ -44,6 +44,8 @@ class SeesawLoss(ClassificationLoss):
         epsilon: in (0, 1], the least p_y that counts.
     """
 
+    counts: torch.Tensor  # (K,) int64, N
+
     @configurable
     def __init__(self, num_classes: int, *, p: float = 0.8, q: float = 2.0, epsilon: float = 0.01):
         super().__init__(num_classes)

@@ -27,6 +27,9 @@ class GradientSums(nn.Module):
         num_classes: K.
     """
 
+    positive: torch.Tensor  # (K,) float64, P
+    negative: torch.Tensor  # (K,) float64, N
+
     def __init__(self, num_classes: int):
         super().__init__()
         self.register_buffer("positive", torch.zeros(num_classes, dtype=torch.float64))

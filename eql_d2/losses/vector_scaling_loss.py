@@ -1,5 +1,6 @@
 """Vector-scaling loss (VS)."""
 
+import torch
 from detectron2.config import configurable
 from torch.nn import functional as F
 
@@ -30,6 +31,9 @@ class VectorScalingLoss(SoftmaxLoss):
             then divided by 26, and the configs choose 0.1).
         tau: >= 0, of the offsets (default 1, of the authors' code).
     """
+
+    temperature: torch.Tensor  # (K + 1,) float64
+    offset: torch.Tensor  # (K + 1,) float64
 
     @configurable
     def __init__(

@@ -33,6 +33,8 @@ class WeightedCrossEntropy(SoftmaxLoss):
         normalize_by: "rois" (default, as Detectron2 does) or "weights".
     """
 
+    class_weight: torch.Tensor  # (K + 1,) float64
+
     @configurable
     def __init__(
         self,

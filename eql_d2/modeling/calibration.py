@@ -34,6 +34,7 @@ class Calibration(nn.Module):
     """
 
     default_strength: float
+    offset: torch.Tensor  # (K,) float64, o times the strength
 
     def __init__(
         self,

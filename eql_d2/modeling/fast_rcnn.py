@@ -34,6 +34,8 @@ class LongTailFastRCNNOutputLayers(FastRCNNOutputLayers):
     box regression is Detectron2's, for all K categories.
     """
 
+    cls_score: nn.Linear
+
     @configurable
     def __init__(
         self,

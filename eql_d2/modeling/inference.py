@@ -157,13 +157,12 @@ def fast_rcnn_inference_single_image(
     topk_per_image: int,
 ) -> tuple[Instances, torch.Tensor]:
     """:func:`fast_rcnn_inference` of one image."""
-    if isinstance(boxes, torch.Tensor):
-        boxes = DecodedBoxes(boxes)
-    valid = boxes.rows_are_finite() & rows_are_finite(scores)
+    candidates = DecodedBoxes(boxes) if isinstance(boxes, torch.Tensor) else boxes
+    valid = candidates.rows_are_finite() & rows_are_finite(scores)
     if not valid.all():
-        boxes, scores = boxes[valid], scores[valid]
+        candidates, scores = candidates[valid], scores[valid]
     best = _best_candidates(
-        boxes, scores[:, :-1], image_shape, score_thresh, nms_thresh, topk_per_image
+        candidates, scores[:, :-1], image_shape, score_thresh, nms_thresh, topk_per_image
     )
     result = Instances(image_shape)
     result.pred_boxes = Boxes(best.boxes)

@@ -25,7 +25,7 @@ class LongTailMixin:
     @classmethod
     def from_config(cls, cfg, input_shape):
         cfg = cls._with_own_loss(cfg)
-        arguments = super().from_config(cfg, input_shape)
+        arguments = super().from_config(cfg, input_shape)  # type: ignore[misc]  # that of the head after the mixin
         if "box_predictors" in arguments:  # one for each stage of a cascade, each with its own loss and state
             arguments["box_predictors"] = [
                 LongTailFastRCNNOutputLayers.like(stock, cfg)
@@ -67,7 +67,8 @@ class LongTailCascadeROIHeads(LongTailMixin, CascadeROIHeads):
             return super()._forward_box(features, proposals, targets)
         features = [features[f] for f in self.box_in_features]
         image_sizes = [p.image_size for p in proposals]
-        boxes, scores_per_stage = None, []
+        boxes: list = []
+        scores_per_stage = []
         for k, predictor in enumerate(self.box_predictor):
             if k > 0:  # each stage starts from the boxes of the one before
                 proposals = self._create_proposals_from_boxes(boxes, image_sizes)

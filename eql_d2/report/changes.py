@@ -1,6 +1,7 @@
 """The categories that gained and lost most from one configuration to another."""
 
-from typing import List, NamedTuple
+from dataclasses import dataclass
+from typing import List
 
 from plotly import graph_objects as go
 
@@ -13,7 +14,8 @@ NUM_EACH = 10  # categories that gained, and that lost
 NAME_CHARACTERS = 18
 
 
-class Change(NamedTuple):
+@dataclass(frozen=True)
+class Change:
     index: int
     before: float
     after: float

@@ -26,8 +26,8 @@ def confusions(comparison: Comparison) -> Section:
 
 
 def _bars(comparison: Comparison, group: str, name: str) -> Optional[Figure]:
-    rows = {c.label: outcome_shares(c, group) for c in comparison.configurations}
-    rows = {label: shares for label, shares in rows.items() if shares}
+    shares_of = {c.label: outcome_shares(c, group) for c in comparison.configurations}
+    rows = {label: shares for label, shares in shares_of.items() if shares}
     if not rows:
         return None
     colors = {"right": RIGHT_COLOR, **{GROUP_NAMES[g]: GROUP_COLORS[g] for g in GROUP_NAMES}, "missed": MISSED_COLOR}

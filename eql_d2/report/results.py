@@ -40,7 +40,7 @@ def results_columns(comparison: Comparison) -> List[Column]:
         if not any(values):
             continue
         means = {i: mean(v) for i, v in enumerate(values) if v}
-        best = (max if more_is_better else min)(means, key=means.get) if len(means) > 1 else None
+        best = (max if more_is_better else min)(means, key=means.__getitem__) if len(means) > 1 else None
         cells = [mean_and_spread(v) if v else "–" for v in values]
         columns.append(Column(metric, meaning, cells, best))
     return columns

@@ -131,7 +131,8 @@ def read_runs(folders: Sequence[str], task: str = "bbox", dataset: Optional[str]
     Raises:
         ValueError: no run can be read; says why for each.
     """
-    runs, skipped = [], {}
+    runs: List[Run] = []
+    skipped: Dict[str, str] = {}
     for folder in progress(list(dict.fromkeys(os.path.normpath(f) for f in folders))):
         try:
             run = read_run(Path(folder), task, dataset)
@@ -144,7 +145,7 @@ def read_runs(folders: Sequence[str], task: str = "bbox", dataset: Optional[str]
     if not runs:
         reasons = "; ".join(f"{folder}: {why}" for folder, why in skipped.items())
         raise ValueError(f"no run could be read ({reasons})")
-    return Comparison(task, dataset, group_runs(runs), skipped)
+    return Comparison(task, runs[0].dataset, group_runs(runs), skipped)
 
 
 def read_run(folder: Path, task: str, dataset: Optional[str]) -> Run:
@@ -266,7 +267,7 @@ def read_gradients(path: Path) -> Optional[List[Tuple[float, float]]]:
         return None
     try:
         stages = [list(zip(s["positive"], s["negative"], strict=True)) for s in content["stages"]]
-        return [tuple(map(sum, zip(*pairs))) for pairs in zip(*stages, strict=True)]
+        return [(sum(p for p, _ in pairs), sum(n for _, n in pairs)) for pairs in zip(*stages, strict=True)]
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is of another format: {error!r}") from error
 
