@@ -38,7 +38,7 @@ JUNK = st.one_of(
          {"size": [SIZE, SIZE], "counts": "~~~"}, {"size": [SIZE, SIZE], "counts": [-5, 581]}, [[1, 2, 3, 4]],
          [[0, 0, 5, 0, 10, 0]], {"id": 1}]
     ),
-)  # fmt: skip
+).map(copy.deepcopy)  # fmt: skip  # a case changes what it drew, and the next must not see that
 BREAK_IMAGE = {
     "delete": lambda path: path.unlink(),
     "empty": lambda path: path.write_bytes(b""),
