@@ -149,7 +149,7 @@ class GradientBalance(HookBase):
     def state_dict(self):
         """The sums until now; with several processes, of which one writes checkpoints, until they were last added up.
 
-        What is not added up yet is kept apart: added earlier than in an uninterrupted run, it would be rounded otherwise.
+        What is not added up yet is kept apart: added before an uninterrupted run does, it would be rounded otherwise.
         """
         alone = comm.get_world_size() == 1
         return {

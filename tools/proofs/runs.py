@@ -15,6 +15,7 @@ import torch
 from eql_d2.data.mini_lvis import MiniLVISSpec, ensure
 
 ROOT = Path(__file__).parents[2]
+CONFIG = str(ROOT / "configs" / "MiniLVIS" / "eql_faster_rcnn.yaml")
 SPEC = MiniLVISSpec(num_categories=7, num_train_images=30, num_val_images=4, max_image_count=20, min_val_images=1)
 PERIOD = 5  # iterations between checkpoints
 TIMEOUT = 600  # seconds for anything here
@@ -64,14 +65,13 @@ class Run:
             "SOLVER.CHECKPOINT_PERIOD", PERIOD,
             "SOLVER.WARMUP_ITERS", 10,
             "TEST.EVAL_PERIOD", max_iter // 3,
-            *options,
             "OUTPUT_DIR", folder,
+            *options,
         )]  # fmt: skip
 
     def start(self, *options: str, resume: bool = True, preexec: Optional[Callable] = None) -> None:
         """Start the tool, in a process group of its own."""
-        config = str(ROOT / "configs" / "MiniLVIS" / "eql_faster_rcnn.yaml")
-        arguments = ["--config-file", config, *self.options, *options]
+        arguments = ["--config-file", CONFIG, *self.options, *options]
         self.start_command(self.counted(["--resume", *arguments] if resume else arguments), preexec)
 
     def counted(self, arguments: List[str]) -> List[str]:
@@ -79,7 +79,7 @@ class Run:
         return [sys.executable, str(ROOT / "tools" / "proofs" / "counted_train_net.py"), str(self.counter), *arguments]
 
     def start_command(self, command: List[str], preexec: Optional[Callable] = None) -> None:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
         with open(self.console, "ab") as console:
             self._start_of_output = console.tell()
             self.process = subprocess.Popen(
@@ -148,6 +148,10 @@ class Run:
 
     def started_from(self) -> int:
         return int(re.search(r"Starting training from iteration (\d+)", self.output()).group(1))
+
+    def errors(self) -> List[str]:
+        """The lines in which the present process says what went wrong."""
+        return [line for line in self.output().splitlines() if line.startswith("error: ")]
 
     def metrics(self) -> List[dict]:
         """The lines of metrics.json without clocks; NaN as a string, since it equals nothing."""
