@@ -46,7 +46,7 @@ def test_a_failed_proof_is_told(tmp_path, monkeypatch, capsys):
     assert "FAILS" in (tmp_path / "reliability.md").read_text()
 
 
-# ---- kill, signals, full_disk, lost_images ----
+# ---- kill, signals, full_disk, lost_data ----
 
 
 def a_run(**seen):

@@ -19,7 +19,7 @@ from pathlib import Path
 import detectron2
 import torch
 from proofs.fuzz import fuzz
-from proofs.interruptions import Workshop, full_disk, kill, lost_images, signals
+from proofs.interruptions import Workshop, full_disk, kill, lost_data, signals
 from proofs.processes import processes
 from proofs.runs import ROOT, Failed
 from tabulate import tabulate
@@ -29,7 +29,7 @@ PROOFS = {
     "kill": kill,
     "signals": signals,
     "full_disk": full_disk,
-    "lost_images": lost_images,
+    "lost_data": lost_data,
     "processes": processes,
     "fuzz": fuzz,
 }

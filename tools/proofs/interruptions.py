@@ -1,5 +1,6 @@
 """Proofs that a run may be interrupted: each takes a :class:`Workshop`, returns what was seen, or raises Failed."""
 
+import os
 import random
 import re
 import resource
@@ -235,26 +236,40 @@ def full_disk(workshop: Workshop) -> dict:
     }
 
 
-def lost_images(workshop: Workshop) -> dict:
-    """The folder of the images is gone in the middle of training: one error, nothing is lost."""
+def lost_data(workshop: Workshop) -> dict:
+    """The folder of the images is gone in the middle of training, then a data worker is killed: nothing is lost."""
     reference, rng = workshop.reference(), random.Random(workshop.seed)
-    folder = workshop.folder / "lost_images"
+    folder = workshop.folder / "lost_data"
     shutil.rmtree(folder, ignore_errors=True)
     run = Run(folder / "run", folder / "data", workshop.max_iter)
-    run.start(resume=False)
-    iteration = rng.randrange(1, workshop.max_iter // 2)
-    run.wait_until(lambda: run.last_finished() >= iteration)
     images, elsewhere = folder / "data" / "train", folder / "data" / "elsewhere"
+
+    run.start(resume=False)
+    wait_for_iteration(run, rng.randrange(1, workshop.max_iter // 2))
     images.rename(elsewhere)
     run.wait_until(lambda: False)
+    elsewhere.rename(images)
     check_one_error(run, str(images))
     check_nothing_is_lost(run)
-    elsewhere.rename(images)
+
+    run.start()
+    wait_for_iteration(run, rng.randrange(workshop.max_iter // 2, workshop.max_iter - 5))
+    worker = run.children()[-1]
+    os.kill(worker, signal.SIGKILL)
+    run.wait_until(lambda: False)
+    check_one_error(run, f"{worker}")
+    check_nothing_is_lost(run)
+
     run.start()
     run.finish()
     numbers = check_equal(run, reference)
     return {
-        "what": "the folder of the images gone in the middle of training",
-        "seen": f"exit code 1 and one error that names the image; 0 iterations lost; resumed with the folder back, the "
-        f"final checkpoint ({numbers} numbers) and metrics equal the uninterrupted run's",
+        "what": "the folder of the images gone in the middle of training; a data worker killed (-9)",
+        "seen": f"exit code 1 and one error that names the image, or the worker; 0 iterations lost; final checkpoint "
+        f"({numbers} numbers) and metrics equal the uninterrupted run's",
     }
+
+
+def wait_for_iteration(run: Run, iteration: int) -> None:
+    if not run.wait_until(lambda: run.last_finished() >= iteration):
+        raise Failed(f"the run ended before iteration {iteration}: {run.console}")

@@ -121,6 +121,11 @@ class Run:
             pass
         return self.process.wait(TIMEOUT)
 
+    def children(self) -> List[int]:
+        """The processes that the first one has started: workers of the data loader. (Linux only.)"""
+        pid = self.process.pid
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
     def finish(self) -> None:
         """Wait until the process has ended well."""
         self.wait_until(lambda: False, poll=0.1)
@@ -154,10 +159,14 @@ class Run:
         return [line for line in self.output().splitlines() if line.startswith("error: ")]
 
     def metrics(self) -> List[dict]:
-        """The lines of metrics.json without clocks; NaN as a string, since it equals nothing."""
+        """The lines of metrics.json without clocks; NaN as a string, since it equals nothing.
+
+        The first iterations of a process are not timed, so that a line may hold a clock alone, of an iteration before.
+        """
         lines = (self.folder / "metrics.json").read_text().splitlines()
         parsed = [json.loads(line, parse_constant=str) for line in lines]
-        return [{k: v for k, v in line.items() if not is_time(k)} for line in parsed]
+        timeless = [{k: v for k, v in line.items() if not is_time(k)} for line in parsed]
+        return [line for line in timeless if line.keys() != {"iteration"}]
 
 
 def check_equal(run: Run, reference: Run) -> int:
