@@ -226,6 +226,14 @@ def test_what_the_message_says(cfg, folder, lvis, change, message):
     assert re.search(message, found), found
 
 
+@pytest.mark.parametrize("depth", [900, 10**5])  # below and above what Python's parser takes
+@pytest.mark.parametrize("key", ["bbox", "segmentation", "area"])
+def test_deep_nesting(cfg, folder, key, depth):
+    data = valid_data(lvis=True)
+    data["annotations"][0][key] = "nested"
+    assert_clear(use(cfg, folder, json.dumps(data).replace('"nested"', depth * "[" + depth * "]")))
+
+
 @pytest.mark.parametrize("num_categories", [1, 3])
 def test_one_category_or_one_that_never_occurs(cfg, folder, num_categories):
     data = valid_data(lvis=True)

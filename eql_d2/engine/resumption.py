@@ -112,6 +112,7 @@ def restore_values(storage: EventStorage, metrics: Dict[str, dict], written: int
     """Put :func:`last_values` back; those after iteration ``written`` count as not yet written."""
     for name, metric in metrics.items():
         *earlier, (value, iteration) = metric["values"]
+        storage.smoothing_hints()[name] = metric["smoothed"]
         for v, i in earlier:
             storage.histories()[name].update(v, i)
         if iteration > written:
