@@ -99,7 +99,7 @@ def without_times(line):
 
 
 def metrics(cfg):
-    """The lines of metrics.json but for clocks, which may have a line of their own (a process's first steps lack them)."""
+    """The lines of metrics.json without clocks, which may have a line of their own."""
     with open(f"{cfg.OUTPUT_DIR}/metrics.json") as file:
         lines = [without_times(json.loads(line, parse_constant=str)) for line in file]
     return [line for line in lines if line.keys() != {"iteration"}]
