@@ -17,7 +17,7 @@ OUTPUT ?= output/mini_lvis_eql
 help:
 	@echo 'make train   set up, then train and evaluate EQL Faster R-CNN on MiniLVIS (about 10 minutes on 2 CPU cores)'
 	@echo 'make test    set up, then ruff and the tests'
-	@echo 'make prove   set up, then prove what docs/reliability.md says: kill, starve and divide trainings, hostile files (TIME)'
+	@echo 'make prove   set up, then prove what docs/reliability.md says: kills, full disk, processes, hostile files (about 15 minutes)'
 	@echo 'make setup   only make $(VENV) with torch, Detectron2 and eql_d2 in it'
 	@echo 'make lint    set up, then ruff'
 	@echo 'make clean   remove caches and build files; $(VENV), output/ and datasets/ stay'
