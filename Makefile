@@ -19,8 +19,8 @@ OUTPUT ?= output/mini_lvis_eql
 help:
 	@echo 'make train   set up, then train and evaluate EQL Faster R-CNN on MiniLVIS (about 10 minutes on 2 CPU cores)'
 	@echo 'make test    set up, then ruff, mypy and the tests, which must run 95 % of the lines of eql_d2'
-	@echo 'make prove   set up, then the long proofs of reliability: kill, stop and starve trainings (about 10 minutes)'
-	@echo 'make benchmark   set up, then train every loss on MiniLVIS and write the tables of docs/benchmark.md (hours; resumable)'
+	@echo 'make prove   set up, then prove what docs/reliability.md says: kills, full disk, processes, hostile files (about 15 minutes)'
+	@echo 'make benchmark   set up, then train every loss on MiniLVIS, for the tables of docs/benchmark.md (hours; resumable)'
 	@echo 'make setup   only make $(VENV) with torch, Detectron2 and eql_d2 in it'
 	@echo 'make lint    set up, then ruff and mypy'
 	@echo 'make clean   remove caches and build files; $(VENV), output/ and datasets/ stay'

@@ -38,7 +38,7 @@ JUNK = st.one_of(
          {"size": [SIZE, SIZE], "counts": "~~~"}, {"size": [SIZE, SIZE], "counts": [-5, 581]}, [[1, 2, 3, 4]],
          [[0, 0, 5, 0, 10, 0]], {"id": 1}]
     ),
-)  # fmt: skip
+).map(copy.deepcopy)  # fmt: skip  # a case changes what it drew, and the next must not see that
 BREAK_IMAGE = {
     "delete": lambda path: path.unlink(),
     "empty": lambda path: path.write_bytes(b""),
@@ -224,6 +224,14 @@ def test_what_the_message_says(cfg, folder, lvis, change, message):
     found = use(cfg, folder, json.dumps(data))
     assert_clear(found)
     assert re.search(message, found), found
+
+
+@pytest.mark.parametrize("depth", [900, 10**5])  # below and above what Python's parser takes
+@pytest.mark.parametrize("key", ["bbox", "segmentation", "area"])
+def test_deep_nesting(cfg, folder, key, depth):
+    data = valid_data(lvis=True)
+    data["annotations"][0][key] = "nested"
+    assert_clear(use(cfg, folder, json.dumps(data).replace('"nested"', depth * "[" + depth * "]")))
 
 
 @pytest.mark.parametrize("num_categories", [1, 3])

@@ -10,7 +10,14 @@ SIGTERM or SIGINT saves a checkpoint and exits with 143 or 130; the last line sa
 
 from detectron2.engine import default_argument_parser
 
-from eql_d2.engine import SET_UP_ERRORS, LongTailCheckpointer, launch_tool, one_line_errors, resumable_tool
+from eql_d2.engine import (
+    SET_UP_ERRORS,
+    DataError,
+    LongTailCheckpointer,
+    launch_tool,
+    one_line_errors,
+    resumable_tool,
+)
 from eql_d2.engine.lazy import build_lazy_model, build_lazy_trainer, setup_lazy, test_lazy
 
 
@@ -30,7 +37,7 @@ def run(args):
     if args.eval_only:
         test_lazy(cfg, model)
     else:
-        with one_line_errors(FloatingPointError, OSError), interruption.handled():
+        with one_line_errors(DataError, FloatingPointError, OSError), interruption.handled():
             trainer.train(start_iter, cfg.train.max_iter)
 
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Prove by experiment what docs/reliability.md says: kill, stop and starve short trainings, and compare how they end.
+"""Prove by experiment what docs/reliability.md says: interrupt short trainings, divide them, and feed in broken files.
 
     python tools/prove.py
     python tools/prove.py --only kill --kills 100 --output output/proofs_100
@@ -11,25 +11,35 @@ again with the same folder, it goes on where it stopped; a proof that has passed
 import argparse
 import json
 import platform
+import subprocess
 import sys
 import time
 from pathlib import Path
 
 import detectron2
 import torch
-from proofs.interruptions import Workshop, full_disk, kill, signals
-from proofs.runs import Failed
+from proofs.fuzz import fuzz
+from proofs.interruptions import Workshop, full_disk, kill, lost_data, signals
+from proofs.processes import processes
+from proofs.runs import ROOT, Failed
 from tabulate import tabulate
 
 # Name -> a function of a Workshop that returns {"what": ..., "seen": ...}, or raises Failed. Its docstring is shown.
-PROOFS = {"kill": kill, "signals": signals, "full_disk": full_disk}
+PROOFS = {
+    "kill": kill,
+    "signals": signals,
+    "full_disk": full_disk,
+    "lost_data": lost_data,
+    "processes": processes,
+    "fuzz": fuzz,
+}
 
 
 def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20, help="how many times to kill -9 (default: 20)")
     parser.add_argument("--only", nargs="+", choices=list(PROOFS), default=list(PROOFS), help="default: all")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="of moments, trainings and cases (default: 0)")
     parser.add_argument("--output", type=Path, default=Path("output/proofs"), help="default: output/proofs")
     args = parser.parse_args()
     if args.kills < 1:
@@ -74,13 +84,20 @@ def prove(name: str, results: Results, workshop: Workshop) -> bool:
     return result["passed"]
 
 
-def table(results: Results) -> str:
-    """The markdown table of what was done and seen."""
+def commit() -> str:
+    """The commit of this code, with "-dirty" where it is changed."""
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude=*"]
+    return subprocess.run(command, capture_output=True, text=True).stdout.strip() or "unknown"
+
+
+def report(results: Results) -> str:
+    """In markdown: the settings, and a table of what was done and seen."""
     rows = [
         (p["what"], "holds" if p["passed"] else "FAILS", p["seen"], f"{p['seconds']} s")
         for p in results.content["proofs"].values()
     ]
-    return tabulate(rows, headers=("interruption", "result", "seen", "time"), tablefmt="pipe")
+    settings = ", ".join(f"{name} {value}" for name, value in results.content["settings"].items())
+    return f"{settings}\n\n" + tabulate(rows, headers=("what was done", "result", "seen", "time"), tablefmt="pipe")
 
 
 def main():
@@ -90,6 +107,7 @@ def main():
     settings = {
         "kills": args.kills,
         "seed": args.seed,
+        "commit": commit(),
         "torch": torch.__version__,
         "detectron2": detectron2.__version__,
         "python": platform.python_version(),
@@ -97,8 +115,8 @@ def main():
     results = Results(output / "proofs.json", settings)
     workshop = Workshop(output, args.kills, args.seed, results.record, results.content["records"])
     passed = [prove(name, results, workshop) for name in args.only]
-    (output / "reliability.md").write_text(table(results) + "\n")
-    print(f"\n{table(results)}\n\n{sum(passed)} of {len(passed)} proofs hold")
+    (output / "reliability.md").write_text(report(results) + "\n")
+    print(f"\n{report(results)}\n\n{sum(passed)} of {len(passed)} proofs hold")
     print(f"results: {results.path}\ntable: {output / 'reliability.md'}")
     sys.exit(0 if all(passed) else 1)
 

@@ -14,9 +14,9 @@ from detectron2.engine import default_argument_parser
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 
-from eql_d2.data.image_errors import UnreadableImage
 from eql_d2.engine import (
     SET_UP_ERRORS,
+    DataError,
     LongTailCheckpointer,
     Trainer,
     check_run,
@@ -47,7 +47,7 @@ def train(args, cfg):
     with one_line_errors(*SET_UP_ERRORS):
         trainer = Trainer(cfg)
         trainer.resume_or_load(resume=args.resume)
-    with one_line_errors(FloatingPointError, UnreadableImage, OSError):
+    with one_line_errors(DataError, FloatingPointError, OSError):
         return trainer.train()
 
 

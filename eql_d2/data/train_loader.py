@@ -26,6 +26,7 @@ from detectron2.data.samplers import TrainingSampler
 from detectron2.utils import comm
 from detectron2.utils.serialize import PicklableWrapper
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
+from torch.utils.data._utils import signal_handling
 
 from eql_d2.data.samplers import TRAIN_SAMPLER_REGISTRY
 from eql_d2.data.seeding import seeded
@@ -109,6 +110,7 @@ class TrainLoader:
         )
         with signals_blocked():
             batches = iter(loader)
+        tell_of_dead_workers_late()
         for batch, rejected in batches:
             self.batches += 1
             if rejected:
@@ -267,6 +269,17 @@ def signals_blocked():
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def tell_of_dead_workers_late() -> None:
+    """Remove the signal handler by which torch's DataLoader reports that a worker has died.
+
+    It raises wherever this process is, in the middle of an optimizer step perhaps. Without it, who waits for the next
+    batch is told, within five seconds. Only the main thread can set handlers.
+    """
+    is_torchs = getattr(signal.getsignal(signal.SIGCHLD), "__module__", None) == signal_handling.__name__
+    if is_torchs and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 def obey_only_the_parent(worker_id: int) -> None:

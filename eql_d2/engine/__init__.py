@@ -8,11 +8,12 @@ from eql_d2.engine.interruption import Interrupted, resumable_tool
 from eql_d2.engine.launch import launch_tool
 from eql_d2.engine.setup import load_config, setup, use_available_device
 from eql_d2.engine.summary import summarize_run
-from eql_d2.engine.train_step import TrainStep
+from eql_d2.engine.train_step import DataError, TrainStep
 from eql_d2.engine.trainer import Trainer
 
 __all__ = [
     "SET_UP_ERRORS",
+    "DataError",
     "Interrupted",
     "LongTailCheckpointer",
     "TrainStep",

@@ -148,10 +148,13 @@ class GradientBalance(HookBase):
         os.replace(temporary, self._path)
 
     def state_dict(self):
-        """The sums until now; those of the last period with several processes, of which one writes checkpoints."""
-        if comm.get_world_size() == 1:
-            self._add_up()
+        """The sums until now; with several processes, of which one writes checkpoints, until they were last added up.
+
+        What is not added up yet is kept apart: added before an uninterrupted run does, it would be rounded otherwise.
+        """
+        alone = comm.get_world_size() == 1
         return {
+            "stages": [[stage.gradient.clone(), stage.by_label.clone()] for stage in self._stages if alone],
             "iterations": self._iterations,
             "total": self._total.clone(),
             "logged_iterations": self._logged_iterations,
@@ -164,6 +167,9 @@ class GradientBalance(HookBase):
         self._total.copy_(state["total"])
         self._logged_total.copy_(state["logged_total"])
         self._by_label.copy_(state["by_label"])
+        for stage, (gradient, by_label) in zip(self._stages, state.get("stages", ())):  # none in a checkpoint of before
+            stage.gradient.copy_(gradient)
+            stage.by_label.copy_(by_label)
 
 
 class _Stage:

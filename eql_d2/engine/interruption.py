@@ -1,5 +1,7 @@
 """SIGTERM and SIGINT: save a checkpoint after the iteration, say how to go on, and exit with 128 + the signal's number.
 
+Data that cannot be read: save a checkpoint of the iteration before.
+
 Outside an iteration (start-up, evaluation) a signal ends the process at once: a checkpoint then holds all there is.
 """
 
@@ -18,6 +20,8 @@ import torch
 import torch.distributed as dist
 from detectron2.engine import HookBase
 from detectron2.utils import comm
+
+from eql_d2.engine.train_step import DataError
 
 logger = logging.getLogger(__name__)
 
@@ -126,6 +130,8 @@ def passing_on_signals():
 class Interruption(HookBase):
     """Stops training after an iteration in which any process received a signal; place it behind the checkpointer.
 
+    Whether it is stopped by that or by a :class:`DataError`, the last finished iteration is saved.
+
     Args:
         checkpointer: what saves.
     """
@@ -163,11 +169,17 @@ class Interruption(HookBase):
             try:
                 yield
             except Interrupted as stop:
-                self._save()
-                if self.agreed:
-                    comm.synchronize()  # when a process ends, launchers end the others: not before all is saved
-                logger.warning("stopped by %s %s", stop.signal_name, self._where())
+                self._stop(stop.signal_name, together=self.agreed)
                 raise
+            except DataError:
+                self._stop("data that cannot be read", together=True)
+                raise
+
+    def _stop(self, reason: str, together: bool) -> None:
+        self._save()
+        if together:
+            comm.synchronize()  # when a process ends, launchers end the others: not before all is saved
+        logger.warning("stopped by %s %s", reason, self._where())
 
     def _save(self) -> None:
         """Save the last finished iteration, if it is not yet; the trainer may be in the next."""

@@ -44,16 +44,23 @@ class Resumption(HookBase):
         self.behind = behind
         self.write_period = write_period
         self.resumes = False  # set by who calls resume_or_load(resume=True)
+        self._place: Optional[dict] = None  # in the data, after the last finished iteration
         self._loaded: Optional[dict] = None
 
     def before_step(self):
         if self.stream is not None:
             seed_generators(self.stream.seed, comm.get_rank(), self.trainer.iter, devices=True)
 
+    def after_step(self):
+        self._place = self._present_place()
+
+    def _present_place(self) -> Optional[dict]:
+        return None if self.stream is None else self.stream.state_dict()
+
     def state_dict(self) -> dict:
         """Plain Python only, as ``torch.load(weights_only=True)`` asks for."""
         return {
-            "stream": None if self.stream is None else self.stream.state_dict(),
+            "stream": self._place or self._present_place(),
             "metrics": last_values(self.trainer.storage),
         }
 
@@ -105,6 +112,7 @@ def restore_values(storage: EventStorage, metrics: Dict[str, dict], written: int
     """Put :func:`last_values` back; those after iteration ``written`` count as not yet written."""
     for name, metric in metrics.items():
         *earlier, (value, iteration) = metric["values"]
+        storage.smoothing_hints()[name] = metric["smoothed"]
         for v, i in earlier:
             storage.histories()[name].update(v, i)
         if iteration > written:

@@ -23,6 +23,13 @@ PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 MAX_SKIPPED_IN_A_ROW = 30
 
 
+class DataError(Exception):
+    """The next batches cannot be had in some process; raised in all of them, before anything of a step is computed.
+
+    The message is one line, in the process that failed with the error as its cause.
+    """
+
+
 class TrainStep(SimpleTrainer):
     """Detectron2's SimpleTrainer, with mixed precision and gradient accumulation where asked for, on any device.
 
@@ -69,12 +76,14 @@ class TrainStep(SimpleTrainer):
         """One optimizer step.
 
         Raises:
+            DataError: in all processes; the model is as before the step.
             FloatingPointError: in all processes, where a loss is infinite or NaN in full precision, or after
                 MAX_SKIPPED_IN_A_ROW skipped steps in a row. Weights and optimizer are as before the step.
         """
         assert self.model.training, "[TrainStep] model was changed to eval mode!"
+        batches, data_time = self._next_batches()
         statistics = {name: b.clone() for name, b in self._statistics()}
-        losses, data_time = self._forward_backward()
+        losses = self._forward_backward(batches)
         self.grad_scaler.unscale_(self.optimizer)  # so that hooks see what the optimizer will
         self.after_backward()
 
@@ -96,23 +105,33 @@ class TrainStep(SimpleTrainer):
             average_running_statistics(self.batch_norms)
         self.grad_scaler.update()
 
-    def _forward_backward(self) -> Tuple[Dict[str, torch.Tensor], float]:
-        """Add up the gradients of the micro-batches; returns the mean losses, and the seconds waited for data."""
-        n, data_time = self.accumulate_steps, 0.0
+    def _next_batches(self) -> Tuple[list, float]:
+        """The micro-batches of a step, and the seconds waited for them."""
+        start, batches, failure = time.perf_counter(), [], None
+        try:
+            batches = [next(self._data_loader_iter) for _ in range(self.accumulate_steps)]
+        except Exception as error:  # whatever images, a mapper or a worker that was killed give rise to
+            failure = error
+        seconds = time.perf_counter() - start
+        messages = [message for message in comm.all_gather(failure and last_line(failure)) if message]
+        if messages:
+            raise DataError(messages[0]) from failure
+        return batches, seconds
+
+    def _forward_backward(self, batches: list) -> Dict[str, torch.Tensor]:
+        """Add up the gradients of the micro-batches; returns the mean losses."""
+        n = len(batches)
         losses: List[Dict[str, torch.Tensor]] = []
         if self.zero_grad_before_forward:
             self.optimizer.zero_grad()
-        for i in range(n):
-            start = time.perf_counter()
-            data = next(self._data_loader_iter)
-            data_time += time.perf_counter() - start
+        for i, data in enumerate(batches):
             with self._gradients_of_this_process() if i < n - 1 else nullcontext():
                 loss_dict = self._forward(data)
                 if i == 0 and not self.zero_grad_before_forward:
                     self.optimizer.zero_grad()
                 self.grad_scaler.scale(total(loss_dict) / n).backward()
             losses.append({name: loss.detach() for name, loss in loss_dict.items()})
-        return {name: torch.stack([part[name] for part in losses]).mean(dim=0) for name in losses[0]}, data_time
+        return {name: torch.stack([part[name] for part in losses]).mean(dim=0) for name in losses[0]}
 
     def _gradients_of_this_process(self):
         """A context in which backward leaves the gradients of other processes alone: the last one fetches them all."""
@@ -178,6 +197,11 @@ class TrainStep(SimpleTrainer):
         self.skipped_in_a_row = state_dict.get("skipped_in_a_row", 0)
         if state_dict.get("grad_scaler"):  # empty or absent where the checkpoint is not of an fp16 training
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
+
+
+def last_line(error: Exception) -> str:
+    """What an error says, on one line; from a worker process it begins with the traceback there."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
 
 
 def drop_evaluation_of_a_failure(trainer: TrainerBase) -> None:

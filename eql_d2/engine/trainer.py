@@ -108,6 +108,7 @@ class Trainer(DefaultTrainer):
 
         Raises:
             Interrupted: (a SystemExit) by SIGTERM or SIGINT; what was trained is saved.
+            DataError: an image or anything else of the next batch cannot be read; what was trained is saved.
         """
         with self._interruption.handled():
             super().train()

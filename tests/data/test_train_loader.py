@@ -198,6 +198,28 @@ def with_pid(image):
     return os.getpid()
 
 
+def test_the_death_of_a_worker_shows_at_the_next_batch_alone():
+    """Not in the middle of whatever this process computes."""
+    parent = os.getpid()
+
+    def die_at_the_third(dataset_dict):
+        if dataset_dict["image_id"] == 2:
+            assert os.getpid() != parent
+            os.kill(os.getpid(), signal.SIGKILL)
+        return dataset_dict
+
+    dataset = [{"image_id": i, "height": 1, "width": 1} for i in range(3)]
+    in_order = lambda dataset, seed: itertools.cycle(range(3))  # noqa: E731
+    batches = iter(
+        TrainLoader(dataset, mapper=die_at_the_third, make_sampler=in_order, total_batch_size=1, num_workers=1)
+    )
+    assert [next(batches)[0]["image_id"] for _ in range(2)] == [0, 1]
+    assert os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT).si_status == signal.SIGKILL  # it has died
+    assert sum(range(10**5)) == 4999950000
+    with pytest.raises(RuntimeError, match="exited unexpectedly"):
+        next(batches)
+
+
 def test_workers_outlive_signals_to_all_processes():
     """As of Ctrl-C, or of a batch system; they end when the loader does."""
     batches = iter(loader(with_pid, num_workers=2))

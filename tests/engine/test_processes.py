@@ -168,6 +168,10 @@ def test_a_nan_in_one_process_stops_both(run):
     assert "Loss became infinite or NaN" in first and "infinite or NaN 1 time(s)" in second
 
 
+def test_data_that_one_process_cannot_read_stop_both(run):
+    assert [got["unreadable"] for got in run[1]] == 2 * ["image 7 cannot be read"]
+
+
 def test_a_process_that_fails_ends_the_others(overrides, tmp_path):
     """Each says so in one line: one names the cause, the other says that it is elsewhere.
 

@@ -8,14 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.config import LazyConfig
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
 from detectron2.engine import HookBase
 
 from eql_d2.data.builtin import register_mini_lvis
 from eql_d2.data.mini_lvis import MiniLVISSpec
-from eql_d2.engine import Interrupted, Trainer
+from eql_d2.engine import DataError, Interrupted, Trainer
 from eql_d2.engine.lazy import build_lazy_trainer
 from eql_d2.engine.resumption import move_later_lines
+from eql_d2.engine.train_step import with_micro_batches
 
 LAZY = Path(__file__).parents[2] / "configs" / "lazy" / "mini_lvis_eql.py"
 SPEC = MiniLVISSpec(num_categories=7, num_train_images=30, num_val_images=4, max_image_count=20, min_val_images=1)
@@ -98,8 +99,10 @@ def without_times(line):
 
 
 def metrics(cfg):
+    """The lines of metrics.json without clocks, which may have a line of their own."""
     with open(f"{cfg.OUTPUT_DIR}/metrics.json") as file:
-        return [without_times(json.loads(line, parse_constant=str)) for line in file]
+        lines = [without_times(json.loads(line, parse_constant=str)) for line in file]
+    return [line for line in lines if line.keys() != {"iteration"}]
 
 
 def assert_equal(a, b, path="checkpoint"):
@@ -184,13 +187,47 @@ def test_stopped_by_signals_and_resumed(cfg_of, reference, tmp_path, monkeypatch
     assert (folder / "last_checkpoint").read_text() == "model_0000011.pth"
     assert signal.getsignal(signal.SIGINT) is handler
 
-    # Of the last iteration only evaluation is left.
+    # When the evaluation's results have been written.
     cfg.SOLVER.CHECKPOINT_PERIOD = 4
+    train_with_signal(cfg, 21, signal.SIGTERM)
+
+    # Of the last iteration only evaluation is left.
     trainer, stop = train_with_signal(cfg, 23, signal.SIGTERM)
-    assert trainer.start_iter == 12 and stop.code == 143
+    assert trainer.start_iter == 22 and stop.code == 143
     assert (folder / "last_checkpoint").read_text() == "model_final.pth"
     assert train(cfg, resume=True).start_iter == 24
     assert_same_run(cfg, reference)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_stopped_by_an_image_that_cannot_be_read(cfg_of, monkeypatch, num_workers):
+    """Nothing is lost, and when it is mended the run ends as if nothing had been; with two batches an iteration."""
+    options = [
+        "SOLVER.ACCUMULATE_STEPS", 2, "SOLVER.CHECKPOINT_PERIOD", 1000, "SOLVER.MAX_ITER", 21, "DATASETS.TEST", (),
+        "DATALOADER.NUM_WORKERS", num_workers,
+    ]  # fmt: skip
+    whole, stopped = cfg_of("whole", *options), cfg_of("stopped", *options)
+    train(whole)
+    mapped = DatasetMapper.__call__
+
+    def all_but_one(self, dataset_dict):
+        if dataset_dict["image_id"] == broken:
+            raise OSError("broken data stream")
+        return mapped(self, dataset_dict)
+
+    loader = iter(Trainer.build_train_loader(with_micro_batches(stopped)))
+    batches = [next(loader) for _ in range(12)]
+    broken = batches[11][0]["image_id"]  # the second batch of iteration 5, or before
+    first = next(i for i, batch in enumerate(batches) if broken in [image["image_id"] for image in batch])
+    assert first > 1
+    monkeypatch.setattr(DatasetMapper, "__call__", all_but_one)
+    with pytest.raises(DataError, match=f"^image {broken}, .*png, cannot be used: broken data stream"):
+        train(stopped)
+    monkeypatch.undo()
+    last = Path(stopped.OUTPUT_DIR) / "last_checkpoint"
+    assert last.read_text() == f"model_{first // 2 - 1:07d}.pth"
+    assert train(stopped, resume=True).start_iter == first // 2
+    assert_same_run(stopped, whole)
 
 
 def test_neither_evaluation_nor_workers_change_training(cfg_of, reference):

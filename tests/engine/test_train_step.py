@@ -15,9 +15,10 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 from eql_d2 import CLS_LOSS_REGISTRY, get_config_file
-from eql_d2.engine import Trainer, TrainStep, lazy
+from eql_d2.engine import DataError, Trainer, TrainStep, lazy
 from eql_d2.engine.train_step import (
     MAX_SKIPPED_IN_A_ROW,
+    last_line,
     micro_batch_size,
     mixed_precision,
     with_micro_batches,
@@ -192,6 +193,37 @@ def test_a_loss_that_is_nan_stops_full_precision_at_once(period):
     with pytest.raises(FloatingPointError, match="(?s)Loss became.*'loss_abs': .*nan" if period == 1 else "NaN 1 time"):
         run(step, 1)
     torch.testing.assert_close(state(model), before, rtol=0, atol=0)
+
+
+def test_data_that_fail_stop_it_before_anything_is_computed():
+    """In the second micro-batch of the second step."""
+
+    def batches():
+        for _ in range(3):
+            yield pairs(8)
+        raise KeyError("bbox")
+
+    model = Regression(norm=True)
+    step = a_step(model, batches(), accumulate_steps=2)
+    run(step, 1)
+    before = state(model)
+    with pytest.raises(DataError, match="bbox") as error:
+        run(step, 1)
+    assert isinstance(error.value.__cause__, KeyError)
+    torch.testing.assert_close(state(model), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "error, line",
+    [
+        (OSError("no such file"), "no such file"),
+        (StopIteration(), "StopIteration"),
+        (ValueError("Caught ValueError in DataLoader worker process 0.\nTraceback\nValueError: all rejected\n"),
+         "ValueError: all rejected"),
+    ],
+)  # fmt: skip
+def test_the_line_of_an_error(error, line):
+    assert last_line(error) == line
 
 
 def test_a_checkpoint_goes_between_precisions():

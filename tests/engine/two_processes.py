@@ -14,7 +14,7 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from torch import nn
 
-from eql_d2.engine import Trainer, TrainStep, launch_tool
+from eql_d2.engine import DataError, Trainer, TrainStep, launch_tool
 from eql_d2.engine.launch import distribute
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
@@ -70,13 +70,22 @@ def small_steps():
         "normalised": step_on(STEPS * [mine], norm=True),
         "overflow": step_on([mine, overflow, mine], norm=True, precision=torch.bfloat16),
         "nan": why_it_stops([mine, overflow, mine]),
+        "unreadable": why_it_stops(batches_until_one_cannot_be_read(mine)),
     }
+
+
+def batches_until_one_cannot_be_read(mine):
+    """In rank 1."""
+    yield mine
+    if comm.get_rank() == 1:
+        raise OSError("image 7 cannot be read")
+    yield mine
 
 
 def why_it_stops(batches):
     try:
         step_on(batches)
-    except FloatingPointError as error:
+    except (DataError, FloatingPointError) as error:
         return str(error)
 
 

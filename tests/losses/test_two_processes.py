@@ -29,6 +29,7 @@ ROOT = Path(__file__).parents[2]
 # Losses of which the mean over processes is not the joined batch's, and why. Of these must hold: the state is the
 # joined batch's, and where both processes have the same RoIs, so is everything else.
 NO_MEAN = {
+    "FederatedLoss, subset_size=2": "trains the categories of a process's RoIs, and draws the others for itself",
     "InfluenceBalancedLoss": "weights are scaled to mean 1 over the foreground RoIs of a process",
     "WeightedCrossEntropy, normalize_by=weights": "divides by the weights of a process's RoIs, as torch's own does",
 }
@@ -57,6 +58,7 @@ class SharedPrior(SoftmaxLoss):
 
 CASES = {
     **{name: (loss_class, {}) for name, loss_class in CLS_LOSS_REGISTRY},
+    "FederatedLoss, subset_size=2": (CLS_LOSS_REGISTRY.get("FederatedLoss"), {"subset_size": 2}),
     "WeightedCrossEntropy, normalize_by=weights": (
         CLS_LOSS_REGISTRY.get("WeightedCrossEntropy"),
         {"normalize_by": "weights"},
@@ -116,11 +118,12 @@ def some_frequencies():
 
 
 def batches(num_logits, equal):
-    """STEPS joined batches of 2 R RoIs; ``equal``: the second half repeats the first."""
+    """STEPS joined batches of 2 R RoIs, each half without a category; ``equal``: the second half repeats the first."""
     generator = torch.Generator().manual_seed(0)
     for _ in range(STEPS):
         logits = 3 * torch.randn(2 * R, num_logits, generator=generator, dtype=torch.float64)
-        gt_classes = torch.randint(0, K + 1, (2 * R,), generator=generator)
+        gt_classes = torch.randint(0, K, (2, R), generator=generator)
+        gt_classes = torch.stack([gt_classes[0], gt_classes[1] + 1]).flatten()  # 0 to K - 1, and 1 to K, background
         features = torch.rand(2 * R, D, generator=generator, dtype=torch.float64)
         negatives = torch.rand(2 * R, K, generator=generator) < 0.7
         negatives |= torch.nn.functional.one_hot(gt_classes, K + 1)[:, :K].bool()  # its own class is known

@@ -1,5 +1,6 @@
 """Proofs that a run may be interrupted: each takes a :class:`Workshop`, returns what was seen, or raises Failed."""
 
+import os
 import random
 import re
 import resource
@@ -174,14 +175,26 @@ def stop(run: Run, signum: int, moment: str) -> List[str]:
     code, expected = run.kill(signum), 128 + signum
     if code != expected:
         raise Failed(f"exit code {code} after {signal.Signals(signum).name} in {moment}, expected {expected}")
-    if moment != "start-up" and run.checkpoint_iteration() != run.last_finished():
-        raise Failed(
-            f"the checkpoint is of iteration {run.checkpoint_iteration()}, but {run.last_finished()} was done"
-        )
+    if moment != "start-up":
+        check_nothing_is_lost(run)
     command = re.findall(r"run the same command with --resume: (.*)", run.output())
     if not command or Path(shlex.split(command[-1])[1]).name != "train_net.py":
         raise Failed(f"no command to go on by in {run.console}")
     return shlex.split(command[-1])
+
+
+def check_nothing_is_lost(run: Run) -> None:
+    if run.checkpoint_iteration() != run.last_finished():
+        raise Failed(
+            f"the checkpoint is of iteration {run.checkpoint_iteration()}, but {run.last_finished()} was done"
+        )
+
+
+def check_one_error(run: Run, named: str) -> None:
+    """The process must have ended with exit code 1 and one line that names what it should."""
+    code, errors = run.process.returncode, run.errors()
+    if code != 1 or len(errors) != 1 or named not in errors[0]:
+        raise Failed(f"exit code {code}, errors {errors}, expected 1 and one that names {named}, see {run.console}")
 
 
 def stop_twice(workshop: Workshop) -> int:
@@ -210,9 +223,7 @@ def full_disk(workshop: Workshop) -> dict:
     limit = 2**20
     run.start(preexec=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
     run.wait_until(lambda: False)
-    errors = [line for line in run.output().splitlines() if line.startswith("error: ")]
-    if run.process.returncode != 1 or len(errors) != 1 or good not in errors[0]:
-        raise Failed(f"exit code {run.process.returncode}, errors {errors}, expected one that names {good}")
+    check_one_error(run, good)
     if run.last_checkpoint() != good or any(run.folder.glob("*.tmp")):
         raise Failed(f"last_checkpoint is {run.last_checkpoint()}, expected {good}, or there are unfinished files")
     run.start()
@@ -223,3 +234,42 @@ def full_disk(workshop: Workshop) -> dict:
         "seen": f"exit code 1 and one error; the last good checkpoint stayed; resumed with room, the final checkpoint "
         f"({numbers} numbers) and metrics equal the uninterrupted run's",
     }
+
+
+def lost_data(workshop: Workshop) -> dict:
+    """The folder of the images is gone in the middle of training, then a data worker is killed: nothing is lost."""
+    reference, rng = workshop.reference(), random.Random(workshop.seed)
+    folder = workshop.folder / "lost_data"
+    shutil.rmtree(folder, ignore_errors=True)
+    run = Run(folder / "run", folder / "data", workshop.max_iter)
+    images, elsewhere = folder / "data" / "train", folder / "data" / "elsewhere"
+
+    run.start(resume=False)
+    wait_for_iteration(run, rng.randrange(1, workshop.max_iter // 2))
+    images.rename(elsewhere)
+    run.wait_until(lambda: False)
+    elsewhere.rename(images)
+    check_one_error(run, str(images))
+    check_nothing_is_lost(run)
+
+    run.start()
+    wait_for_iteration(run, rng.randrange(workshop.max_iter // 2, workshop.max_iter - 5))
+    worker = run.children()[-1]
+    os.kill(worker, signal.SIGKILL)
+    run.wait_until(lambda: False)
+    check_one_error(run, f"{worker}")
+    check_nothing_is_lost(run)
+
+    run.start()
+    run.finish()
+    numbers = check_equal(run, reference)
+    return {
+        "what": "the folder of the images gone in the middle of training; a data worker killed (-9)",
+        "seen": f"exit code 1 and one error that names the image, or the worker; 0 iterations lost; final checkpoint "
+        f"({numbers} numbers) and metrics equal the uninterrupted run's",
+    }
+
+
+def wait_for_iteration(run: Run, iteration: int) -> None:
+    if not run.wait_until(lambda: run.last_finished() >= iteration):
+        raise Failed(f"the run ended before iteration {iteration}: {run.console}")

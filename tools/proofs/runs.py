@@ -15,6 +15,7 @@ import torch
 from eql_d2.data.mini_lvis import MiniLVISSpec, ensure
 
 ROOT = Path(__file__).parents[2]
+CONFIG = str(ROOT / "configs" / "MiniLVIS" / "eql_faster_rcnn.yaml")
 SPEC = MiniLVISSpec(num_categories=7, num_train_images=30, num_val_images=4, max_image_count=20, min_val_images=1)
 PERIOD = 5  # iterations between checkpoints
 TIMEOUT = 600  # seconds for anything here
@@ -64,14 +65,13 @@ class Run:
             "SOLVER.CHECKPOINT_PERIOD", PERIOD,
             "SOLVER.WARMUP_ITERS", 10,
             "TEST.EVAL_PERIOD", max_iter // 3,
-            *options,
             "OUTPUT_DIR", folder,
+            *options,
         )]  # fmt: skip
 
     def start(self, *options: str, resume: bool = True, preexec: Optional[Callable] = None) -> None:
         """Start the tool, in a process group of its own."""
-        config = str(ROOT / "configs" / "MiniLVIS" / "eql_faster_rcnn.yaml")
-        arguments = ["--config-file", config, *self.options, *options]
+        arguments = ["--config-file", CONFIG, *self.options, *options]
         self.start_command(self.counted(["--resume", *arguments] if resume else arguments), preexec)
 
     def counted(self, arguments: List[str]) -> List[str]:
@@ -79,7 +79,7 @@ class Run:
         return [sys.executable, str(ROOT / "tools" / "proofs" / "counted_train_net.py"), str(self.counter), *arguments]
 
     def start_command(self, command: List[str], preexec: Optional[Callable] = None) -> None:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
         with open(self.console, "ab") as console:
             self._start_of_output = console.tell()
             self.process = subprocess.Popen(
@@ -121,6 +121,11 @@ class Run:
             pass
         return self.process.wait(TIMEOUT)
 
+    def children(self) -> List[int]:
+        """The processes that the first one has started: workers of the data loader. (Linux only.)"""
+        pid = self.process.pid
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
     def finish(self) -> None:
         """Wait until the process has ended well."""
         self.wait_until(lambda: False, poll=0.1)
@@ -149,11 +154,19 @@ class Run:
     def started_from(self) -> int:
         return int(re.search(r"Starting training from iteration (\d+)", self.output()).group(1))
 
+    def errors(self) -> List[str]:
+        """The lines in which the present process says what went wrong."""
+        return [line for line in self.output().splitlines() if line.startswith("error: ")]
+
     def metrics(self) -> List[dict]:
-        """The lines of metrics.json without clocks; NaN as a string, since it equals nothing."""
+        """The lines of metrics.json without clocks; NaN as a string, since it equals nothing.
+
+        The first iterations of a process are not timed, so that a line may hold a clock alone, of an iteration before.
+        """
         lines = (self.folder / "metrics.json").read_text().splitlines()
         parsed = [json.loads(line, parse_constant=str) for line in lines]
-        return [{k: v for k, v in line.items() if not is_time(k)} for line in parsed]
+        timeless = [{k: v for k, v in line.items() if not is_time(k)} for line in parsed]
+        return [line for line in timeless if line.keys() != {"iteration"}]
 
 
 def check_equal(run: Run, reference: Run) -> int:
