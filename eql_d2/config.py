@@ -20,7 +20,7 @@ def add_eql_config(cfg: CfgNode) -> None:
     losses.NAME = ""
     # Category counts written by tools/make_class_counts.py; "" counts DATASETS.TRAIN.
     losses.COUNTS_FILE = ""
-    # Training steps with plain cross-entropy before the loss takes over: for losses that fine-tune.
+    # Iterations with plain cross-entropy before the loss takes over: for losses that fine-tune.
     losses.START_ITER = 0
     # Tell a sigmoid loss which categories each training image was checked for (LVIS): the others then take no part.
     losses.IMAGE_LABELS = False

@@ -1,12 +1,13 @@
 """Checkpoints: written whole or not at all, resumed from the newest that is whole, fitted to the classifier's width."""
 
+import copy
 import glob
 import logging
 import os
 import pickle
 import re
 import zipfile
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from typing import IO, Iterator, List, Optional
 from urllib.parse import urlparse
 
@@ -16,6 +17,7 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import Detectron2Handler, PathManager
 from iopath.common.file_io import get_cache_dir
 
+from eql_d2.losses import ClassificationLoss
 from eql_d2.modeling import LongTailFastRCNNOutputLayers
 from eql_d2.modeling.normed_linear import NormedLinear
 
@@ -87,15 +89,27 @@ class LongTailCheckpointer(DetectionCheckpointer):
     def resume_or_load(self, path, *, resume=True):
         """As Detectron2's, but where the last checkpoint is not whole the newest before it that is stands in.
 
+        A training that does not resume starts with losses of their own state, not that in ``path``.
+
         Raises:
             CheckpointError: there are checkpoints to resume from, but none is whole.
         """
         self._remove_unfinished()
         newest = self._newest_whole() if resume else None
         if newest is None:
-            return self.load(path, checkpointables=[])
+            with self._losses_as_they_are() if "trainer" in self.checkpointables else nullcontext():
+                return self.load(path, checkpointables=[])
         self.new_classifier = False
         return self.load(newest)
+
+    @contextmanager
+    def _losses_as_they_are(self) -> Iterator[None]:
+        """What is loaded within this context leaves the state of the losses alone."""
+        losses = [m for m in self.model.modules() if isinstance(m, ClassificationLoss)]
+        states = [copy.deepcopy(loss.state_dict()) for loss in losses]
+        yield
+        for loss, state in zip(losses, states):
+            loss.load_state_dict(state)
 
     def _remove_unfinished(self) -> None:
         """Remove what processes that were killed have left."""
@@ -142,16 +156,19 @@ class LongTailCheckpointer(DetectionCheckpointer):
             require_file(path)
         return super().load(path, *args, **kwargs)
 
+    def _load_file(self, filename):
+        if filename.endswith(".pkl"):
+            require_plain_pickle(filename)
+        if filename.endswith(".pyth"):
+            self._torch_load(filename)  # Detectron2's reading would run what is in it
+        return super()._load_file(filename)
+
     def _torch_load(self, f):
         """Load tensors and plain Python only: a checkpoint with other objects could run any code."""
         try:
             return torch.load(f, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
-            raise ValueError(
-                f"{f} is no checkpoint of tensors and plain Python ({' '.join(str(error).split())[:200]}). If you "
-                f"trust where it comes from, load it with torch.load(..., weights_only=False) and save its "
-                f"'model' alone"
-            ) from error
+            raise not_plain(f, error, "torch.load(..., weights_only=False)") from error
 
     def _load_model(self, checkpoint):
         weights = checkpoint["model"]
@@ -199,6 +216,45 @@ def require_writable(folder: str) -> None:
             f"cannot write to {folder}: {error.strerror}. Make room or the folder writable, or set OUTPUT_DIR (in a "
             f"LazyConfig train.output_dir) to another one"
         ) from error
+
+
+class PlainUnpickler(pickle.Unpickler):
+    """Reads numpy arrays and plain Python, as the files of model zoos hold, and refuses to call anything else."""
+
+    PLAIN = {
+        ("_codecs", "encode"),
+        ("builtins", "bytearray"),
+        ("collections", "OrderedDict"),
+        ("numpy", "dtype"),
+        ("numpy", "ndarray"),
+        *((f"numpy.{core}.multiarray", name) for core in ("core", "_core") for name in ("_reconstruct", "scalar")),
+        *((f"numpy.{core}.numeric", "_frombuffer") for core in ("core", "_core")),
+    }
+
+    def find_class(self, module, name):
+        if (module, name) not in self.PLAIN:
+            raise pickle.UnpicklingError(f"it names {module}.{name}")
+        return super().find_class(module, name)
+
+
+def require_plain_pickle(path: str) -> None:
+    """
+    Raises:
+        ValueError: a pickle that is broken, or holds anything but arrays and plain Python.
+    """
+    with PathManager.open(path, "rb") as file:
+        try:
+            PlainUnpickler(file, encoding="latin1").load()
+        except (pickle.UnpicklingError, EOFError) as error:
+            raise not_plain(path, error, "pickle.load") from error
+
+
+def not_plain(path: str, error: Exception, reader: str) -> ValueError:
+    """The error for a checkpoint with other objects, which could run any code."""
+    return ValueError(
+        f"{path} is no checkpoint of tensors and plain Python ({' '.join(str(error).split())[:200]}). If you trust "
+        f"where it comes from, load it with {reader} and save its 'model' alone"
+    )
 
 
 def what_is_broken(path: str) -> Optional[str]:

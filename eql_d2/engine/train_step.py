@@ -4,7 +4,7 @@ import logging
 import time
 from contextlib import nullcontext
 from functools import reduce
-from typing import Dict, Iterator, List, Optional, Tuple
+from typing import Dict, List, Optional, Tuple
 
 import torch
 import torch.distributed as dist
@@ -15,6 +15,8 @@ from detectron2.utils.events import get_event_storage
 from fvcore.nn.precise_bn import get_bn_modules
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+
+from eql_d2.losses import ClassificationLoss
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +71,9 @@ class TrainStep(SimpleTrainer):
             self.device_type, enabled=precision is torch.float16
         )
         self.batch_norms = get_bn_modules(model)
+        self.losses = [m for m in model.modules() if isinstance(m, ClassificationLoss)]
+        for loss in self.losses:
+            loss.calls_per_iteration = accumulate_steps
         self.skipped_steps = 0
         self.skipped_in_a_row = 0
 
@@ -82,7 +87,7 @@ class TrainStep(SimpleTrainer):
         """
         assert self.model.training, "[TrainStep] model was changed to eval mode!"
         batches, data_time = self._next_batches()
-        statistics = {name: b.clone() for name, b in self._statistics()}
+        statistics = [buffer.clone() for buffer in self._statistics()]
         losses = self._forward_backward(batches)
         self.grad_scaler.unscale_(self.optimizer)  # so that hooks see what the optimizer will
         self.after_backward()
@@ -162,14 +167,15 @@ class TrainStep(SimpleTrainer):
         else:
             self._write_metrics(losses, data_time)
 
-    def _statistics(self) -> Iterator[Tuple[str, torch.Tensor]]:
+    def _statistics(self) -> List[torch.Tensor]:
         """The buffers that an overflow would spoil for good. Counts cannot overflow, and go on."""
-        return ((name, b) for name, b in self.model.named_buffers() if b.is_floating_point())
+        modules = (*self.batch_norms, *self.losses)
+        return [buffer for module in modules for buffer in module.buffers() if buffer.is_floating_point()]
 
-    def _skip(self, statistics: Dict[str, torch.Tensor]) -> None:
+    def _skip(self, statistics: List[torch.Tensor]) -> None:
         """Leave the model as it was before the step, when its statistics were these."""
-        for name, buffer in self._statistics():
-            buffer.copy_(statistics[name])
+        for buffer, before in zip(self._statistics(), statistics):
+            buffer.copy_(before)
         self.skipped_steps += 1
         get_event_storage().put_scalar("skipped_steps", self.skipped_steps, smoothing_hint=False)
         logger.warning(

@@ -1,6 +1,5 @@
 """Detectron2's DefaultTrainer for this package's models and datasets."""
 
-import copy
 import logging
 import os
 import re
@@ -8,6 +7,7 @@ import weakref
 from collections import OrderedDict
 
 import torch
+from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper
 from detectron2.engine import DefaultTrainer, TrainerBase, hooks
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
@@ -88,7 +88,7 @@ class Trainer(DefaultTrainer):
         self.register_hooks(self.build_hooks())
 
     def resume_or_load(self, resume=True):
-        """As Detectron2's. Without resuming, losses start from their own state, not from that in ``MODEL.WEIGHTS``.
+        """As Detectron2's.
 
         Raises:
             FileNotFoundError: the weights are not there; see :func:`eql_d2.engine.checks.check_first_stage` too.
@@ -96,12 +96,7 @@ class Trainer(DefaultTrainer):
         if not (resume and self.checkpointer.has_checkpoint()):
             check_first_stage(self.cfg)
         self._resumption.resumes = resume
-        losses = [m for m in self.model.modules() if isinstance(m, ClassificationLoss)]
-        fresh = [copy.deepcopy(loss.state_dict()) for loss in losses]
         super().resume_or_load(resume)
-        if self.start_iter == 0:
-            for loss, state in zip(losses, fresh):
-                loss.load_state_dict(state)
 
     def train(self):
         """Run training; returns the results of the last evaluation, or {} if there was none.
@@ -214,6 +209,17 @@ class Trainer(DefaultTrainer):
             results = merge_results(results, cls.test_with_tta(cfg, model))
         return results
 
+    @staticmethod
+    def auto_scale_workers(cfg, num_workers: int):
+        """Detectron2's, which also scales the iterations at which a loss changes."""
+        scaled = DefaultTrainer.auto_scale_workers(cfg, num_workers)
+        factor = scaled.SOLVER.MAX_ITER / cfg.SOLVER.MAX_ITER
+        if factor != 1:
+            scaled.defrost()
+            scale_iterations(scaled.MODEL.ROI_BOX_HEAD.CLS_LOSS, factor)
+            scaled.freeze()
+        return scaled
+
     @classmethod
     def build_model(cls, cfg):
         """Detectron2's, with the parts of ``MODEL.FREEZE`` frozen, and told of image labels if its losses want them."""
@@ -283,3 +289,12 @@ def merge_results(results, more):
         of_dataset = isinstance(merged.get(name), dict) and isinstance(value, dict)
         merged[name] = {**merged[name], **value} if of_dataset else value
     return merged
+
+
+def scale_iterations(node: CfgNode, factor: float) -> None:
+    """Multiply every number of iterations (`START_ITER`, `REWEIGHT_ITER`) below ``node``, in place."""
+    for key, value in node.items():
+        if isinstance(value, CfgNode):
+            scale_iterations(value, factor)
+        elif key.endswith("_ITER") and value:
+            node[key] = round(value * factor)

@@ -135,8 +135,8 @@ class BalancedGroupSoftmaxLoss(ClassificationLoss):
     def compute(self, logits, gt_classes, features, negatives):
         weights = self.draw_weights(gt_classes).to(logits.dtype)
         labels = self.labels[:, gt_classes]
-        losses = [
-            F.cross_entropy(z, label, reduction="none") @ weight
+        losses = [  # a sum of products, not "@", which autocast would compute in half precision
+            (F.cross_entropy(z, label, reduction="none") * weight).sum()
             for z, label, weight in zip(self.by_group(logits), labels, weights.T)
         ]
         return torch.stack(losses).sum()

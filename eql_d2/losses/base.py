@@ -43,6 +43,7 @@ class ClassificationLoss(nn.Module):
     needs_negatives = False  # whether a call without them is an error
     start_iter = 0  # see start_at
     steps_done = 0  # see count_steps
+    calls_per_iteration = 1  # where gradients are accumulated, the number of batches: see iterations_done
     compiled: Optional[bool] = None  # whether a step uses torch.compile (CLS_LOSS.COMPILE); None: this loss cannot
 
     def __init__(self, num_classes: int):
@@ -116,10 +117,15 @@ class ClassificationLoss(nn.Module):
     @property
     def has_started(self) -> bool:
         """Whether :meth:`compute` is at work; before, it is :meth:`plain`."""
-        return self.steps_done >= self.start_iter
+        return self.iterations_done >= self.start_iter
+
+    @property
+    def iterations_done(self) -> int:
+        """How many optimizer steps this loss, if it counts, has been trained for."""
+        return self.steps_done // self.calls_per_iteration
 
     def start_at(self, start_iter: int) -> "ClassificationLoss":
-        """Train with plain cross-entropy for the first ``start_iter`` training steps; returns the loss itself.
+        """Train with plain cross-entropy for the first ``start_iter`` iterations; returns the loss itself.
 
         For losses that fine-tune what plain training has learned. ``MODEL.ROI_BOX_HEAD.CLS_LOSS.START_ITER`` in YAML.
 
@@ -139,20 +145,19 @@ class ClassificationLoss(nn.Module):
         return self
 
     def count_steps(self) -> None:
-        """From now on count training steps in ``steps``, a persistent int64 buffer, and in ``steps_done``.
+        """From now on count the calls in training in ``steps``, a persistent int64 buffer, and in ``steps_done``.
 
-        A step is a call in training mode, with RoIs or without, so that all processes count alike; each stage of a
-        cascade counts its own. ``steps_done`` is the same number on the host: reading the buffer would wait for the GPU
-        in every step.
+        With RoIs or without, so that all processes count alike; each stage of a cascade counts its own. ``steps_done``
+        is the same number on the host: reading the buffer would wait for the GPU in every step.
         """
         if "steps" not in self._buffers:
             self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
     def _count_step(self) -> None:
-        if self.steps_done == self.start_iter > 0:
+        if self.steps_done == self.start_iter * self.calls_per_iteration > 0:
             log_first_n(
                 logging.INFO,
-                f"{type(self).__name__} takes over from plain cross-entropy after {self.start_iter} steps",
+                f"{type(self).__name__} takes over from plain cross-entropy after {self.start_iter} iterations",
                 name=__name__,
                 key="message",
             )

@@ -34,7 +34,7 @@ class InfluenceBalancedLoss(SoftmaxLoss):
     Args:
         num_classes: K.
         frequencies: counts of the training set, K categories, with instance counts.
-        start_iter: >= 0, training steps with plain cross-entropy first, see :meth:`start_at`. Default 0, but half of
+        start_iter: >= 0, iterations with plain cross-entropy first, see :meth:`start_at`. Default 0, but half of
             the training is advised, as in the authors' scripts.
         detach: whether the weight is a constant in the gradient.
     """

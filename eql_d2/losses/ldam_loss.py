@@ -22,9 +22,9 @@ class LDAMLoss(SoftmaxLoss):
     L = -(1 / R) sum_i w_{y_i} log softmax(scale (z_i - m_{y_i} e_{y_i}))_{y_i}
     m_j = max_margin (min n / n_j)^(1/4)
 
-    with e_y the unit vector of the label, so the margin is taken from the label's logit only. w is 1, and from the step
-    ``reweight_iter`` on w_j ~ (1 - beta) / (1 - beta^n_j) (deferred re-weighting, DRW). From "Learning Imbalanced
-    Datasets with Label-Distribution-Aware Margin Loss" (Cao et al., NeurIPS 2019, arXiv:1906.07413).
+    with e_y the unit vector of the label, so the margin is taken from the label's logit only. w is 1, and from
+    iteration ``reweight_iter`` on w_j ~ (1 - beta) / (1 - beta^n_j) (deferred re-weighting, DRW). From "Learning
+    Imbalanced Datasets with Label-Distribution-Aware Margin Loss" (Cao et al., NeurIPS 2019, arXiv:1906.07413).
 
     A margin needs logits of a known size: z is the cosine between the classifier's input and the category's weights,
     ``MODEL.ROI_BOX_HEAD.CLS_NORM`` with ``TEMPERATURE`` 1 and ``BIAS`` False, since the scale is applied here and a
@@ -43,7 +43,7 @@ class LDAMLoss(SoftmaxLoss):
         frequencies: counts of the training set, K categories, with instance counts.
         max_margin: >= 0, margin of the rarest category, in units of z (default of the authors' code, as all).
         scale: > 0, what the cosine is multiplied by.
-        reweight_iter: >= 0, training steps, see :meth:`count_steps`, before DRW begins. Default None: never; the
+        reweight_iter: >= 0, iterations before DRW begins. Default None: never; the
             authors' scripts use 80 % of the training.
         beta: in [0, 1), of DRW; the larger, the nearer to inverse frequency.
     """
@@ -93,7 +93,7 @@ class LDAMLoss(SoftmaxLoss):
         margin = self.margin.to(logits.dtype)[gt_classes]
         logits = logits.scatter_add(1, gt_classes[:, None], -margin[:, None])
         loss = F.cross_entropy(self.scale * logits, gt_classes, reduction="none")
-        if self.reweight_iter is not None and self.steps_done >= self.reweight_iter:
+        if self.reweight_iter is not None and self.iterations_done >= self.reweight_iter:
             self._log_reweighting()
             loss = loss * self.class_weight.to(loss.dtype)[gt_classes]
         return loss.mean()

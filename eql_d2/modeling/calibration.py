@@ -131,5 +131,6 @@ def build_calibration(cfg, cls_loss: ClassificationLoss) -> Optional[Calibration
 @torch.no_grad()
 def scores_are_distribution(cls_loss: ClassificationLoss) -> bool:
     """Whether the scores of the categories and background sum to 1, tried on two rows of logits."""
-    logits = torch.linspace(-1, 2, 2 * cls_loss.num_logits, dtype=torch.float64).view(2, -1)
+    device = next((buffer.device for buffer in cls_loss.buffers()), None)
+    logits = torch.linspace(-1, 2, 2 * cls_loss.num_logits, dtype=torch.float64, device=device).view(2, -1)
     return bool(((cls_loss.probs(logits).sum(dim=1) - 1).abs() < 1e-6).all())

@@ -1,8 +1,10 @@
 import errno
 import os
+import pickle
 import urllib.error
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from detectron2.modeling import build_model
@@ -285,3 +287,45 @@ def test_objects_are_not_loaded(tmp_path):
     torch.save({"model": {}, "hook": Path("x")}, path)
     with pytest.raises(ValueError, match="objects.pth is no checkpoint of tensors and plain Python"):
         LongTailCheckpointer(torch.nn.Linear(2, 2)).load(str(path))
+
+
+class Payload:
+    """What unpickles to a call."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("suffix", ["pkl", "pyth"])
+def test_nothing_in_a_pickle_is_run(tmp_path, suffix):
+    path, touched = tmp_path / f"evil.{suffix}", tmp_path / "touched"
+    content = {"model": {"x": Payload(touched)}, "model_state": {}, "__author__": "x"}
+    path.write_bytes(pickle.dumps(content)) if suffix == "pkl" else torch.save(content, path)
+    with pytest.raises(ValueError, match=f"evil.{suffix} is no checkpoint of tensors and plain Python"):
+        LongTailCheckpointer(torch.nn.Linear(2, 2)).load(str(path))
+    assert not touched.exists()
+    pickle.loads(pickle.dumps(Payload(touched)))
+    assert touched.exists()  # it would have run
+
+
+@pytest.mark.parametrize("protocol", [2, pickle.HIGHEST_PROTOCOL])
+def test_the_pickles_of_model_zoos_load(tmp_path, protocol):
+    path = tmp_path / "zoo.pkl"
+    weights = {"weight": np.arange(4, dtype=np.float32).reshape(2, 2), "bias": np.float32([5, 6])}
+    path.write_bytes(pickle.dumps({"model": weights, "__author__": "a zoo", "n": np.float64(1)}, protocol))
+    model = torch.nn.Linear(2, 2)
+    LongTailCheckpointer(model).load(str(path))
+    assert model.weight.tolist() == [[0, 1], [2, 3]] and model.bias.tolist() == [5, 6]
+
+
+def test_a_training_starts_with_losses_of_their_own_state_and_an_evaluation_does_not(model_of, tmp_path):
+    trained = model_of("LDAMLoss")
+    trained.roi_heads.box_predictor.cls_loss.steps += 3
+    path = save(trained, tmp_path)
+    for arguments, steps in (({"trainer": torch.nn.Linear(1, 1)}, 0), ({}, 3)):
+        model = model_of("LDAMLoss")
+        LongTailCheckpointer(model, tmp_path / "new", **arguments).resume_or_load(path, resume=True)
+        assert model.roi_heads.box_predictor.cls_loss.steps_done == steps

@@ -23,6 +23,7 @@ from eql_d2.engine.train_step import (
     mixed_precision,
     with_micro_batches,
 )
+from eql_d2.losses import SoftmaxFocalLoss
 
 
 class Regression(nn.Module):
@@ -256,6 +257,26 @@ def test_the_loader_gives_micro_batches(tiny_cfg):
     for batch_size, accumulate_steps in ((8, 3), (8, 16), (8, 0), (8, -2), (0, 1)):
         with pytest.raises(ValueError, match=f"IMS_PER_BATCH is {batch_size}.*ACCUMULATE_STEPS {accumulate_steps},"):
             micro_batch_size(batch_size, accumulate_steps)
+
+
+def test_a_loss_is_told_how_many_calls_an_iteration_has():
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), SoftmaxFocalLoss(3).start_at(5))
+    a_step(model, itertools.repeat(pairs(8)), accumulate_steps=4)
+    assert model[1].calls_per_iteration == 4
+
+
+def test_the_iterations_of_losses_are_scaled_with_the_others(tiny_cfg):
+    node = "MODEL.ROI_BOX_HEAD.CLS_LOSS"
+    cfg = tiny_cfg(
+        "SOLVER.REFERENCE_WORLD_SIZE", 8, "SOLVER.IMS_PER_BATCH", 16, "SOLVER.MAX_ITER", 100,
+        f"{node}.START_ITER", 50, f"{node}.LDAMLoss.REWEIGHT_ITER", 80,
+    )  # fmt: skip
+    cfg.freeze()
+    scaled = Trainer.auto_scale_workers(cfg, 2)
+    losses = scaled.MODEL.ROI_BOX_HEAD.CLS_LOSS
+    assert (scaled.SOLVER.MAX_ITER, losses.START_ITER, losses.LDAMLoss.REWEIGHT_ITER) == (400, 200, 320)
+    assert losses.InfluenceBalancedLoss.START_ITER == 0 and scaled.is_frozen()
+    assert Trainer.auto_scale_workers(cfg, 8).MODEL.ROI_BOX_HEAD.CLS_LOSS.START_ITER == 50
 
 
 @pytest.mark.parametrize("trainer_class", [TrainStep, Trainer])

@@ -81,6 +81,14 @@ def test_evaluation_does_not_count(focal, batch):
     assert loss.steps == 1 and loss.eval()(*batch) != F.cross_entropy(*batch[:2])
 
 
+def test_parts_of_an_iteration_are_no_iterations(focal, batch):
+    loss = focal(2)
+    loss.calls_per_iteration = 3  # as TrainStep sets it where it accumulates
+    for _ in range(6):
+        assert torch.equal(loss(*batch), F.cross_entropy(*batch[:2]))
+    assert loss(*batch) != F.cross_entropy(*batch[:2])
+
+
 def test_a_process_without_rois_counts_with_the_others(focal, batch):
     """Or they would change their loss in different steps."""
     loss = focal(1)
@@ -123,7 +131,7 @@ def test_the_switch_is_logged_once(focal, batch, log_lines):
             loss(*batch)
             loss.eval()(*batch)
             loss.train()
-        counts.append(sum("SoftmaxFocalLoss takes over" in line and "after 4 steps" in line for line in log_lines))
+        counts.append(sum("SoftmaxFocalLoss takes over" in line and "after 4 iterations" in line for line in log_lines))
     assert counts == [0] * 4 + [1] * 4
 
 

@@ -156,6 +156,15 @@ def test_half_precision_is_computed_in_fp32(make, dtype):
     torch.testing.assert_close(gradient.float(), expected_gradient, rtol=1e-2, atol=1e-4)
 
 
+def test_autocast_leaves_it_in_fp32(make):
+    logits, gt_classes, features = a_batch(make())
+    expected, expected_gradient = step(make(), logits, gt_classes, features)
+    with torch.autocast("cpu", torch.bfloat16):
+        value, gradient = step(make(), logits, gt_classes, features)
+    assert value.dtype == torch.float32
+    assert torch.equal(value, expected) and torch.equal(gradient, expected_gradient)
+
+
 def test_float64_stays_and_fp32_is_near_it(make):
     logits, gt_classes, features = a_batch(make(), dtype=torch.float64)
     expected, expected_gradient = step(make(), logits, gt_classes, features)

@@ -54,6 +54,14 @@ def test_scores_that_sum_to_1_by_chance_are_no_distribution():
     assert not scores_are_distribution(grouped) and scores_are_distribution(SoftmaxCrossEntropy(2))
 
 
+def test_the_scores_are_looked_at_where_the_loss_is(frequencies):
+    """In a sweep the model is on the GPU already."""
+    loss, seen = BalancedGroupSoftmaxLoss(K, frequencies=frequencies).to("meta"), []
+    loss.probs = lambda logits: seen.append(logits.device.type) or torch.zeros(2, K + 1)
+    scores_are_distribution(loss)
+    assert seen == ["meta"]
+
+
 @pytest.mark.parametrize("strength", [0.3, 1.0, 2.0])
 @pytest.mark.parametrize("sigmoid", [False, True])
 def test_equals_the_formula(frequencies, calibration_class, strength, sigmoid):
