@@ -5,10 +5,10 @@ from pathlib import Path
 from statistics import mean
 from typing import Callable, Dict, List
 
-from loss_benchmark.digits import digits_table
-from loss_benchmark.plan import SIGMOID, SOFTMAX, Row, studies
-from loss_benchmark.record import CAPS, GROUPS, load
-from loss_benchmark.seeds import difference, spread, values
+from loss_comparison.digits import digits_table
+from loss_comparison.plan import SIGMOID, SOFTMAX, Row, studies
+from loss_comparison.record import CAPS, GROUPS, load
+from loss_comparison.seeds import difference, spread, values
 from tabulate import tabulate
 
 DOCUMENTS = "README.md", "docs/benchmark.md", "docs/losses.md"

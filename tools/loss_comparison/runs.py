@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Dict, List, Tuple
 
-from loss_benchmark.plan import Variant
-from loss_benchmark.record import record, save
+from loss_comparison.plan import Variant
+from loss_comparison.record import record, save
 from tqdm import tqdm
 
 TRAIN_NET = Path(__file__).parents[1] / "train_net.py"

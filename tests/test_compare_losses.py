@@ -1,4 +1,4 @@
-"""tools/benchmark_losses.py: what it plans, that it trains and goes on, and that the documents show its results."""
+"""tools/compare_losses.py: what it plans, that it trains and goes on, and that the documents show its results."""
 
 import json
 import sys
@@ -13,7 +13,7 @@ from eql_d2.engine.evaluators import loss_name
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tools"))
-from loss_benchmark import documents, plan, record, runs, seeds  # noqa: E402
+from loss_comparison import documents, plan, record, runs, seeds  # noqa: E402
 
 RESULTS = ROOT / "docs" / "benchmark"
 TINY = {"num_categories": 6, "num_train_images": 12, "num_val_images": 6, "max_image_count": 8, "min_val_images": 2}

@@ -1,9 +1,9 @@
 #!/usr/bin/env python
 """Train every loss on MiniLVIS under one protocol, and write the tables and figures of docs/benchmark.md.
 
-    python tools/benchmark_losses.py --list
-    python tools/benchmark_losses.py --jobs 2
-    python tools/benchmark_losses.py --studies losses --only EqualizationLoss SigmoidCrossEntropy --seeds 1 2
+    python tools/compare_losses.py --list
+    python tools/compare_losses.py --jobs 2
+    python tools/compare_losses.py --studies losses --only EqualizationLoss SigmoidCrossEntropy --seeds 1 2
 
 A run whose result is there is not made again, and one that was stopped goes on from its last checkpoint. Tables and
 figures are of all results that there are.
@@ -15,11 +15,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from loss_benchmark.digits import train_digits
-from loss_benchmark.documents import write_documents
-from loss_benchmark.figures import write_figures
-from loss_benchmark.plan import studies
-from loss_benchmark.runs import Workshop, missing_runs, train_all
+from loss_comparison.digits import train_digits
+from loss_comparison.documents import write_documents
+from loss_comparison.figures import write_figures
+from loss_comparison.plan import studies
+from loss_comparison.runs import Workshop, missing_runs, train_all
 
 from eql_d2.data.builtin import datasets_root
 

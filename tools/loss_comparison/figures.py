@@ -6,10 +6,10 @@ from typing import Dict, List
 
 import matplotlib
 import numpy as np
-from loss_benchmark.documents import Records, losses_of, mean_tail
-from loss_benchmark.plan import EQL, KEY_LOSSES, SIGMOID, SOFTMAX, SOFTMAX_EQL, Variant, studies
-from loss_benchmark.record import load
-from loss_benchmark.seeds import interval, paired_differences, values
+from loss_comparison.documents import Records, losses_of, mean_tail
+from loss_comparison.plan import EQL, KEY_LOSSES, SIGMOID, SOFTMAX, SOFTMAX_EQL, Variant, studies
+from loss_comparison.record import load
+from loss_comparison.seeds import interval, paired_differences, values
 
 matplotlib.use("agg")
 from matplotlib import pyplot as plt  # noqa: E402
