@@ -136,6 +136,8 @@ def draw_gradients(records: Records):
         axis.axhline(1, color="black", linewidth=0.8)
         axis.axvline(10.5, color="black", linewidth=0.6, linestyle=":")
         axis.set(xscale="log", yscale="log", xlabel="training images of the category (left of the line: rare)")
+        axis.set_xticks([1, 10, 100], ["1", "10", "100"])
+        axis.set_yticks([0.1, 1], ["0.1", "1"])
         axis.legend(frameon=False, fontsize=9)
         tidy(axis)
     axes[0].set_ylabel("positive / negative gradient")
