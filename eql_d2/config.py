@@ -48,7 +48,8 @@ def add_eql_config(cfg: CfgNode) -> None:
 
     # Modules or parameters that are not trained, as shell-style patterns of their names: ["backbone", "*.bbox_pred"].
     cfg.MODEL.FREEZE = []
-    # Leave the classifier (cls_score) of MODEL.WEIGHTS out: it starts anew, also with another number of classes.
+    # Leave the classifier (cls_score, and cls_scale) of MODEL.WEIGHTS out: it starts anew, also with another number of
+    # classes.
     cfg.MODEL.NEW_CLASSIFIER = False
 
     # Keys of the original EQL project, so that its YAML files still merge and mean what they meant. LAMBDA
