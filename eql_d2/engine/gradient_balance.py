@@ -36,9 +36,10 @@ class GradientBalance(HookBase):
         positive_j = sum over RoIs labelled j of |dL/dz_ij|,    negative_j = sum over the other RoIs of |dL/dz_ij|
 
     A category whose ratio positive_j / negative_j is far below 1 is pushed down more than up. Sums are made in every
-    iteration, with no transfer to the host; they are added over processes when they are logged. A gradient that is not
-    finite, whose step a GradScaler skips, adds nothing. L is the loss before loss weights, loss scale and the division
-    by accumulated batches; each process has its own.
+    iteration, with no transfer to the host but in the four iterations of a period in which the costs below are
+    computed, too: there RoIs are selected by group, and a GPU is waited for. They are added over processes when they
+    are logged. A gradient that is not finite, whose step a GradScaler skips, adds nothing. L is the loss before loss
+    weights, loss scale and the division by accumulated batches; each process has its own.
 
     Every ``period`` iterations these scalars go to EventStorage, with <group> one of rare, common, frequent, and under
     `stage0/` and so on in a cascade:
