@@ -18,6 +18,7 @@ from torch.utils.hooks import RemovableHandle
 from eql_d2.data import ClassFrequencies
 from eql_d2.data.frequencies import GROUP_NAMES
 from eql_d2.losses import ClassificationLoss
+from eql_d2.losses.fused import own_entry
 from eql_d2.modeling.fast_rcnn import LongTailFastRCNNOutputLayers
 
 logger = logging.getLogger(__name__)
@@ -256,12 +257,12 @@ def positive_and_negative(gradient: torch.Tensor, gt_classes: torch.Tensor) -> t
         gradient: (R, K) dL/dz of the K categories, of any float dtype; summed in fp32 at least.
         gt_classes: (R,) int64 in [0, K].
     """
-    R, K = gradient.shape
+    K = gradient.shape[1]
     magnitude = gradient.abs().to(torch.promote_types(gradient.dtype, torch.float32))
-    own_column, foreground = gt_classes.clamp(max=K - 1)[:, None], (gt_classes < K)[:, None]
-    own = magnitude.gather(1, own_column) * foreground
-    positive = magnitude.new_zeros(K).scatter_add_(0, own_column[:, 0], own[:, 0])
-    negative = magnitude.scatter_add_(1, own_column, -own).sum(dim=0)  # exactly 0 at the label
+    column, foreground = own_entry(gt_classes, K)
+    own = magnitude.gather(1, column) * foreground
+    positive = magnitude.new_zeros(K).scatter_add_(0, column[:, 0], own[:, 0])
+    negative = magnitude.scatter_add_(1, column, -own).sum(dim=0)  # exactly 0 at the label
     return torch.stack([positive, negative])
 
 
