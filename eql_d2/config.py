@@ -24,8 +24,10 @@ def add_eql_config(cfg: CfgNode) -> None:
     losses.START_ITER = 0
     # Tell a sigmoid loss which categories each training image was checked for (LVIS): the others then take no part.
     losses.IMAGE_LABELS = False
-    # Whether the step of a sigmoid loss is compiled (torch.compile): a third to a half faster (docs/speed.md). The
-    # first step takes 5 to 50 s longer; where nothing can be compiled, it runs as without the key, and says so.
+    # Whether a step is compiled (torch.compile): of SigmoidCrossEntropy, SigmoidFocalLoss, EqualizationLoss, DropLoss,
+    # and ClassBalancedLoss with a sigmoid or focal base; an error with others. A third to a half faster
+    # (docs/speed.md). The first step takes 5 to 50 s longer; where nothing can be compiled, it runs as without the
+    # key, and says so.
     losses.COMPILE = False
     for name, loss_class in CLS_LOSS_REGISTRY:
         losses[name] = config_node(loss_class)
@@ -48,7 +50,8 @@ def add_eql_config(cfg: CfgNode) -> None:
 
     # Modules or parameters that are not trained, as shell-style patterns of their names: ["backbone", "*.bbox_pred"].
     cfg.MODEL.FREEZE = []
-    # Leave the classifier (cls_score) of MODEL.WEIGHTS out: it starts anew, also with another number of classes.
+    # Leave the classifier (cls_score, and cls_scale) of MODEL.WEIGHTS out: it starts anew, also with another number of
+    # classes.
     cfg.MODEL.NEW_CLASSIFIER = False
 
     # Keys of the original EQL project, so that its YAML files still merge and mean what they meant. LAMBDA

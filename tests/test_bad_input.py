@@ -201,11 +201,35 @@ def test_a_checkpoint_of_another_width(run_cfg, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "key, value", [(f"{NODE}.IMAGE_LABELS", True), (f"{NODE}.START_ITER", 5), ("MODEL.ROI_BOX_HEAD.CLS_SCALE", True)]
+    "key, value",
+    [
+        (f"{NODE}.IMAGE_LABELS", True),
+        (f"{NODE}.START_ITER", 5),
+        (f"{NODE}.COMPILE", True),
+        ("MODEL.ROI_BOX_HEAD.CLS_SCALE", True),
+        ("MODEL.ROI_BOX_HEAD.CLS_NORM.TEMPERATURE", 20.0),
+        ("MODEL.ROI_HEADS.LAMBDA", 0.00177),
+        ("MODEL.ROI_HEADS.PRIOR_PROB", 0.001),
+    ],
 )
 def test_keys_that_a_head_of_detectron2_would_ignore(run_cfg, key, value):
     with pytest.raises(ValueError, match=f"{key} is {value}, but MODEL.ROI_HEADS.NAME is .*'StandardROIHeads'"):
         check_run(run_cfg(key, value, "MODEL.ROI_HEADS.NAME", "StandardROIHeads"), train=True)
+
+
+@pytest.mark.parametrize(
+    "key, value, loss, others",
+    [
+        ("LAMBDA", 0.00177, "SigmoidCrossEntropy", "DropLoss, EqualizationLoss, SoftmaxEqualizationLoss"),
+        ("LAMBDA", 0.00177, "", "DropLoss, EqualizationLoss, SoftmaxEqualizationLoss"),
+        ("PRIOR_PROB", 0.01, "SoftmaxEqualizationLoss", ".*EqualizationLoss, .*SigmoidFocalLoss"),
+    ],
+)
+def test_keys_of_the_original_project_that_a_loss_would_ignore(run_cfg, key, value, loss, others):
+    message = f"MODEL.ROI_HEADS.{key} is {value}, but {loss or 'SoftmaxCrossEntropy'} has .*: {others}"
+    with pytest.raises(ValueError, match=message) as error:
+        Trainer(run_cfg(f"{NODE}.NAME", loss, f"MODEL.ROI_HEADS.{key}", value))
+    assert "\n" not in str(error.value)
 
 
 def test_image_labels_of_a_dataset_that_has_none(run_cfg, dataset):

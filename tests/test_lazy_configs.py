@@ -11,7 +11,8 @@ from detectron2.utils.events import EventStorage
 
 from eql_d2 import ClassFrequencies, get_config_file
 from eql_d2.engine import load_config
-from eql_d2.engine.lazy import build_lazy_model, classifier_lr_factor, clipped_sgd
+from eql_d2.engine.lazy import build_lazy_model
+from eql_d2.engine.optimizer import classifier_lr_factor, clipped_sgd
 from eql_d2.engine.trainer import Trainer
 
 LAZY = Path(get_config_file("Base-RCNN-FPN.yaml")).parent / "lazy"

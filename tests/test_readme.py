@@ -41,6 +41,11 @@ def test_the_readmes_use_in_ones_own_code():
     assert namespace["logits"].grad.abs().sum() > 0
 
 
+def test_nothing_is_left_to_be_filled_in():
+    """A placeholder is a line of capitals alone, as CONCLUSIONS."""
+    assert re.findall(r"^[A-Z][A-Z _-]*$", README, re.MULTILINE) == []
+
+
 @pytest.mark.parametrize("path", sorted(set(re.findall(r"\]\(([^)#:]+)\)", README))))
 def test_links_of_the_readme_exist(path):
     assert (ROOT / path).exists()

@@ -16,9 +16,10 @@ def main() -> int:
     )
     parser.add_argument("runs", nargs="+", help="output folders of tools/train_net.py")
     parser.add_argument("--task", default="bbox", choices=("bbox", "segm"), help="default: bbox")
+    parser.add_argument("--dataset", help="which test set, where the runs have several")
     args = parser.parse_args()
     try:
-        print(compare_runs(args.runs, args.task))
+        print(compare_runs(args.runs, args.task, args.dataset))
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

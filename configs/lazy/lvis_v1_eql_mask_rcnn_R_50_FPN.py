@@ -6,7 +6,7 @@ from detectron2.solver.build import get_default_optimizer_params
 
 from eql_d2 import ClassFrequencies, LongTailFastRCNNOutputLayers, TailRule
 from eql_d2.data.train_loader import TrainLoader
-from eql_d2.engine.lazy import clipped_sgd
+from eql_d2.engine.optimizer import clipped_sgd
 from eql_d2.evaluation.lvis_evaluation import LVISEvaluator
 from eql_d2.losses import EqualizationLoss
 

@@ -24,7 +24,7 @@ from fvcore.common.param_scheduler import CosineParamScheduler
 
 from eql_d2 import ClassFrequencies, LongTailFastRCNNOutputLayers, TailRule
 from eql_d2.data.train_loader import TrainLoader
-from eql_d2.engine.lazy import classifier_lr_factor, clipped_sgd
+from eql_d2.engine.optimizer import classifier_lr_factor, clipped_sgd
 from eql_d2.evaluation.lvis_evaluation import LVISEvaluator
 from eql_d2.losses import EqualizationLoss
 from eql_d2.modeling.backbone import freeze_unread_levels

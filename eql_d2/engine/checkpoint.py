@@ -295,8 +295,8 @@ def require_file(path: str) -> None:
 
 
 def drop_classifier(weights: dict) -> None:
-    """Take all of ``cls_score`` out of ``weights``, in place."""
-    dropped = [name for name in weights if ".cls_score." in name]
+    """Take ``cls_score`` and ``cls_scale``, the learnt factors of its logits, out of ``weights``, in place."""
+    dropped = [name for name in weights if ".cls_score." in name or name.endswith(".cls_scale")]
     for name in dropped:
         del weights[name]
     logger.info("MODEL.NEW_CLASSIFIER: %s of the weights are left out", ", ".join(dropped) or "no classifier")

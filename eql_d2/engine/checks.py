@@ -137,8 +137,12 @@ def check_no_key_of_ours(cfg: CfgNode) -> None:
         (LOSS_KEY, box_head.CLS_LOSS.NAME),
         (f"{NODE}.START_ITER", box_head.CLS_LOSS.START_ITER),
         (f"{NODE}.IMAGE_LABELS", box_head.CLS_LOSS.IMAGE_LABELS),
+        (f"{NODE}.COMPILE", box_head.CLS_LOSS.COMPILE),
         ("MODEL.ROI_BOX_HEAD.CLS_SCALE", box_head.CLS_SCALE),
+        ("MODEL.ROI_BOX_HEAD.CLS_NORM.TEMPERATURE", box_head.CLS_NORM.TEMPERATURE),
         ("MODEL.ROI_BOX_HEAD.CALIBRATION.NAME", box_head.CALIBRATION.NAME),
+        ("MODEL.ROI_HEADS.LAMBDA", cfg.MODEL.ROI_HEADS.LAMBDA),
+        ("MODEL.ROI_HEADS.PRIOR_PROB", cfg.MODEL.ROI_HEADS.PRIOR_PROB),
     ):
         if value:
             raise ValueError(

@@ -18,6 +18,7 @@ from torch.utils.hooks import RemovableHandle
 from eql_d2.data import ClassFrequencies
 from eql_d2.data.frequencies import GROUP_NAMES
 from eql_d2.losses import ClassificationLoss
+from eql_d2.losses.fused import own_entry
 from eql_d2.modeling.fast_rcnn import LongTailFastRCNNOutputLayers
 
 logger = logging.getLogger(__name__)
@@ -36,9 +37,10 @@ class GradientBalance(HookBase):
         positive_j = sum over RoIs labelled j of |dL/dz_ij|,    negative_j = sum over the other RoIs of |dL/dz_ij|
 
     A category whose ratio positive_j / negative_j is far below 1 is pushed down more than up. Sums are made in every
-    iteration, with no transfer to the host; they are added over processes when they are logged. A gradient that is not
-    finite, whose step a GradScaler skips, adds nothing. L is the loss before loss weights, loss scale and the division
-    by accumulated batches; each process has its own.
+    iteration, with no transfer to the host but in the four iterations of a period in which the costs below are
+    computed, too: there RoIs are selected by group, and a GPU is waited for. They are added over processes when they
+    are logged. A gradient that is not finite, whose step a GradScaler skips, adds nothing. L is the loss before loss
+    weights, loss scale and the division by accumulated batches; each process has its own.
 
     Every ``period`` iterations these scalars go to EventStorage, with <group> one of rare, common, frequent, and under
     `stage0/` and so on in a cascade:
@@ -255,12 +257,12 @@ def positive_and_negative(gradient: torch.Tensor, gt_classes: torch.Tensor) -> t
         gradient: (R, K) dL/dz of the K categories, of any float dtype; summed in fp32 at least.
         gt_classes: (R,) int64 in [0, K].
     """
-    R, K = gradient.shape
+    K = gradient.shape[1]
     magnitude = gradient.abs().to(torch.promote_types(gradient.dtype, torch.float32))
-    own_column, foreground = gt_classes.clamp(max=K - 1)[:, None], (gt_classes < K)[:, None]
-    own = magnitude.gather(1, own_column) * foreground
-    positive = magnitude.new_zeros(K).scatter_add_(0, own_column[:, 0], own[:, 0])
-    negative = magnitude.scatter_add_(1, own_column, -own).sum(dim=0)  # exactly 0 at the label
+    column, foreground = own_entry(gt_classes, K)
+    own = magnitude.gather(1, column) * foreground
+    positive = magnitude.new_zeros(K).scatter_add_(0, column[:, 0], own[:, 0])
+    negative = magnitude.scatter_add_(1, column, -own).sum(dim=0)  # exactly 0 at the label
     return torch.stack([positive, negative])
 
 

@@ -4,13 +4,11 @@ A config has ``model``, ``optimizer``, ``lr_multiplier``, ``dataloader`` and ``t
 """
 
 import logging
-from typing import Callable, Optional
 
 import torch
-from detectron2.config import LazyConfig, get_cfg, instantiate
+from detectron2.config import LazyConfig, instantiate
 from detectron2.engine import default_setup, default_writers, hooks
 from detectron2.evaluation import inference_on_dataset, print_csv_format
-from detectron2.solver.build import maybe_add_gradient_clipping
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
@@ -22,20 +20,6 @@ from eql_d2.engine.train_step import TrainStep, micro_batch_size, mixed_precisio
 from eql_d2.modeling.image_labels import tell_image_labels
 
 logger = logging.getLogger(__name__)
-
-
-def classifier_lr_factor(factor: float) -> Callable[[str], float]:
-    """Learning-rate factor by parameter name: ``factor`` for the classifier layer, 1 for the others."""
-    return lambda name: factor if ".cls_score." in name else 1.0
-
-
-def clipped_sgd(params, clip_norm: Optional[float] = None, **kwargs) -> torch.optim.Optimizer:
-    """SGD that clips the gradient of each parameter to the norm ``clip_norm``, as `SOLVER.CLIP_GRADIENTS` does."""
-    cfg = get_cfg()
-    cfg.SOLVER.CLIP_GRADIENTS.ENABLED = clip_norm is not None
-    cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = "norm"
-    cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE = clip_norm or 0.0
-    return maybe_add_gradient_clipping(cfg, torch.optim.SGD)(params, **kwargs)
 
 
 def setup_lazy(args):

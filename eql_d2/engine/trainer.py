@@ -24,7 +24,7 @@ from eql_d2.engine.evaluators import build_evaluator, detections_for_fixed_ap
 from eql_d2.engine.gradient_balance import build_gradient_balance
 from eql_d2.engine.interruption import Interruption, interruptible
 from eql_d2.engine.launch import distribute
-from eql_d2.engine.lazy import classifier_lr_factor
+from eql_d2.engine.optimizer import classifier_lr_factor
 from eql_d2.engine.resumption import PreciseBN, Resumption
 from eql_d2.engine.train_step import (
     TrainStep,

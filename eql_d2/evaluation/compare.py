@@ -1,9 +1,10 @@
 """A table of finished runs: one row a configuration, mean and spread over its seeds."""
 
 import json
+import math
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Dict, List, Sequence
+from typing import Dict, List, Optional, Sequence
 
 import yaml
 from tabulate import tabulate
@@ -13,28 +14,32 @@ METRICS = ("AP", "APr", "APc", "APf")
 NOT_PART_OF_A_CONFIGURATION = ("SEED", "OUTPUT_DIR")
 
 
-def compare_runs(folders: Sequence[Path], task: str = "bbox") -> str:
+def compare_runs(folders: Sequence[Path], task: str = "bbox", dataset: Optional[str] = None) -> str:
     """Markdown table of AP, APr, APc and APf in percent, mean ± sample standard deviation over seeds.
+
+    A cell is empty where no run has the metric: COCO has no APr, and a group without a category has no AP.
 
     Args:
         folders: output folders of `tools/train_net.py`. Runs whose `config.yaml` differ only in the seed are
             one row, named by its first folder.
         task: "bbox" or "segm".
+        dataset: which test set; None is the only one.
 
     Raises:
-        ValueError: a folder without `config.yaml`, or without results of the task.
+        ValueError: a folder without `config.yaml`, or without results of the task on the dataset; or one with several
+            test sets, and none is chosen.
     """
     runs: Dict[str, List[Path]] = {}
     for folder in map(Path, folders):
         runs.setdefault(configuration_key(read_run_config(folder)), []).append(folder)
     rows = []
     for group in runs.values():
-        scores = [_last_scores(folder, task) for folder in group]
+        scores = [_scores(folder, task, dataset) for folder in group]
         row = {"run": group[0].name, "seeds": len(group)}
         for metric in METRICS:
-            row[metric] = mean_and_spread([s[f"{task}/{metric}"] for s in scores])
+            row[metric] = mean_and_spread([s[metric] for s in scores if metric in s])
         rows.append(row)
-    return tabulate(rows, headers="keys", tablefmt="pipe")
+    return tabulate(rows, headers="keys", tablefmt="pipe", floatfmt=".1f")
 
 
 def read_run_config(folder: Path) -> dict:
@@ -61,17 +66,49 @@ def configuration_key(config: dict) -> str:
     return json.dumps(shared, sort_keys=True)
 
 
-def _last_scores(folder: Path, task: str) -> dict:
+def test_sets(config: dict) -> List[str]:
+    """`DATASETS.TEST`; [] for a config without, as one that was cut off or a LazyConfig."""
+    datasets = config.get("DATASETS")
+    return list(datasets.get("TEST") or ()) if isinstance(datasets, dict) else []
+
+
+def _scores(folder: Path, task: str, dataset: Optional[str]) -> Dict[str, float]:
+    """Metrics of the last evaluation, those that are numbers."""
+    tested = test_sets(read_run_config(folder))
+    if dataset is None and len(tested) > 1:
+        raise ValueError(f"{folder} was evaluated on {', '.join(tested)}: choose one by --dataset")
+    if dataset is not None and tested and dataset not in tested:
+        raise ValueError(f"{folder} was not evaluated on {dataset}, but on {', '.join(tested)}")
     path = folder / "metrics.json"
-    lines = path.read_text().splitlines() if path.is_file() else []
+    scores = last_scores(read_lines(path), task, dataset or (tested[0] if tested else ""))
+    if not scores:
+        raise ValueError(f"{path} has no {task} results: was the run evaluated to its end?")
+    return {name: value for name, value in scores.items() if math.isfinite(value)}
+
+
+def read_lines(path: Path) -> List[dict]:
+    """The JSON objects in the lines of metrics.json; a last line that was cut off is left out."""
+    lines = []
+    for line in path.read_text().splitlines() if path.is_file() else ():
+        try:
+            lines.append(json.loads(line))
+        except ValueError:
+            continue
+    return [line for line in lines if isinstance(line, dict)]
+
+
+def last_scores(lines: List[dict], task: str, dataset: str) -> Dict[str, float]:
+    """Metrics of the last evaluation in metrics.json, {} if there was none."""
     for line in reversed(lines):
-        scores = json.loads(line)
-        if f"{task}/AP" in scores:
-            return scores
-    raise ValueError(f"{path} has no {task} results: was the run evaluated to its end?")
+        for prefix in (f"{task}/", f"{dataset}/{task}/"):  # the latter with several test sets
+            if f"{prefix}AP" in line:
+                return {key.removeprefix(prefix): v for key, v in line.items() if key.startswith(prefix)}
+    return {}
 
 
 def mean_and_spread(values: List[float]) -> str:
-    """`mean ± sample standard deviation` with one decimal; of a single value no spread."""
+    """`mean ± sample standard deviation` with one decimal; of a single value no spread, of none an empty string."""
+    if not values:
+        return ""
     spread = f" ± {stdev(values):.1f}" if len(values) > 1 else ""
     return f"{mean(values):.1f}{spread}"

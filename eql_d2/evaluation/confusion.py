@@ -5,9 +5,10 @@ positive of the other. Here each object of the evaluated set is judged by the de
 overlaps it (box IoU >= 0.5): it is right, has a wrong category, or there is none and the object is missed.
 
 A detection that overlaps an object of its own category is about that one, not about its neighbours: it is no wrong
-answer for the others. The detections are those within the limit per image, of all categories. LVIS verifies only some
-categories in each image, and an object can have two names (a toy, a bear): a wrong answer whose category is not
-verified in the image may be right. Their share is given, too.
+answer for the others. The detections are those within LVIS's limit per image, of all categories; COCO, whose limit is
+one of each category, looks at all that the model keeps. LVIS verifies only some categories in each image, and an object
+can have two names (a toy, a bear): a wrong answer whose category is not verified in the image may be right. Their share
+is given, too.
 """
 
 from dataclasses import dataclass

@@ -53,7 +53,8 @@ class TailAnalysis:
             matching: of the detections to the dataset's objects, in the task.
             detections: with boxes.
             task: "bbox" or "segm".
-            max_dets: the limit that the matching was made with.
+            max_dets: the limit that the matching was made with: per image, or per image and category if the truth is
+                not federated.
             standard: the dataset's own metrics, in percent.
             most: the highest scores of each category, for fixed AP.
 
@@ -63,6 +64,7 @@ class TailAnalysis:
         truth, metadata = matching.truth, MetadataCatalog.get(self.dataset_name)
         categories = Categories.of(truth, metadata, self.frequencies, self.tail)
         index, category, hit = matching.outcomes()
+        per_image, per_image_and_category = (max_dets, None) if truth.federated else (None, max_dets)
         results = TailResults(
             categories=categories,
             num_objects=truth.num_objects()[:, 0],
@@ -72,7 +74,7 @@ class TailAnalysis:
             category=category,
             score=detections.score[index],
             hit=hit,
-            answers=answers(truth, detections, max_dets),
+            answers=answers(truth, detections, -1 if per_image is None else per_image),
         )
         metrics = results.scalars() | {name: value for name, value in standard.items() if value == value}
         metrics = {**standard, **metrics}  # in the order of the standard ones
@@ -84,7 +86,8 @@ class TailAnalysis:
                 metrics,
                 dataset=self.dataset_name,
                 task=task,
-                detections_per_image=max_dets,
+                detections_per_image=per_image,
+                detections_per_image_and_category=per_image_and_category,
                 train_counts=categories.source,
                 tail_rule=None if self.tail is None else str(self.tail),
             )

@@ -39,7 +39,7 @@ def arguments_from_config(cfg, loss_class: type) -> Dict[str, Any]:
 
     Raises:
         ValueError: no node (the loss was imported after ``add_eql_config``), or an old key of the original
-            project (``MODEL.ROI_HEADS.LAMBDA``, ``PRIOR_PROB``) that contradicts the node.
+            project (``MODEL.ROI_HEADS.LAMBDA``, ``PRIOR_PROB``) that contradicts the node, or that the loss ignores.
     """
     name = loss_class.__name__
     losses = cfg.MODEL.ROI_BOX_HEAD.CLS_LOSS
@@ -48,6 +48,7 @@ def arguments_from_config(cfg, loss_class: type) -> Dict[str, Any]:
             f"there is no config node {NODE}.{name}: import the module that registers {name} before calling "
             f"add_eql_config(cfg)"
         )
+    _refuse_ignored_keys(cfg, name)
     arguments = {"num_classes": cfg.MODEL.ROI_HEADS.NUM_CLASSES}
     for argument, default in defaults(loss_class).items():
         value = losses[name][argument.upper()]
@@ -59,6 +60,19 @@ def arguments_from_config(cfg, loss_class: type) -> Dict[str, Any]:
     if "frequencies" in inspect.signature(loss_class).parameters:
         arguments["frequencies"] = _frequencies(cfg)
     return arguments
+
+
+def _refuse_ignored_keys(cfg, name: str) -> None:
+    """The keys of the original project stand for one of the loss's own node, which must be there."""
+    losses = cfg.MODEL.ROI_BOX_HEAD.CLS_LOSS
+    for old, own in (("LAMBDA", "TAIL"), ("PRIOR_PROB", "PRIOR_PROB")):
+        value = cfg.MODEL.ROI_HEADS[old]
+        if value is not None and own not in losses[name]:
+            able = sorted(other for other, node in losses.items() if isinstance(node, CfgNode) and own in node)
+            raise ValueError(
+                f"MODEL.ROI_HEADS.{old} is {value}, but {name} has no {own} and would ignore it: drop it, or choose a "
+                f"loss that has one: {', '.join(able)}"
+            )
 
 
 def tail_rule(cfg, loss_class: type) -> Optional[TailRule]:

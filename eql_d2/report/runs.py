@@ -14,7 +14,14 @@ from statistics import mean
 from typing import Dict, List, Optional, Sequence, Tuple
 
 from eql_d2.engine.gradient_balance import GRADIENT_BALANCE_FILE
-from eql_d2.evaluation.compare import NOT_PART_OF_A_CONFIGURATION, configuration_key, read_run_config
+from eql_d2.evaluation.compare import (
+    NOT_PART_OF_A_CONFIGURATION,
+    configuration_key,
+    last_scores,
+    read_lines,
+    read_run_config,
+    test_sets,
+)
 
 REQUIRED_COLUMNS = ("index", "name", "group", "train_images", "AP")
 ANALYSIS_KEYS = ("metrics", "frequency_bins", "calibration", "confusion")
@@ -175,12 +182,6 @@ def read_run(folder: Path, task: str, dataset: Optional[str]) -> Run:
     return Run(folder, config, dataset, metrics, curves_of(lines), categories, analysis, gradients)
 
 
-def test_sets(config: dict) -> List[str]:
-    """`DATASETS.TEST`; [] for a config without, as one that was cut off or a LazyConfig."""
-    datasets = config.get("DATASETS")
-    return list(datasets.get("TEST") or ()) if isinstance(datasets, dict) else []
-
-
 def read_analysis(path: Path) -> Optional[dict]:
     """analysis_<task>.json, None without a file, or a ValueError for one of another format."""
     analysis = read_json_object(path)
@@ -201,26 +202,6 @@ def read_json_object(path: Path) -> Optional[dict]:
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds no JSON object")
     return content
-
-
-def read_lines(path: Path) -> List[dict]:
-    """The JSON objects in the lines of metrics.json; a last line that was cut off is left out."""
-    lines = []
-    for line in path.read_text().splitlines() if path.is_file() else ():
-        try:
-            lines.append(json.loads(line))
-        except ValueError:
-            continue
-    return [line for line in lines if isinstance(line, dict)]
-
-
-def last_scores(lines: List[dict], task: str, dataset: str) -> Dict[str, float]:
-    """Metrics of the last evaluation in metrics.json, {} if there was none."""
-    for line in reversed(lines):
-        for prefix in (f"{task}/", f"{dataset}/{task}/"):  # the latter with several test sets
-            if f"{prefix}AP" in line:
-                return {key.removeprefix(prefix): v for key, v in line.items() if key.startswith(prefix)}
-    return {}
 
 
 def curves_of(lines: List[dict]) -> Dict[str, Dict[int, float]]:

@@ -117,6 +117,18 @@ def test_a_new_classifier_for_another_number_of_classes(model_of, tiny_cfg, tmp_
     assert weights.keys() - same <= of_classes and not any(".cls_score." in name for name in same)
 
 
+def test_a_new_classifier_leaves_out_the_old_ones_scale(model_of, tmp_path):
+    """The factors of the logits that LWS has learnt belong to the old classifier."""
+    key = ["MODEL.ROI_BOX_HEAD.CLS_SCALE", True]
+    trained, model = model_of("SoftmaxCrossEntropy", *key), model_of("SoftmaxCrossEntropy", *key)
+    torch.nn.init.constant_(trained.roi_heads.box_predictor.cls_scale, 5.0)
+    path = save(trained, tmp_path)
+    LongTailCheckpointer(model, new_classifier=True).load(path)
+    assert (model.roi_heads.box_predictor.cls_scale == 1).all()
+    LongTailCheckpointer(model).load(path)
+    assert (model.roi_heads.box_predictor.cls_scale == 5).all()
+
+
 def test_a_resumed_run_keeps_its_new_classifier(model_of, tmp_path):
     trained, model = model_of("SoftmaxCrossEntropy"), model_of("SoftmaxCrossEntropy")
     torch.nn.init.constant_(trained.roi_heads.box_predictor.cls_score.weight, 5.0)

@@ -11,34 +11,20 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 
-from eql_d2.data.builtin import register_mini_lvis
-from eql_d2.data.mini_lvis import MiniLVISSpec
 from eql_d2.engine import Trainer
 from eql_d2.modeling import LongTailFastRCNNOutputLayers
 
 ROOT = Path(__file__).parents[2]
-SPEC = MiniLVISSpec(num_categories=7, num_train_images=30, num_val_images=6, max_image_count=20, min_val_images=2)
 NODE = "MODEL.ROI_BOX_HEAD.CLS_LOSS"
 CLS_WEIGHT = "roi_heads.box_predictor.cls_score.weight"
 BODY = ["backbone", "proposal_generator", "roi_heads.box_head"]
 
 
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory):
-    """A MiniLVIS of seven categories, registered under a name of its own."""
-    name = "eql_d2_test_decoupled"
-    register_mini_lvis(name, SPEC, tmp_path_factory.mktemp("datasets") / "mini")
-    yield f"{name}_train"
-    for split in ("train", "val"):
-        DatasetCatalog.remove(f"{name}_{split}")
-        MetadataCatalog.remove(f"{name}_{split}")
-
-
 @pytest.fixture
-def make_cfg(tiny_cfg, dataset):
+def make_cfg(tiny_cfg, datasets):
     def make(*overrides):
         return tiny_cfg(
-            "DATASETS.TRAIN", (dataset,),
+            "DATASETS.TRAIN", (datasets[0],),
             "DATASETS.TEST", (),
             f"{NODE}.COUNTS_FILE", "",
             "SOLVER.MAX_ITER", 3,
@@ -116,7 +102,7 @@ def test_frozen_parts_need_the_weights_of_a_first_stage(make_cfg, weights):
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("unchecked", ["ignore", "equalize"])
-def test_training_with_image_labels(make_cfg, dataset, workers, unchecked):
+def test_training_with_image_labels(make_cfg, datasets, workers, unchecked):
     """The categories that each image of each batch was checked for reach the loss, from whichever worker."""
     cfg = make_cfg(
         f"{NODE}.NAME", "EqualizationLoss",
@@ -132,7 +118,7 @@ def test_training_with_image_labels(make_cfg, dataset, workers, unchecked):
     trainer.model.register_forward_pre_hook(lambda model, args: batches.append(args[0]))
     trainer.model.register_forward_hook(lambda *args: masks.append(predictor.checked))
     trainer.train()
-    images = {image["image_id"]: image for image in DatasetCatalog.get(dataset)}
+    images = {image["image_id"]: image for image in DatasetCatalog.get(datasets[0])}
     assert len(batches) == 3
     for batch, mask in zip(batches, masks):
         for image, row in zip(batch, mask):
@@ -141,9 +127,9 @@ def test_training_with_image_labels(make_cfg, dataset, workers, unchecked):
             assert set(row.nonzero().flatten().tolist()) == found | {i - 1 for i in original["neg_category_ids"]}
 
 
-def test_two_processes_train_a_frozen_model_with_image_labels(make_cfg, dataset, first_stage, tmp_path):
+def test_two_processes_train_a_frozen_model_with_image_labels(make_cfg, datasets, first_stage, tmp_path):
     """Frozen parameters get no gradient that DistributedDataParallel would wait for, and batch norms stay alike."""
-    metadata = MetadataCatalog.get(dataset)
+    metadata = MetadataCatalog.get(datasets[0])
     metadata.prepare()
     cfg = make_cfg(
         "DATASETS.REGISTER", [["mine", metadata.json_file, metadata.image_root]],

@@ -8,28 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.config import LazyConfig
-from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
+from detectron2.data import DatasetMapper
 from detectron2.engine import HookBase
 
-from eql_d2.data.builtin import register_mini_lvis
-from eql_d2.data.mini_lvis import MiniLVISSpec
 from eql_d2.engine import DataError, Interrupted, Trainer
 from eql_d2.engine.lazy import build_lazy_trainer
 from eql_d2.engine.resumption import move_later_lines
 from eql_d2.engine.train_step import with_micro_batches
 
 LAZY = Path(__file__).parents[2] / "configs" / "lazy" / "mini_lvis_eql.py"
-SPEC = MiniLVISSpec(num_categories=7, num_train_images=30, num_val_images=4, max_image_count=20, min_val_images=1)
-
-
-@pytest.fixture(scope="module")
-def datasets(tmp_path_factory):
-    name = "eql_d2_test_resumption"
-    register_mini_lvis(name, SPEC, tmp_path_factory.mktemp("datasets") / "mini")
-    yield f"{name}_train", f"{name}_val"
-    for split in ("train", "val"):
-        DatasetCatalog.remove(f"{name}_{split}")
-        MetadataCatalog.remove(f"{name}_{split}")
 
 
 @pytest.fixture

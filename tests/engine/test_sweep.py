@@ -8,32 +8,26 @@ from pathlib import Path
 
 import pytest
 import torch
-from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from eql_d2.data.builtin import register_mini_lvis
-from eql_d2.data.mini_lvis import MiniLVISSpec
 from eql_d2.engine import Trainer, load_config
 from eql_d2.engine.sweep import Sweep, config_of_run, model_of_run, sweep_runs
 from eql_d2.evaluation.lvis_evaluation import LVISEvaluator
 
-NAME = "eql_d2_test_sweep"
-SPEC = MiniLVISSpec(num_categories=7, num_train_images=30, num_val_images=6, max_image_count=20, min_val_images=2)
 TOOL = Path(__file__).parents[2] / "tools" / "sweep.py"
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(tmp_path_factory, datasets):
     """The output folder of a short training, evaluated on its training images, and its results."""
-    register_mini_lvis(NAME, SPEC, tmp_path_factory.mktemp("datasets") / "mini")
     folder = tmp_path_factory.mktemp("runs") / "run"
     config = Path(__file__).parents[2] / "configs" / "MiniLVIS" / "Base-MiniLVIS.yaml"
     cfg = load_config(config, [
         "MODEL.DEVICE", "cpu",
         "MODEL.WEIGHTS", "",
-        "MODEL.ROI_HEADS.NUM_CLASSES", SPEC.num_categories,
+        "MODEL.ROI_HEADS.NUM_CLASSES", 7,
         "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.01,
-        "DATASETS.TRAIN", (f"{NAME}_train",),
-        "DATASETS.TEST", (f"{NAME}_train",),
+        "DATASETS.TRAIN", (datasets[0],),
+        "DATASETS.TEST", (datasets[0],),
         "SOLVER.MAX_ITER", 60,
         "TEST.DETECTIONS_PER_IMAGE", 60,
         "OUTPUT_DIR", str(folder),
@@ -43,10 +37,7 @@ def run(tmp_path_factory):
     trainer.resume_or_load(resume=False)
     results = trainer.train()["bbox"]
     (folder / "config.yaml").write_text(cfg.dump())
-    yield folder, results
-    for split in ("train", "val"):
-        DatasetCatalog.remove(f"{NAME}_{split}")
-        MetadataCatalog.remove(f"{NAME}_{split}")
+    return folder, results
 
 
 def evaluated(folder, *overrides):
@@ -89,7 +80,7 @@ def test_rows_are_what_evaluations_with_these_settings_give(run):
         assert row["kept"] <= row["detections"]
 
 
-def test_runs_that_are_not_whole_are_named_and_the_others_reported(run, tmp_path):
+def test_runs_that_are_not_whole_are_named_and_the_others_reported(run, datasets, tmp_path):
     folder, _ = run
     broken = {name: tmp_path / name for name in ("no_weights", "half_weights", "half_predictions", "not_there")}
     for path in list(broken.values())[:3]:
@@ -97,7 +88,7 @@ def test_runs_that_are_not_whole_are_named_and_the_others_reported(run, tmp_path
     (broken["no_weights"] / "model_final.pth").unlink()
     for path in (
         broken["half_weights"] / "model_final.pth",
-        broken["half_predictions"] / "inference" / f"{NAME}_train" / "instances_predictions.pth",
+        broken["half_predictions"] / "inference" / datasets[0] / "instances_predictions.pth",
     ):
         path.write_bytes(path.read_bytes()[:1000])
     runs = [*broken.values(), folder]

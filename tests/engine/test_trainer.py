@@ -7,23 +7,8 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluators
 
-from eql_d2.data.builtin import register_mini_lvis
-from eql_d2.data.mini_lvis import MiniLVISSpec
 from eql_d2.engine import LongTailCheckpointer, Trainer, summarize_run
 from eql_d2.engine.evaluators import PICTURE
-
-SPEC = MiniLVISSpec(num_categories=7, num_train_images=30, num_val_images=6, max_image_count=20, min_val_images=2)
-
-
-@pytest.fixture(scope="module")
-def datasets(tmp_path_factory):
-    """A MiniLVIS of seven categories, registered under a name of its own."""
-    name = "eql_d2_test_trainer"
-    register_mini_lvis(name, SPEC, tmp_path_factory.mktemp("datasets") / "mini")
-    yield f"{name}_train", f"{name}_val"
-    for split in ("train", "val"):
-        DatasetCatalog.remove(f"{name}_{split}")
-        MetadataCatalog.remove(f"{name}_{split}")
 
 
 @pytest.fixture

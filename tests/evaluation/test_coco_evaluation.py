@@ -176,6 +176,31 @@ def test_with_fixed_ap_the_standard_metrics_have_the_best_of_each_image(coco, tm
     assert metrics["AP"] == few["AP"] and metrics["AP-fixed"] > metrics["AP"] and "AP-fixed" not in few
 
 
+def test_the_answers_of_a_full_image_are_those_that_ap_counts(tmp_path):
+    """100 detections of one category do not hide another's, whose AP is 100: COCO limits each category alone."""
+    name, file = f"{NAME}_full", tmp_path / "truth.json"
+    box = {"image_id": 1, "bbox": [0, 0, 20, 20], "area": 400, "iscrowd": 0}
+    objects = [box | {"id": 1, "category_id": 1}, box | {"id": 2, "category_id": 2, "bbox": [300, 300, 20, 20]}]
+    image = {"id": 1, "height": 400, "width": 400}
+    categories = [{"id": 1, "name": "a"}, {"id": 2, "name": "b"}]
+    file.write_text(json.dumps({"images": [image], "annotations": objects, "categories": categories}))
+    MetadataCatalog.get(name).set(json_file=str(file), thing_dataset_id_to_contiguous_id={1: 0, 2: 1})
+    elsewhere = [[100, 100, 120, 120]] * 100
+    output = Instances((400, 400), pred_boxes=Boxes(torch.tensor([*elsewhere, [0, 0, 20, 20]], dtype=torch.float32)))
+    output.scores = torch.tensor([0.9] * 100 + [0.5])
+    output.pred_classes = torch.tensor([1] * 100 + [0])
+    analysis = TailAnalysis(name, str(tmp_path))
+    try:
+        metrics = evaluate(AnalysedCOCOEvaluator(name, analysis, distributed=False, use_fast_impl=False), {1: output})
+    finally:
+        MetadataCatalog.remove(name)
+    content = json.loads((tmp_path / "analysis_bbox.json").read_text())
+    assert metrics["bbox"]["AP"] == pytest.approx(50)  # 100 of the one category and 0 of the other
+    shares = content["confusion"]["groups"]["all"]
+    assert (shares["right"], shares["missed"]) == (0.5, 0.5)
+    assert (content["detections_per_image"], content["detections_per_image_and_category"]) == (None, 100)
+
+
 def test_best_instances():
     instances = Instances((9, 9), scores=torch.tensor([0.1, 0.9, 0.5, 0.9]), index=torch.arange(4))
     assert best_instances(instances, 2).index.tolist() == [1, 3]

@@ -94,6 +94,7 @@ def test_means_over_categories_are_the_metrics(dataset, scene, tmp_path, task):
     rows, analysis = files(tmp_path, task)
     assert [r["index"] for r in rows] == list("012345") and [r["group"] for r in rows] == list("rcfrcf")
     assert rows[0]["name"] == "category, 2"
+    assert (analysis["detections_per_image"], analysis["detections_per_image_and_category"]) == (300, None)
     for column, name in {"AP": "AP", "AP50": "AP50", "AR": "AR@300", "AP-fixed": "AP-fixed"}.items():
         assert mean(rows, column) == pytest.approx(metrics[name], abs=1e-4), column
     for letter in "rcf":

@@ -1,13 +1,15 @@
 """CLS_LOSS.COMPILE: the compiled step equals the other, compiles once for all numbers of RoIs, and is no must."""
 
+import re
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from detectron2.config import get_cfg
 
 from eql_d2 import add_eql_config
-from eql_d2.losses import build_cls_loss, fused, one_pass
+from eql_d2.losses import CLS_LOSS_REGISTRY, build_cls_loss, fused, one_pass
 
 K = 37
 TAIL = torch.arange(K) % 3 > 0
@@ -90,6 +92,18 @@ def test_the_key(name):
     assert build_cls_loss(cfg).compiled is False
     cfg.MODEL.ROI_BOX_HEAD.CLS_LOSS.COMPILE = True
     assert build_cls_loss(cfg).compiled is True
+
+
+@pytest.mark.parametrize(
+    "file, begin, end",
+    [("eql_d2/config.py", "IMAGE_LABELS =", "COMPILE ="), ("docs/benchmarks.md", "COMPILE True", "is the third")],
+)
+def test_what_is_written_of_the_key_names_the_losses_that_have_it(file, begin, end):
+    text = (Path(__file__).parents[2] / file).read_text()
+    paragraph = text[text.index(begin) : text.index(end)]
+    known = {name for name, _ in CLS_LOSS_REGISTRY}
+    able = {name for name, loss in CLS_LOSS_REGISTRY if loss.compiled is not None}
+    assert known & set(re.findall(r"\w+", paragraph)) == able
 
 
 def test_the_key_for_a_loss_without_a_compiled_step():
