@@ -89,7 +89,7 @@ def start(way, output, overrides, **environment):
 def finish(processes):
     """Exit code and output of each; a process that hangs is an error."""
     try:
-        outputs = [process.communicate(timeout=120)[0] for process in processes]
+        outputs = [process.communicate(timeout=300)[0] for process in processes]
     finally:
         for process in processes:
             process.kill()
