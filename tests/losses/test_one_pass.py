@@ -96,7 +96,7 @@ def test_the_key(name):
 
 @pytest.mark.parametrize(
     "file, begin, end",
-    [("eql_d2/config.py", "IMAGE_LABELS =", "COMPILE ="), ("docs/benchmarks.md", "COMPILE True", "is the third")],
+    [("eql_d2/config.py", "IMAGE_LABELS =", "COMPILE ="), ("docs/speed.md", "COMPILE True", "is the third")],
 )
 def test_what_is_written_of_the_key_names_the_losses_that_have_it(file, begin, end):
     text = (Path(__file__).parents[2] / file).read_text()
