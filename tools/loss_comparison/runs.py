@@ -13,6 +13,7 @@ from loss_comparison.plan import Variant
 from loss_comparison.record import record, save
 from tqdm import tqdm
 
+RECORDING = threading.Lock()  # it registers datasets, and Detectron2's catalogs are one for all threads
 TRAIN_NET = Path(__file__).parents[1] / "train_net.py"
 
 
@@ -85,7 +86,8 @@ def train(variant: Variant, seed: int, workshop: Workshop) -> None:
         result = subprocess.run([sys.executable, TRAIN_NET, *arguments], env=env, stdout=out, stderr=subprocess.STDOUT)
     if result.returncode:
         raise RuntimeError(f"train_net.py ended with {result.returncode}; its log is {log}")
-    save(workshop.result(variant, seed), record(folder, shown(arguments, workshop), workshop.commit))
+    with RECORDING:
+        save(workshop.result(variant, seed), record(folder, shown(arguments, workshop), workshop.commit))
 
 
 def shown(arguments: list, workshop: Workshop) -> list:
