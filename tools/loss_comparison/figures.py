@@ -85,8 +85,10 @@ def draw_ablations(records: Records):
 
 
 def draw_curves(axis, records: Records, points: Dict[float, Variant]) -> None:
-    """Mean over seeds, and each seed as a dot, of the points that there are results for."""
+    """Mean over the seeds that all points have, and each of them as a dot, of the points that there are results for."""
     known = {x: records[v.name] for x, v in points.items() if v.name in records}
+    common = set.intersection(*(set(of) for of in known.values()))
+    known = {x: {seed: of[seed] for seed in sorted(common)} for x, of in known.items()}
     for metric, (label, color) in GROUPS.items():
         means = [mean(values(of, "300", metric).values()) for of in known.values()]
         axis.plot(list(known), means, color=color, label=label)
