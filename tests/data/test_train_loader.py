@@ -198,11 +198,12 @@ def with_pid(image):
     return os.getpid()
 
 
-def test_the_death_of_a_worker_shows_at_the_next_batch_alone():
+def test_the_death_of_a_worker_shows_at_the_next_batch_alone(tmp_path):
     """Not in the middle of whatever this process computes."""
     parent = os.getpid()
 
     def die_at_the_third(dataset_dict):
+        (tmp_path / "pid").write_text(str(os.getpid()))
         if dataset_dict["image_id"] == 2:
             assert os.getpid() != parent
             os.kill(os.getpid(), signal.SIGKILL)
@@ -214,7 +215,8 @@ def test_the_death_of_a_worker_shows_at_the_next_batch_alone():
         TrainLoader(dataset, mapper=die_at_the_third, make_sampler=in_order, total_batch_size=1, num_workers=1)
     )
     assert [next(batches)[0]["image_id"] for _ in range(2)] == [0, 1]
-    assert os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT).si_status == signal.SIGKILL  # it has died
+    worker = int((tmp_path / "pid").read_text())
+    assert os.waitid(os.P_PID, worker, os.WEXITED | os.WNOWAIT).si_status == signal.SIGKILL  # it has died
     assert sum(range(10**5)) == 4999950000
     with pytest.raises(RuntimeError, match="exited unexpectedly"):
         next(batches)
