@@ -1,5 +1,6 @@
 """What the benchmark trains: variants of the MiniLVIS configs, in studies, which share them."""
 
+import functools
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Dict, List, NamedTuple, Optional, Tuple
@@ -64,12 +65,16 @@ def registered(data: dict, seed: int, datasets: Path) -> list:
     return ["DATASETS.REGISTER", entries, "DATASETS.TRAIN", (train,), "DATASETS.TEST", (val,)]
 
 
+@functools.cache
+def config_files() -> Dict[str, str]:
+    """Loss -> its file in configs/MiniLVIS."""
+    paths = [path for path in sorted(CONFIGS.glob("*_faster_rcnn.yaml")) if not path.name.startswith("stage2_")]
+    return {loss_name(load_config(str(path))): path.name for path in paths}
+
+
 def loss_variants() -> Dict[str, Variant]:
     """Every registered loss: with its file in configs/MiniLVIS, or by its defaults."""
-    files = {}
-    for path in sorted(CONFIGS.glob("*_faster_rcnn.yaml")):
-        if not path.name.startswith("stage2_"):
-            files[loss_name(load_config(str(path)))] = path.name
+    files = config_files()
     variants = {}
     for name in sorted(name for name, _ in CLS_LOSS_REGISTRY):
         seeds = KEY_SEEDS if name in KEY_LOSSES else SEEDS

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Optional
 
 import torch
-from detectron2.data import DatasetCatalog
 
-from eql_d2.engine.sweep import Scorer, config_of_run, saved_detections
+from eql_d2.engine.checkpoint import written_whole
+from eql_d2.engine.sweep import Sweep
+from eql_d2.evaluation.compare import METRICS as GROUPS
 from eql_d2.report.runs import read_run
 
 CAPS = (300, 50, 25)  # detections an image; "fixed" is without a cap
-GROUPS = ("AP", "APr", "APc", "APf")
 # Of the analysis of an evaluation (docs/evaluation.md), in percent.
 KEPT = ("ECE-r", "ECE-f", "right-r", "confused-r-f", "confused-c-f")
 
@@ -32,10 +32,7 @@ def record(folder: Path, arguments: list, commit: str) -> dict:
         last value of each curve of :class:`GradientBalance`, "categories": lists with one entry a category of training
         "images" and "instances", "group", "AP", and "positive" and "negative" gradient, summed over the training}``
     """
-    cfg = config_of_run(folder)
-    (name,) = cfg.DATASETS.TEST
-    DatasetCatalog.get(name)  # sets the metadata
-    run = read_run(folder, "bbox", name)
+    run = read_run(folder, "bbox", None)
     positive, negative = zip(*run.gradients)
     return {
         "commit": commit,
@@ -44,8 +41,8 @@ def record(folder: Path, arguments: list, commit: str) -> dict:
         "torch": torch.__version__,
         "tail": run.analysis["tail_rule"],
         "seconds_per_iteration": rounded(statistics.median(run.curves["time"].values())),
-        "AP": average_precisions(cfg, folder, name, run.metrics),
-        "AP-segm": masks(folder, name) if cfg.MODEL.MASK_ON else {},
+        "AP": average_precisions(folder, run.metrics),
+        "AP-segm": masks(folder) if run.config["MODEL"]["MASK_ON"] else {},
         "analysis": {key: rounded(run.metrics[key]) for key in KEPT if key in run.metrics},
         "balance": {
             key.removeprefix("balance/"): rounded(curve[max(curve)])
@@ -63,21 +60,19 @@ def record(folder: Path, arguments: list, commit: str) -> dict:
     }
 
 
-def average_precisions(cfg, folder: Path, name: str, metrics: dict) -> dict:
+def average_precisions(folder: Path, metrics: dict) -> dict:
     """Cap -> AP and, of the groups that there are, APr, APc and APf, in percent."""
-    detections = saved_detections(folder, name, "bbox")
-    score = Scorer.of_dataset(cfg, name, "bbox")
-    by_cap = {}
-    for cap in CAPS:
-        scores = score(detections, cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST, cap)
-        by_cap[str(cap)] = {group: rounded(scores[group]) for group in GROUPS if group in scores}
+    by_cap = {str(scores["detections"]): of_groups(scores) for scores in Sweep(detections=CAPS).rows(folder)}
     by_cap["fixed"] = {group: rounded(metrics[f"{group}-fixed"]) for group in by_cap["300"]}
     return by_cap
 
 
-def masks(folder: Path, name: str) -> dict:
-    metrics = read_run(folder, "segm", name).metrics
-    return {"300": {group: rounded(metrics[group]) for group in GROUPS if group in metrics}}
+def masks(folder: Path) -> dict:
+    return {"300": of_groups(read_run(folder, "segm", None).metrics)}
+
+
+def of_groups(scores: dict) -> dict:
+    return {group: rounded(scores[group]) for group in GROUPS if group in scores}
 
 
 def rounded(value: Optional[float]) -> Optional[float]:
@@ -88,9 +83,8 @@ def rounded(value: Optional[float]) -> Optional[float]:
 def save(path: Path, content: dict) -> None:
     """Whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content) + "\n")
-    temporary.replace(path)
+    with written_whole(str(path), "w") as file:
+        file.write(json.dumps(content) + "\n")
 
 
 def load(results: Path) -> dict:
