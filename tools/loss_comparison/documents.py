@@ -46,6 +46,11 @@ def losses_of(records: Records) -> List[str]:
     return by_ap(records, [row.variant.name for row in studies()["losses"]])
 
 
+def averages(records: Dict[int, dict], table: str = "AP") -> Dict[str, object]:
+    """The number of seeds, and mean and spread of each group's AP at the usual cap."""
+    return {"seeds": len(records)} | {metric: spread(values(records, "300", metric, table)) for metric in GROUPS}
+
+
 # ---- the tables: functions of the records ----
 
 
@@ -53,8 +58,7 @@ def losses_table(records: Records) -> str:
     rows = []
     for name in losses_of(records):
         of_loss = records[name]
-        row = {"loss": f"`{name}`", "seeds": len(of_loss)}
-        row |= {metric: spread(values(of_loss, "300", metric)) for metric in GROUPS}
+        row = {"loss": f"`{name}`"} | averages(of_loss)
         rows.append(row | {"s / iteration": f"{min(r['seconds_per_iteration'] for r in of_loss.values()):.3f}"})
     return markdown(rows)
 
@@ -90,8 +94,7 @@ def summary_table(records: Records) -> str:
     rows = []
     for name in losses_of(records):
         of_loss = records[name]
-        row = {"loss": f"`{name}`", "seeds": len(of_loss)}
-        row |= {metric: spread(values(of_loss, "300", metric)) for metric in GROUPS}
+        row = {"loss": f"`{name}`"} | averages(of_loss)
         for cap in ("300", "25", "fixed"):
             change = difference(values(of_loss, cap, "APr"), values(sigmoid, cap, "APr"))
             row[f"APr − sigmoid's, {cap}"] = "" if name == SIGMOID else change
@@ -137,8 +140,7 @@ def study_table(study: str) -> Callable[[Records], str]:
 
 def study_row(row: Row, records: Records) -> dict:
     of_variant, of_baseline = records[row.variant.name], records.get(row.baseline, {})
-    cells = {"variant": f"`{row.variant.name}`", "seeds": len(of_variant)}
-    cells |= {metric: spread(values(of_variant, "300", metric)) for metric in GROUPS}
+    cells = {"variant": f"`{row.variant.name}`"} | averages(of_variant)
     cells["compared with"] = f"`{row.baseline}`" if row.baseline else ""
     for metric, cap in (("AP", "300"), *(("APr", cap) for cap in ALL_CAPS)):
         change = difference(values(of_variant, cap, metric), values(of_baseline, cap, metric))
@@ -152,10 +154,10 @@ def masks_table(records: Records) -> str:
     for variant, baseline in studies()["masks"]:
         of_variant = records.get(variant.name, {})
         if any(record["AP-segm"] for record in of_variant.values()):
-            cells = {m: spread(values(of_variant, "300", m, "AP-segm")) for m in GROUPS}
+            cells = {"variant": f"`{variant.name}`"} | averages(of_variant, "AP-segm")
             of_baseline = values(records.get(baseline, {}), "300", "APr", "AP-segm")
             cells["APr − sigmoid's"] = difference(values(of_variant, "300", "APr", "AP-segm"), of_baseline)
-            rows.append({"variant": f"`{variant.name}`", "seeds": len(of_variant)} | cells)
+            rows.append(cells)
     return markdown(rows)
 
 

@@ -226,13 +226,10 @@ def full_disk(workshop: Workshop) -> dict:
     check_one_error(run, good)
     if run.last_checkpoint() != good or any(run.folder.glob("*.tmp")):
         raise Failed(f"last_checkpoint is {run.last_checkpoint()}, expected {good}, or there are unfinished files")
-    run.start()
-    run.finish()
-    numbers = check_equal(run, reference)
     return {
         "what": "a checkpoint that does not fit (RLIMIT_FSIZE)",
-        "seen": f"exit code 1 and one error; the last good checkpoint stayed; resumed with room, the final checkpoint "
-        f"({numbers} numbers) and metrics equal the uninterrupted run's",
+        "seen": f"exit code 1 and one error; the last good checkpoint stayed; resumed with room, the "
+        f"{resumed_equals(run, reference)}",
     }
 
 
@@ -260,14 +257,19 @@ def lost_data(workshop: Workshop) -> dict:
     check_one_error(run, f"{worker}")
     check_nothing_is_lost(run)
 
+    return {
+        "what": "the folder of the images gone in the middle of training; a data worker killed (-9)",
+        "seen": f"exit code 1 and one error that names the image, or the worker; 0 iterations lost; "
+        f"{resumed_equals(run, reference)}",
+    }
+
+
+def resumed_equals(run: Run, reference: Run) -> str:
+    """Resume a run to its end, which must equal the uninterrupted one's; what was compared, in words."""
     run.start()
     run.finish()
     numbers = check_equal(run, reference)
-    return {
-        "what": "the folder of the images gone in the middle of training; a data worker killed (-9)",
-        "seen": f"exit code 1 and one error that names the image, or the worker; 0 iterations lost; final checkpoint "
-        f"({numbers} numbers) and metrics equal the uninterrupted run's",
-    }
+    return f"final checkpoint ({numbers} numbers) and metrics equal the uninterrupted run's"
 
 
 def wait_for_iteration(run: Run, iteration: int) -> None:
