@@ -28,7 +28,7 @@ help:
 	@echo 'PYTHON=/path/to/python3   use the torch and Detectron2 of that environment'
 	@echo 'DETECTRON2=git+https://github.com/facebookresearch/detectron2   build that Detectron2'
 	@echo 'VENV=folder   another environment; one of your own is added to'
-	@echo 'ARGS="..."   more arguments for train_net.py, pytest, prove.py or compare_losses.py'
+	@echo 'ARGS="..."   more arguments for train_net.py, pytest, prove.py or the study'
 
 setup:
 	@VENV='$(VENV)' PYTHON='$(PYTHON)' DETECTRON2='$(DETECTRON2)' tools/setup_env.sh
@@ -47,7 +47,7 @@ prove: setup
 	$(VENV)/bin/python tools/prove.py $(ARGS)
 
 benchmark: setup
-	$(VENV)/bin/python tools/compare_losses.py $(ARGS)
+	$(VENV)/bin/python -m study $(ARGS)
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .coverage .coverage.*

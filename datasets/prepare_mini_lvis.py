@@ -12,7 +12,7 @@ from collections import Counter
 from dataclasses import fields
 from pathlib import Path
 
-from eql_d2.data.mini_lvis import MiniLVISSpec, ensure
+from eql_d2.mini_lvis.generator import MiniLVISSpec, ensure
 
 HELP = {
     "num_categories": "number of glyph categories",
@@ -29,9 +29,7 @@ FREQUENCIES = {"r": "rare", "c": "common", "f": "frequent"}
 
 
 def parse_args(argv=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     default_output = Path(os.getenv("DETECTRON2_DATASETS", "datasets")).expanduser() / "mini_lvis"
     parser.add_argument("--output", type=Path, default=default_output, help="folder to make")
     for field in fields(MiniLVISSpec):
@@ -53,10 +51,7 @@ def describe(root: Path) -> str:
         categories = Counter(letter.values())
         boxes = Counter(letter[a["category_id"]] for a in content["annotations"])
         lines.append(f"  {split}: {len(content['images'])} images, {boxes.total()} boxes")
-        lines += [
-            f"    {categories[x]:3} {name} categories with {boxes[x]} boxes"
-            for x, name in FREQUENCIES.items()
-        ]
+        lines += [f"    {categories[x]:3} {name} categories with {boxes[x]} boxes" for x, name in FREQUENCIES.items()]
     return "\n".join(lines)
 
 
@@ -69,7 +64,7 @@ def usage(spec: MiniLVISSpec, root: Path) -> str:
         )
     return (
         "To register it as my_set_train and my_set_val:\n"
-        "  from eql_d2.data.builtin import register_mini_lvis\n"
+        "  from eql_d2.mini_lvis.datasets import register_mini_lvis\n"
         f'  register_mini_lvis("my_set", {spec}, Path("{root}"))'
     )
 

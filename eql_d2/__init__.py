@@ -5,6 +5,8 @@ Importing this package registers the losses, the ROI heads and the MiniLVIS data
 
 from pathlib import Path
 
+from eql_d2.errors import InputError
+
 __version__ = "0.1.0"
 
 try:
@@ -41,11 +43,14 @@ def get_config_file(name: str) -> str:
     """Path of a config that comes with the package, e.g. ``get_config_file("LVISv1/eql_mask_rcnn_R_50_FPN_1x.yaml")``.
 
     Raises:
-        FileNotFoundError: no such config, with those that there are.
+        InputError: no such config, with those that there are.
     """
     root = Path(__file__).parent / "configs"
     path = root / name
     if not path.is_file():
         known = sorted(str(p.relative_to(root)) for p in root.rglob("*.yaml"))
-        raise FileNotFoundError(f"there is no config '{name}'; choose one of {known}")
+        raise InputError(f"there is no config '{name}'; choose one of {known}")
     return str(path)
+
+
+from eql_d2 import mini_lvis  # noqa: E402, F401  (registers it; last, since it is made of all the rest)

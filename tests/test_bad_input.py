@@ -145,8 +145,15 @@ def test_a_head_that_contradicts_the_loss(run_cfg):
 
 def test_nan_stops_training_and_keeps_earlier_checkpoints(run_cfg, tmp_path, monkeypatch):
     cfg = run_cfg(
-        f"{NODE}.NAME", "EqualizationLoss", "SOLVER.MAX_ITER", 6, "SOLVER.CHECKPOINT_PERIOD", 2, "SEED", 0,
-    )  # fmt: skip
+        f"{NODE}.NAME",
+        "EqualizationLoss",
+        "SOLVER.MAX_ITER",
+        6,
+        "SOLVER.CHECKPOINT_PERIOD",
+        2,
+        "SEED",
+        0,
+    )
     trainer = Trainer(cfg)
     compute = EqualizationLoss.compute
 
@@ -180,9 +187,17 @@ def test_one_line_errors(capsys, monkeypatch):
 def test_the_tool_prints_one_line_and_fails(tmp_path):
     """Exit code and output of a process, which the other tests do without."""
     command = [
-        sys.executable, ROOT / "tools" / "train_net.py", "--config-file", BASE,
-        "MODEL.DEVICE", "cpu", "OUTPUT_DIR", tmp_path, f"{NODE}.NAME", "EqualisationLoss",
-    ]  # fmt: skip
+        sys.executable,
+        ROOT / "tools" / "train_net.py",
+        "--config-file",
+        BASE,
+        "MODEL.DEVICE",
+        "cpu",
+        "OUTPUT_DIR",
+        tmp_path,
+        f"{NODE}.NAME",
+        "EqualisationLoss",
+    ]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     result = subprocess.run([str(c) for c in command], env=env, capture_output=True, text=True)
     assert result.returncode == 1

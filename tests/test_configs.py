@@ -72,7 +72,7 @@ def test_leaves_are_short_and_have_the_classes_of_their_dataset(name):
 @pytest.mark.parametrize("name", [name for name in LEAVES if name.startswith("LVIS")])
 def test_names_of_lvis_configs_say_what_is_in_them(name):
     cfg = load(name)
-    assert f"R_{cfg.MODEL.RESNETS.DEPTH}" in name or "X_101" in name and cfg.MODEL.RESNETS.NUM_GROUPS == 32
+    assert f"R_{cfg.MODEL.RESNETS.DEPTH}" in name or ("X_101" in name and cfg.MODEL.RESNETS.NUM_GROUPS == 32)
     assert str(cfg.MODEL.RESNETS.DEPTH) in cfg.MODEL.WEIGHTS
     assert ("_RFS" in name) == (cfg.DATALOADER.SAMPLER_TRAIN == "RepeatFactorTrainingSampler")
     if "_RFS" in name:

@@ -33,12 +33,34 @@ NOISE = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), np.uint8)
 
 # What takes the place of a value. `json` writes and reads NaN and Infinity.
 JUNK = st.one_of(
-    st.none(), st.booleans(), st.integers(-3, 3), st.floats(), st.text(max_size=3), st.sampled_from(
-        [math.nan, math.inf, -1, 0, 1e308, 10**30, "../../etc/passwd", "/etc/passwd", [], {}, [[]], [None], [1, 2],
-         {"size": [SIZE, SIZE], "counts": "~~~"}, {"size": [SIZE, SIZE], "counts": [-5, 581]}, [[1, 2, 3, 4]],
-         [[0, 0, 5, 0, 10, 0]], {"id": 1}]
+    st.none(),
+    st.booleans(),
+    st.integers(-3, 3),
+    st.floats(),
+    st.text(max_size=3),
+    st.sampled_from(
+        [
+            math.nan,
+            math.inf,
+            -1,
+            0,
+            1e308,
+            10**30,
+            "../../etc/passwd",
+            "/etc/passwd",
+            [],
+            {},
+            [[]],
+            [None],
+            [1, 2],
+            {"size": [SIZE, SIZE], "counts": "~~~"},
+            {"size": [SIZE, SIZE], "counts": [-5, 581]},
+            [[1, 2, 3, 4]],
+            [[0, 0, 5, 0, 10, 0]],
+            {"id": 1},
+        ]
     ),
-).map(copy.deepcopy)  # fmt: skip  # a case changes what it drew, and the next must not see that
+).map(copy.deepcopy)  # a case changes what it drew, and the next must not see that
 BREAK_IMAGE = {
     "delete": lambda path: path.unlink(),
     "empty": lambda path: path.write_bytes(b""),
@@ -105,10 +127,21 @@ def folder(tmp_path):
 @pytest.fixture
 def cfg(tiny_cfg):
     return tiny_cfg(
-        "DATASETS.TRAIN", (NAME,), "DATASETS.TEST", (NAME,), "MODEL.ROI_BOX_HEAD.CLS_LOSS.COUNTS_FILE", "",
-        "MODEL.MASK_ON", True, "INPUT.MASK_FORMAT", "bitmask", "MODEL.ROI_HEADS.NUM_CLASSES", 3,
-        "DATALOADER.FILTER_EMPTY_ANNOTATIONS", False,
-    )  # fmt: skip
+        "DATASETS.TRAIN",
+        (NAME,),
+        "DATASETS.TEST",
+        (NAME,),
+        "MODEL.ROI_BOX_HEAD.CLS_LOSS.COUNTS_FILE",
+        "",
+        "MODEL.MASK_ON",
+        True,
+        "INPUT.MASK_FORMAT",
+        "bitmask",
+        "MODEL.ROI_HEADS.NUM_CLASSES",
+        3,
+        "DATALOADER.FILTER_EMPTY_ANNOTATIONS",
+        False,
+    )
 
 
 def use(cfg, folder, text: str, break_image=None) -> str:
@@ -269,13 +302,21 @@ def test_rle_as_pycocotools_writes_it():
 # ---- configs ----
 
 CONFIG = {
-    "MODEL": {"ROI_HEADS": {"NAME": "EQLROIHeads", "NUM_CLASSES": 7, "LAMBDA": None, "PRIOR_PROB": None},
-              "ROI_BOX_HEAD": {"CLS_LOSS": {"EqualizationLoss": {"PRIOR_PROB": 0.01, "TAIL": {"GROUPS": "r"}},
-                                            "NAME": "", "COUNTS_FILE": ""},
-                               "CALIBRATION": {"NAME": "NorCal", "STRENGTH": 0.5}}},
+    "MODEL": {
+        "ROI_HEADS": {"NAME": "EQLROIHeads", "NUM_CLASSES": 7, "LAMBDA": None, "PRIOR_PROB": None},
+        "ROI_BOX_HEAD": {
+            "CLS_LOSS": {
+                "EqualizationLoss": {"PRIOR_PROB": 0.01, "TAIL": {"GROUPS": "r"}},
+                "NAME": "",
+                "COUNTS_FILE": "",
+            },
+            "CALIBRATION": {"NAME": "NorCal", "STRENGTH": 0.5},
+        },
+    },
     "DATASETS": {"TRAIN": ["mini_lvis_train"], "TEST": [], "REGISTER": []},
-    "SOLVER": {"CLASSIFIER_LR_FACTOR": 20.0}, "TEST": {"LVIS_BACKEND": "eql_d2"},
-}  # fmt: skip
+    "SOLVER": {"CLASSIFIER_LR_FACTOR": 20.0},
+    "TEST": {"LVIS_BACKEND": "eql_d2"},
+}
 
 
 @st.composite

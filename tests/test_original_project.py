@@ -88,10 +88,27 @@ CONFIGS = {
     "eql_mask_rcnn_R_50_FPN_RFS_1x.yaml": EQL.format(depth=50) + RFS,
 }
 TINY = (
-    "MODEL.DEVICE", "cpu", "SOLVER.IMS_PER_BATCH", 1, "DATALOADER.NUM_WORKERS", 0, "SOLVER.BASE_LR", 1e-5,
-    "INPUT.MIN_SIZE_TRAIN", "(96,)", "INPUT.MIN_SIZE_TEST", 96, "INPUT.MAX_SIZE_TEST", 160,
-    "MODEL.RPN.POST_NMS_TOPK_TEST", 5, "MODEL.RPN.POST_NMS_TOPK_TRAIN", 50, "TEST.DETECTIONS_PER_IMAGE", 10,
-)  # fmt: skip
+    "MODEL.DEVICE",
+    "cpu",
+    "SOLVER.IMS_PER_BATCH",
+    1,
+    "DATALOADER.NUM_WORKERS",
+    0,
+    "SOLVER.BASE_LR",
+    1e-5,
+    "INPUT.MIN_SIZE_TRAIN",
+    "(96,)",
+    "INPUT.MIN_SIZE_TEST",
+    96,
+    "INPUT.MAX_SIZE_TEST",
+    160,
+    "MODEL.RPN.POST_NMS_TOPK_TEST",
+    5,
+    "MODEL.RPN.POST_NMS_TOPK_TRAIN",
+    50,
+    "TEST.DETECTIONS_PER_IMAGE",
+    10,
+)
 
 
 @pytest.fixture
@@ -173,19 +190,37 @@ def test_its_checkpoint_evaluates(project, datasets, tmp_path):
     checkpoint = tmp_path / "original.pth"
     torch.save({"model": weights, "iteration": 89999}, checkpoint)
     output = run_tool(
-        datasets, "--config-file", config, "--eval-only", "MODEL.WEIGHTS", checkpoint,
-        "OUTPUT_DIR", tmp_path / "output", *TINY,
-    )  # fmt: skip
+        datasets,
+        "--config-file",
+        config,
+        "--eval-only",
+        "MODEL.WEIGHTS",
+        checkpoint,
+        "OUTPUT_DIR",
+        tmp_path / "output",
+        *TINY,
+    )
     assert "bbox on lvis_v0.5_val" in output and "segm on lvis_v0.5_val" in output and "APr" in output
     assert "not found in the checkpoint" not in output and "not loaded" not in output and "Skip loading" not in output
 
 
 def test_its_config_trains_with_repeat_factor_sampling(project, datasets, tmp_path):
     output = run_tool(
-        datasets, "--config-file", project / "eql_mask_rcnn_R_50_FPN_RFS_1x.yaml", "MODEL.WEIGHTS", "",
-        "OUTPUT_DIR", tmp_path / "output", *TINY, "SOLVER.MAX_ITER", 1, "SOLVER.STEPS", "()",
-        "DATASETS.TEST", "()",
-    )  # fmt: skip
+        datasets,
+        "--config-file",
+        project / "eql_mask_rcnn_R_50_FPN_RFS_1x.yaml",
+        "MODEL.WEIGHTS",
+        "",
+        "OUTPUT_DIR",
+        tmp_path / "output",
+        *TINY,
+        "SOLVER.MAX_ITER",
+        1,
+        "SOLVER.STEPS",
+        "()",
+        "DATASETS.TEST",
+        "()",
+    )
     assert "915 of 1230 classes are tail: 454 rare, 461 common, 0 frequent" in output
     assert "Using training sampler RepeatFactorTrainingSampler" in output
     assert (tmp_path / "output" / "model_final.pth").is_file()

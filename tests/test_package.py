@@ -13,9 +13,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def run(*arguments, **kwargs):
-    return subprocess.run(
-        [sys.executable, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, **kwargs
-    )
+    return subprocess.run([sys.executable, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, **kwargs)
 
 
 def test_configs_are_found():

@@ -12,11 +12,11 @@ import torch
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tools"))
-import prove  # noqa: E402
-from proofs import processes  # noqa: E402
-from proofs.fuzz import run_fuzz  # noqa: E402
-from proofs.interruptions import check_nothing_is_lost, check_one_error, check_start, stop  # noqa: E402
-from proofs.runs import PERIOD, Failed, check_equal  # noqa: E402
+import prove
+from proofs import processes
+from proofs.fuzz import run_fuzz
+from proofs.interruptions import check_nothing_is_lost, check_one_error, check_start, stop
+from proofs.runs import PERIOD, Failed, check_equal
 
 
 def test_two_kills(tmp_path):

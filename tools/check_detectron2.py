@@ -16,9 +16,9 @@ import inspect
 import pkgutil
 import sys
 import textwrap
-from functools import lru_cache
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
-from typing import Callable, Dict, Iterator, List, Tuple
 
 from torch import nn
 
@@ -49,7 +49,7 @@ class Source:
         assigned |= {n.arg for n in ast.walk(self.tree) if isinstance(n, ast.arg)}
         self.names = {name: found for name, _, found in self.imports if name not in assigned}
 
-    def _imports(self) -> Iterator[Tuple[str, str, object]]:
+    def _imports(self) -> Iterator[tuple[str, str, object]]:
         """(name in this file, full name, the object or GONE)"""
         for node in ast.walk(self.tree):
             if isinstance(node, ast.ImportFrom) and node.module and is_upstream(node.module):
@@ -118,7 +118,7 @@ def why_not(function, call: ast.Call, has_self: bool = False) -> str:
 # ---- our classes ----
 
 
-def our_classes() -> List[type]:
+def our_classes() -> list[type]:
     import eql_d2  # here, so that what it imports in vain is said before
 
     modules = [
@@ -135,8 +135,8 @@ def plain(attribute) -> Callable:
     return getattr(attribute, "__func__", attribute)
 
 
-def overrides(classes: List[type]) -> Dict[str, Tuple[Callable, Callable]]:
-    """"our method <- the upstream method that it replaces" -> the two functions."""
+def overrides(classes: list[type]) -> dict[str, tuple[Callable, Callable]]:
+    """ "our method <- the upstream method that it replaces" -> the two functions."""
     found = {}
     for cls in classes:
         for name in dir(cls):
@@ -155,7 +155,7 @@ def full_name(cls: type) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
-def override_problems(classes: List[type], listed: List[str]) -> Iterator[str]:
+def override_problems(classes: list[type], listed: list[str]) -> Iterator[str]:
     found = overrides(classes)
     rewrite = f"run tools/{Path(__file__).name} --write"
     for line in sorted(set(listed) - found.keys()):
@@ -187,7 +187,7 @@ def incompatible(ours: Callable, theirs: Callable) -> Iterator[str]:
             return
 
 
-def inherited(classes: List[type]) -> Iterator[Tuple[type, str]]:
+def inherited(classes: list[type]) -> Iterator[tuple[type, str]]:
     """(class, attribute): what methods of ours use of ``self`` and no class of ours makes."""
     for cls in classes:
         ours = [c for c in cls.__mro__ if c.__module__.startswith("eql_d2")]
@@ -199,7 +199,7 @@ def inherited(classes: List[type]) -> Iterator[Tuple[type, str]]:
                     yield cls, node.attr
 
 
-def inherited_problems(classes: List[type]) -> Iterator[str]:
+def inherited_problems(classes: list[type]) -> Iterator[str]:
     for cls, attribute in inherited(classes):
         theirs = [c for c in cls.__mro__ if is_upstream(c.__module__)]
         if not hasattr(cls, attribute) and not any(attribute in assigned_to_self(c) for c in theirs):
@@ -215,7 +215,7 @@ def inherited_problems(classes: List[type]) -> Iterator[str]:
                     yield f"{full_name(cls)} calls super().{name} with arguments that it does not take: {problem}"
 
 
-@lru_cache(maxsize=None)
+@cache
 def tree_of(cls: type) -> ast.AST:
     return ast.parse(textwrap.dedent(inspect.getsource(cls)))
 
@@ -228,14 +228,14 @@ def is_super(node: ast.AST) -> bool:
     return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "super"
 
 
-def super_calls(cls: type) -> Iterator[Tuple[str, ast.Call]]:
+def super_calls(cls: type) -> Iterator[tuple[str, ast.Call]]:
     for node in ast.walk(tree_of(cls)):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and is_super(node.func.value):
             yield node.func.attr, node
 
 
-@lru_cache(maxsize=None)
-def assigned_to_self(cls: type) -> List[str]:
+@cache
+def assigned_to_self(cls: type) -> list[str]:
     return [
         node.attr
         for node in ast.walk(tree_of(cls))
@@ -246,7 +246,7 @@ def assigned_to_self(cls: type) -> List[str]:
 # ---- all together ----
 
 
-def problems() -> List[str]:
+def problems() -> list[str]:
     found = [p for path in sources() for p in Source(path.read_text(), str(path.relative_to(ROOT))).problems()]
     try:
         classes = our_classes()

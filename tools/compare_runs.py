@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Print a table of finished runs, with mean and spread over seeds.
 
-    python tools/compare_runs.py output/mini/*
+python tools/compare_runs.py output/mini/*
 """
 
 import argparse
@@ -11,9 +11,7 @@ from eql_d2.evaluation.compare import compare_runs
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", help="output folders of tools/train_net.py")
     parser.add_argument("--task", default="bbox", choices=("bbox", "segm"), help="default: bbox")
     parser.add_argument("--dataset", help="which test set, where the runs have several")

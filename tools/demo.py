@@ -15,7 +15,7 @@ import sys
 from PIL import Image
 from tqdm import tqdm
 
-from eql_d2.engine import SET_UP_ERRORS, load_config, one_line_errors, use_available_device
+from eql_d2.engine import load_config, one_line_errors, use_available_device
 from eql_d2.engine.demo import (
     CONFIDENCE_THRESHOLD,
     Predictor,
@@ -29,27 +29,29 @@ from eql_d2.engine.demo import (
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config-file", required=True, help="config of the model")
     parser.add_argument("--input", required=True, nargs="+", help="image files, folders of images, or glob patterns")
     parser.add_argument("--output", required=True, help="folder for the pictures")
     parser.add_argument(
-        "--confidence-threshold", type=float, default=CONFIDENCE_THRESHOLD,
+        "--confidence-threshold",
+        type=float,
+        default=CONFIDENCE_THRESHOLD,
         help=f"lowest score that is drawn, in [0, 1], default {CONFIDENCE_THRESHOLD}: rare objects score low",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--opts", nargs=argparse.REMAINDER, default=[],
+        "--opts",
+        nargs=argparse.REMAINDER,
+        default=[],
         help="KEY VALUE overrides of the config, MODEL.WEIGHTS first of all",
-    )  # fmt: skip
+    )
     return parser.parse_args()
 
 
 def main() -> int:
     args = parse_args()
     logging.getLogger("detectron2").setLevel(logging.ERROR)
-    with one_line_errors(*SET_UP_ERRORS):
+    with one_line_errors():
         cfg = load_config(args.config_file, args.opts)
         use_available_device(cfg)
         files = image_files(args.input)

@@ -14,7 +14,6 @@ import torch
 import torchvision  # noqa: F401  (the operators of the traced model)
 
 from eql_d2.engine import (
-    SET_UP_ERRORS,
     LongTailCheckpointer,
     Trainer,
     check_run,
@@ -23,12 +22,11 @@ from eql_d2.engine import (
     use_available_device,
 )
 from eql_d2.engine.export import detect, trace_detector
+from eql_d2.errors import InputError
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config-file", required=True, help="config of the model")
     parser.add_argument("--output", required=True, help="TorchScript file to write")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE overrides of the config")
@@ -36,12 +34,12 @@ def parse_args() -> argparse.Namespace:
 
 
 def main(args):
-    with one_line_errors(*SET_UP_ERRORS):
+    with one_line_errors():
         cfg = load_config(args.config_file, args.opts)
         use_available_device(cfg)
         check_run(cfg, train=False)
         if not cfg.DATASETS.TEST:
-            raise ValueError("DATASETS.TEST is empty: the model is traced on the first image of a dataset")
+            raise InputError("DATASETS.TEST is empty: the model is traced on the first image of a dataset")
         model = Trainer.build_model(cfg).eval()
         LongTailCheckpointer(model).load(cfg.MODEL.WEIGHTS)
         images = Trainer.build_test_loader(cfg, cfg.DATASETS.TEST[0])

@@ -11,8 +11,6 @@ SIGTERM or SIGINT saves a checkpoint and exits with 143 or 130; the last line sa
 from detectron2.engine import default_argument_parser
 
 from eql_d2.engine import (
-    SET_UP_ERRORS,
-    DataError,
     LongTailCheckpointer,
     launch_tool,
     one_line_errors,
@@ -27,7 +25,7 @@ def main(args):
 
 
 def run(args):
-    with one_line_errors(*SET_UP_ERRORS):
+    with one_line_errors():
         cfg = setup_lazy(args)
         if args.eval_only:
             model = build_lazy_model(cfg)
@@ -37,7 +35,7 @@ def run(args):
     if args.eval_only:
         test_lazy(cfg, model)
     else:
-        with one_line_errors(DataError, FloatingPointError, OSError), interruption.handled():
+        with one_line_errors(), interruption.handled():
             trainer.train(start_iter, cfg.train.max_iter)
 
 

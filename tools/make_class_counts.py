@@ -13,9 +13,7 @@ from eql_d2 import ClassFrequencies
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("annotations", help="annotation file, JSON in COCO or LVIS format")
     parser.add_argument("output", help="JSON file to write the counts to")
     args = parser.parse_args()

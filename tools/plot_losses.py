@@ -15,25 +15,26 @@ from pathlib import Path
 import torch
 
 from eql_d2 import CLS_LOSS_REGISTRY
-from eql_d2.engine.errors import SET_UP_ERRORS, one_line_errors
-from eql_d2.evaluation.loss_plots import plot_loss, plot_overview
+from eql_d2.drawing.losses import plot_loss, plot_overview
+from eql_d2.engine.errors import one_line_errors
 
 
 def main() -> int:
     known = sorted(name for name, _ in CLS_LOSS_REGISTRY)
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", default="docs/figures/losses", help="folder, default docs/figures/losses")
     parser.add_argument(
-        "--loss", nargs="+", choices=known, metavar="NAME",
+        "--loss",
+        nargs="+",
+        choices=known,
+        metavar="NAME",
         help="only these; default: all, and an overview of all",
-    )  # fmt: skip
+    )
     parser.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="config overrides of the losses")
     args = parser.parse_args()
     torch.set_num_threads(1)  # thousands of small steps, which threads would slow down
     names, output = args.loss or known, Path(args.output)
-    with one_line_errors(*SET_UP_ERRORS):
+    with one_line_errors():
         for name in names:
             plot_loss(name, output / f"{name}.png", args.opts)
             print(output / f"{name}.png", flush=True)

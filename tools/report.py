@@ -13,13 +13,11 @@ from functools import partial
 
 from tqdm import tqdm
 
-from eql_d2.engine import SET_UP_ERRORS, one_line_errors
+from eql_d2.engine import one_line_errors
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="output folders of tools/train_net.py")
     parser.add_argument("--output", default="report.html", help="HTML file to write, default report.html")
     parser.add_argument("--task", default="bbox", choices=("bbox", "segm"), help="default: bbox")
@@ -31,9 +29,9 @@ def parse_args() -> argparse.Namespace:
 def main() -> int:
     args = parse_args()
     logging.getLogger("detectron2").setLevel(logging.WARNING)
-    with one_line_errors(ImportError):
+    with one_line_errors():
         from eql_d2.report import read_runs, write_report
-    with one_line_errors(*SET_UP_ERRORS):
+    with one_line_errors():
         comparison = read_runs(args.runs, args.task, args.dataset, partial(tqdm, desc="runs", unit="run"))
         for folder, reason in comparison.skipped.items():
             print(f"skipped {folder}: {reason}", file=sys.stderr)

@@ -15,8 +15,6 @@ from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 
 from eql_d2.engine import (
-    SET_UP_ERRORS,
-    DataError,
     LongTailCheckpointer,
     Trainer,
     check_run,
@@ -31,12 +29,10 @@ logger = logging.getLogger("eql_d2.train_net")
 
 
 def evaluate(args, cfg):
-    with one_line_errors(*SET_UP_ERRORS):
+    with one_line_errors():
         check_run(cfg, train=False)
         model = Trainer.build_model(cfg)
-        LongTailCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(
-            cfg.MODEL.WEIGHTS, resume=args.resume
-        )
+        LongTailCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
     results = Trainer.evaluate(cfg, model)
     if comm.is_main_process():
         verify_results(cfg, results)
@@ -44,10 +40,10 @@ def evaluate(args, cfg):
 
 
 def train(args, cfg):
-    with one_line_errors(*SET_UP_ERRORS):
+    with one_line_errors():
         trainer = Trainer(cfg)
         trainer.resume_or_load(resume=args.resume)
-    with one_line_errors(DataError, FloatingPointError, OSError):
+    with one_line_errors():
         return trainer.train()
 
 
@@ -57,7 +53,7 @@ def main(args):
 
 
 def run(args):
-    with one_line_errors(*SET_UP_ERRORS):
+    with one_line_errors():
         cfg = setup(args)
     results = evaluate(args, cfg) if args.eval_only else train(args, cfg)
     if comm.is_main_process():

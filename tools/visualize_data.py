@@ -15,24 +15,31 @@ from detectron2.data import DatasetCatalog
 
 from eql_d2 import ClassFrequencies, TailRule
 from eql_d2.data.frequencies import SHIPPED_COUNTS, read_json
-from eql_d2.engine import SET_UP_ERRORS, one_line_errors
-from eql_d2.evaluation.tail_plot import default_rules, describe_data, plot_data
+from eql_d2.drawing.tail import default_rules, describe_data, plot_data
+from eql_d2.engine import one_line_errors
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset", help="registered dataset, annotation file, or counts file")
     parser.add_argument("--output", required=True, help="PNG to write")
     parser.add_argument(
-        "--lambda", dest="lambdas", nargs="+", type=float, default=[], metavar="SHARE",
+        "--lambda",
+        dest="lambdas",
+        nargs="+",
+        type=float,
+        default=[],
+        metavar="SHARE",
         help="more rules: categories in a smaller share of the images are tail",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--max-images", nargs="+", type=int, default=[], metavar="N",
+        "--max-images",
+        nargs="+",
+        type=int,
+        default=[],
+        metavar="N",
         help="more rules: categories with at most N images are tail",
-    )  # fmt: skip
+    )
     return parser.parse_args()
 
 
@@ -46,7 +53,7 @@ def read_frequencies(dataset: str) -> ClassFrequencies:
 
 def main() -> int:
     args = parse_args()
-    with one_line_errors(*SET_UP_ERRORS):
+    with one_line_errors():
         print(f"counting {args.dataset} ...", flush=True)
         frequencies = read_frequencies(args.dataset)
         rules = default_rules(frequencies)

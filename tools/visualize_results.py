@@ -20,17 +20,16 @@ from tqdm import tqdm
 
 from eql_d2 import ClassFrequencies
 from eql_d2.data.registration import register_datasets
-from eql_d2.engine import SET_UP_ERRORS, one_line_errors
+from eql_d2.drawing.panels import Panels, best_places
+from eql_d2.drawing.picture import rarest_images
+from eql_d2.engine import one_line_errors
+from eql_d2.errors import InputError
 from eql_d2.evaluation.compare import read_run_config
-from eql_d2.evaluation.panels import Panels, best_places
-from eql_d2.evaluation.picture import rarest_images
 from eql_d2.evaluation.saved_predictions import load_dataset, read_detections
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", help="output folder of tools/train_net.py")
     parser.add_argument("--output", required=True, help="folder for the pictures")
     parser.add_argument("--num-images", type=int, default=20, help="default 20")
@@ -41,12 +40,12 @@ def parse_args() -> argparse.Namespace:
 def main() -> int:
     args = parse_args()
     logging.getLogger("detectron2").setLevel(logging.WARNING)
-    with one_line_errors(*SET_UP_ERRORS):
+    with one_line_errors():
         cfg = CfgNode(read_run_config(args.run))
         cfg.OUTPUT_DIR = ""  # counts are not kept there
         register_datasets(cfg.DATASETS.REGISTER)
         if not (args.dataset or cfg.DATASETS.TEST):
-            raise ValueError(f"{args.run} was evaluated on no dataset (DATASETS.TEST is empty)")
+            raise InputError(f"{args.run} was evaluated on no dataset (DATASETS.TEST is empty)")
         dataset = args.dataset or cfg.DATASETS.TEST[0]
         dicts, names = load_dataset(dataset)
         frequencies = ClassFrequencies.from_config(cfg)

@@ -28,9 +28,7 @@ dataloader = model_zoo.get_config("common/data/coco.py").dataloader
 dataloader.train._target_ = TrainLoader
 dataloader.train.dataset.names = "lvis_v1_train"
 dataloader.test.dataset.names = "lvis_v1_val"
-dataloader.evaluator = L(LVISEvaluator)(
-    dataset_name="${..test.dataset.names}", max_dets_per_image=300
-)
+dataloader.evaluator = L(LVISEvaluator)(dataset_name="${..test.dataset.names}", max_dets_per_image=300)
 
 optimizer = L(clipped_sgd)(
     params=L(get_default_optimizer_params)(weight_decay_norm=0.0),

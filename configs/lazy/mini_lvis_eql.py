@@ -27,7 +27,7 @@ from eql_d2.data.train_loader import TrainLoader
 from eql_d2.engine.optimizer import classifier_lr_factor, clipped_sgd
 from eql_d2.evaluation.lvis_evaluation import LVISEvaluator
 from eql_d2.losses import EqualizationLoss
-from eql_d2.modeling.backbone import freeze_unread_levels
+from eql_d2.mini_lvis.backbone import freeze_unread_levels
 
 widths = [24, 24, 48, 96]  # of the stem, res2, res3, res4
 
@@ -58,12 +58,8 @@ model = L(GeneralizedRCNN)(
     proposal_generator=L(RPN)(
         in_features=["p3"],
         head=L(StandardRPNHead)(in_channels=48, num_anchors=3),
-        anchor_generator=L(DefaultAnchorGenerator)(
-            sizes=[[18, 30, 48]], aspect_ratios=[1.0], strides=[8], offset=0.0
-        ),
-        anchor_matcher=L(Matcher)(
-            thresholds=[0.3, 0.6], labels=[0, -1, 1], allow_low_quality_matches=True
-        ),
+        anchor_generator=L(DefaultAnchorGenerator)(sizes=[[18, 30, 48]], aspect_ratios=[1.0], strides=[8], offset=0.0),
+        anchor_matcher=L(Matcher)(thresholds=[0.3, 0.6], labels=[0, -1, 1], allow_low_quality_matches=True),
         box2box_transform=L(Box2BoxTransform)(weights=[1.0, 1.0, 1.0, 1.0]),
         batch_size_per_image=256,
         positive_fraction=0.5,
@@ -75,13 +71,9 @@ model = L(GeneralizedRCNN)(
         num_classes=90,
         batch_size_per_image=32,
         positive_fraction=0.5,
-        proposal_matcher=L(Matcher)(
-            thresholds=[0.5], labels=[0, 1], allow_low_quality_matches=False
-        ),
+        proposal_matcher=L(Matcher)(thresholds=[0.5], labels=[0, 1], allow_low_quality_matches=False),
         box_in_features=["p2"],
-        box_pooler=L(ROIPooler)(
-            output_size=7, scales=(1.0 / 4,), sampling_ratio=1, pooler_type="ROIAlignV2"
-        ),
+        box_pooler=L(ROIPooler)(output_size=7, scales=(1.0 / 4,), sampling_ratio=1, pooler_type="ROIAlignV2"),
         box_head=L(FastRCNNConvFCHead)(
             input_shape=ShapeSpec(channels=48, height=7, width=7), conv_dims=[], fc_dims=[256]
         ),

@@ -33,9 +33,7 @@ WITHOUT_BACKGROUND = {"BalancedGroupSoftmaxLoss"}  # it has a group for backgrou
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5, help="default 5")
     parser.add_argument("--steps", type=int, default=200, help="gradient steps, default 200")
     parser.add_argument("--output", type=Path, help="a JSON file for the accuracies of each seed")

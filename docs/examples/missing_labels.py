@@ -10,8 +10,8 @@ import json
 import random
 from pathlib import Path
 
-from eql_d2.data.builtin import SPECS, datasets_root
-from eql_d2.data.mini_lvis import ensure
+from eql_d2.mini_lvis.datasets import SPECS, datasets_root
+from eql_d2.mini_lvis.generator import ensure
 
 
 def without_labels(data: dict, probability: float, seed: int = 0) -> dict:

@@ -6,11 +6,12 @@ What cannot be used is an error that names file and id. What Detectron2 and the 
 
 import logging
 import math
-from typing import Callable, Dict, List, Optional, Sequence
+from collections.abc import Callable, Sequence
 
 import PIL.Image
 
 from eql_d2.data.json_files import read_json
+from eql_d2.errors import InputError
 
 logger = logging.getLogger(__name__)
 
@@ -32,15 +33,15 @@ def read_annotations(json_file, required: Sequence[str] = ()) -> dict:
         required: keys that every annotation must have, as of :data:`EVALUATED_BY`.
 
     Raises:
-        ValueError: no such file, no JSON, a missing part, or the first entry that is not as the format has it.
+        InputError: no such file, no JSON, a missing part, or the first entry that is not as the format has it.
     """
     data = {"annotations": [], **read_json(json_file, required=("images", "categories"))}
     for part in PARTS:
         if not isinstance(data[part], list):
-            raise ValueError(f"{json_file}: `{part}` must be a list, got {_shown(data[part])}")
+            raise InputError(f"{json_file}: `{part}` must be a list, got {_shown(data[part])}")
     categories = _checked(json_file, "category", data["categories"], category_problem)
     if not categories:
-        raise ValueError(f"{json_file}: `categories` is empty; at least one category is expected")
+        raise InputError(f"{json_file}: `categories` is empty; at least one category is expected")
     images = _checked(json_file, "image", data["images"], image_problem)
 
     def problem(annotation):
@@ -52,25 +53,27 @@ def read_annotations(json_file, required: Sequence[str] = ()) -> dict:
     if len(kept) < len(annotations):
         logger.warning(
             "%s: left out %d of %d annotations, which have no area or are of images that are not listed",
-            json_file, len(annotations) - len(kept), len(annotations),
-        )  # fmt: skip
+            json_file,
+            len(annotations) - len(kept),
+            len(annotations),
+        )
     return {**data, "annotations": kept}
 
 
-def _checked(json_file, kind: str, entries: list, problem_of: Callable) -> Dict[int, dict]:
+def _checked(json_file, kind: str, entries: list, problem_of: Callable) -> dict[int, dict]:
     """The entries by id, none of which has a problem."""
-    by_id: Dict[int, dict] = {}
+    by_id: dict[int, dict] = {}
     for place, entry in enumerate(entries):
         problem = _id_problem(entry, by_id) or problem_of(entry)
         if problem:
             has_id = isinstance(entry, dict) and is_id(entry.get("id"))
             name = f"{entry['id']}" if has_id else f"number {place} of the file"
-            raise ValueError(f"{json_file}: {kind} {name} {problem}")
+            raise InputError(f"{json_file}: {kind} {name} {problem}")
         by_id[entry["id"]] = entry
     return by_id
 
 
-def _id_problem(entry, by_id: dict) -> Optional[str]:
+def _id_problem(entry, by_id: dict) -> str | None:
     if not isinstance(entry, dict):
         return f"must be an object with an `id`, got {_shown(entry)}"
     if not is_id(entry.get("id")):
@@ -81,7 +84,7 @@ def _id_problem(entry, by_id: dict) -> Optional[str]:
 # ---- what is wrong with an entry, as the rest of a sentence, or None ----
 
 
-def category_problem(category: dict) -> Optional[str]:
+def category_problem(category: dict) -> str | None:
     if not isinstance(category.get("name"), str):
         return f"must have a text as its `name`, got {_shown(category.get('name'))}"
     if category.get("frequency", "r") not in ("r", "c", "f"):
@@ -89,7 +92,7 @@ def category_problem(category: dict) -> Optional[str]:
     return None
 
 
-def image_problem(image: dict) -> Optional[str]:
+def image_problem(image: dict) -> str | None:
     for side in ("height", "width"):
         if type(image.get(side)) is not int or image[side] < 1:
             return f"must have a whole number of pixels as its `{side}`, got {_shown(image.get(side))}"
@@ -105,7 +108,7 @@ def image_problem(image: dict) -> Optional[str]:
     return None
 
 
-def annotation_problem(annotation: dict, images: dict, categories: dict) -> Optional[str]:
+def annotation_problem(annotation: dict, images: dict, categories: dict) -> str | None:
     if not is_id(annotation.get("image_id")):
         return f"must have a whole number as its `image_id`, got {_shown(annotation.get('image_id'))}"
     category = annotation.get("category_id")
@@ -127,7 +130,7 @@ def annotation_problem(annotation: dict, images: dict, categories: dict) -> Opti
     return segmentation_problem(annotation.get("segmentation"), image)
 
 
-def segmentation_problem(segmentation, image: dict) -> Optional[str]:
+def segmentation_problem(segmentation, image: dict) -> str | None:
     """It may be nothing, polygons, or an RLE of the image's size."""
     if not segmentation:
         return None
@@ -147,7 +150,7 @@ def segmentation_problem(segmentation, image: dict) -> Optional[str]:
     return None
 
 
-def run_lengths(counts) -> Optional[List[int]]:
+def run_lengths(counts) -> list[int] | None:
     """The lengths of an RLE's runs, or None if they cannot be read.
 
     pycocotools reads its compressed form without checking it, beyond the end of the text if need be. That form holds
@@ -158,7 +161,7 @@ def run_lengths(counts) -> Optional[List[int]]:
         return counts if all(type(n) is int for n in counts) else None
     if not isinstance(counts, str):
         return None
-    lengths: List[int] = []
+    lengths: list[int] = []
     value = shift = 0
     for bits in (ord(character) - 48 for character in counts):
         if not 0 <= bits < 64 or shift > 30:

@@ -5,10 +5,12 @@ they did not find are the image's ``neg_category_ids``, and of those in ``not_ex
 left unmarked. All other categories may be in the image or not.
 """
 
-from typing import Dict, List, Optional, Sequence
+from collections.abc import Sequence
 
 import torch
 from detectron2.data import MetadataCatalog, get_detection_dataset_dicts
+
+from eql_d2.errors import InputError
 
 KEY = "MODEL.ROI_BOX_HEAD.CLS_LOSS.IMAGE_LABELS"
 CHECKED = "checked_categories"  # of a dataset dict and of what a mapper makes of it: contiguous ids
@@ -16,8 +18,8 @@ PARTS = ("neg_category_ids", "not_exhaustive_category_ids")
 
 
 def get_checked_dataset_dicts(
-    names: Sequence[str], proposal_files: Optional[Sequence[str]] = None, **kwargs
-) -> List[dict]:
+    names: Sequence[str], proposal_files: Sequence[str] | None = None, **kwargs
+) -> list[dict]:
     """Detectron2's ``get_detection_dataset_dicts``, with the categories that each image was checked for.
 
     They are the contiguous ids in ``checked_categories``, a key that Detectron2's mappers hand on to the model.
@@ -28,7 +30,7 @@ def get_checked_dataset_dicts(
         kwargs: further arguments of ``get_detection_dataset_dicts``.
 
     Raises:
-        ValueError: a dataset whose images do not say what they were checked for, or name a category that it lacks.
+        InputError: a dataset whose images do not say what they were checked for, or name a category that it lacks.
     """
     names = [names] if isinstance(names, str) else names
     files = [None] * len(names) if proposal_files is None else [[f] for f in proposal_files]
@@ -36,7 +38,7 @@ def get_checked_dataset_dicts(
     for name, file in zip(names, files):
         images = get_detection_dataset_dicts(name, proposal_files=file, **kwargs)
         if not any(image.get("neg_category_ids") for image in images):
-            raise ValueError(
+            raise InputError(
                 f"{KEY} is True, but no image of '{name}' lists neg_category_ids, the categories that are known to be "
                 f"absent (LVIS format has them): set it to False"
             )
@@ -45,7 +47,7 @@ def get_checked_dataset_dicts(
             try:
                 image[CHECKED] = checked_categories(image, order)
             except KeyError as error:
-                raise ValueError(
+                raise InputError(
                     f"{KEY} is True, but in image {image['image_id']} of '{name}' {error} is a part that is missing "
                     f"or a category id that the dataset does not have: mend its annotation file, or set it to False"
                 ) from error
@@ -53,7 +55,7 @@ def get_checked_dataset_dicts(
     return all_images
 
 
-def checked_categories(image: dict, order: Optional[Dict[int, int]] = None) -> List[int]:
+def checked_categories(image: dict, order: dict[int, int] | None = None) -> list[int]:
     """Contiguous ids of the categories all of whose objects in the image are known, ascending.
 
     A category with a crowd region is none of them, as one in ``not_exhaustive_category_ids``.

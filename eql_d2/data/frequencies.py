@@ -5,9 +5,9 @@ Shape shorthand: K is the number of foreground categories, in the order of Detec
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional, Sequence
 
 import numpy as np
 import torch
@@ -16,18 +16,22 @@ from detectron2.utils.file_io import PathManager
 
 from eql_d2.data.annotations import read_annotations
 from eql_d2.data.json_files import read_json
-from eql_d2.data.mini_lvis import frequency_letter
+from eql_d2.errors import InputError
 
 COUNTS_KEY = "MODEL.ROI_BOX_HEAD.CLS_LOSS.COUNTS_FILE"
 SHIPPED_COUNTS = {
-    name: Path(__file__).parent / "counts" / f"{name}.json"
-    for name in ("lvis_v0.5_train", "lvis_v1_train")
+    name: Path(__file__).parent / "counts" / f"{name}.json" for name in ("lvis_v0.5_train", "lvis_v1_train")
 }
 GROUP_NAMES = {"r": "rare", "c": "common", "f": "frequent"}
 DEFAULT_MAX_IMAGE_COUNT = 100  # LVIS's rare and common categories
 
 
-class FrequenciesNotFound(ValueError):
+def frequency_letter(image_count: int) -> str:
+    """LVIS's rule: rare, "r", is at most 10 training images; common, "c", at most 100; frequent, "f", more."""
+    return "r" if image_count <= 10 else "c" if image_count <= 100 else "f"
+
+
+class FrequenciesNotFound(InputError):
     """No source has the counts that are asked for: a model can score without them, but not train."""
 
 
@@ -43,12 +47,12 @@ class ClassFrequencies:
         source: where the counts come from, for messages.
 
     Raises:
-        ValueError: counts that are negative, of different lengths, or larger than the number of images.
+        InputError: counts that are negative, of different lengths, or larger than the number of images.
     """
 
     image_count: torch.Tensor
-    instance_count: Optional[torch.Tensor] = None
-    num_images: Optional[int] = None
+    instance_count: torch.Tensor | None = None
+    num_images: int | None = None
     groups: str = ""
     source: str = "counts passed as arguments"
 
@@ -65,22 +69,22 @@ class ClassFrequencies:
     def _validate(self):
         K = len(self)
         if K == 0 or self.image_count.dim() != 1 or (self.image_count < 0).any():
-            raise ValueError(
+            raise InputError(
                 f"image_count must hold one number >= 0 for each category; "
                 f"{self.source} gives shape {tuple(self.image_count.shape)}"
             )
         if self.instance_count is not None and self.instance_count.shape != self.image_count.shape:
-            raise ValueError(
+            raise InputError(
                 f"image_count has {K} categories but instance_count has shape "
                 f"{tuple(self.instance_count.shape)} in {self.source}"
             )
         if len(self.groups) != K or set(self.groups) - set("rcf"):
-            raise ValueError(
+            raise InputError(
                 f"groups must be {K} letters of 'r', 'c', 'f', got {len(self.groups)} letters "
                 f"{sorted(set(self.groups))} from {self.source}"
             )
         if self.num_images is not None and not self.num_images >= max(1, int(self.image_count.max())):
-            raise ValueError(
+            raise InputError(
                 f"{self.source} has {self.num_images} annotated images, but a category occurs in "
                 f"{int(self.image_count.max())}: an empty training set, or counts of two datasets mixed?"
             )
@@ -111,7 +115,7 @@ class ClassFrequencies:
     # ---- sources ----
 
     @classmethod
-    def from_annotations(cls, json_file, category_order: Optional[dict] = None) -> "ClassFrequencies":
+    def from_annotations(cls, json_file, category_order: dict | None = None) -> "ClassFrequencies":
         """Count a COCO- or LVIS-format annotation file; crowd regions, which are never trained on, are skipped.
 
         Args:
@@ -128,7 +132,7 @@ class ClassFrequencies:
         return cls(**{key: counts[key] for key in known if counts.get(key) is not None}, source=str(path))
 
     @classmethod
-    def from_dataset(cls, name: str, cache_dir: Optional[str] = None) -> "ClassFrequencies":
+    def from_dataset(cls, name: str, cache_dir: str | None = None) -> "ClassFrequencies":
         """Counts of a registered dataset: shipped ones (LVIS), else its annotation file, else its metadata.
 
         Args:
@@ -178,7 +182,7 @@ class ClassFrequencies:
 
         Raises:
             FrequenciesNotFound: no source of counts is there.
-            ValueError: the counts are not of ``MODEL.ROI_HEADS.NUM_CLASSES`` categories.
+            InputError: the counts are not of ``MODEL.ROI_HEADS.NUM_CLASSES`` categories.
         """
         counts_file, names = cfg.MODEL.ROI_BOX_HEAD.CLS_LOSS.COUNTS_FILE, cfg.DATASETS.TRAIN
         if counts_file:
@@ -188,7 +192,7 @@ class ClassFrequencies:
         else:
             frequencies = cls.sum([cls.from_dataset(name, cfg.OUTPUT_DIR) for name in names])
         if len(frequencies) != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
-            raise ValueError(
+            raise InputError(
                 f"MODEL.ROI_HEADS.NUM_CLASSES is {cfg.MODEL.ROI_HEADS.NUM_CLASSES}, but {frequencies.source} "
                 f"(DATASETS.TRAIN {tuple(names)}) has {len(frequencies)} categories: set NUM_CLASSES "
                 f"{len(frequencies)}, or give the right {COUNTS_KEY}"
@@ -202,9 +206,7 @@ class ClassFrequencies:
             return parts[0]
         sizes = [len(p) for p in parts]
         if len(set(sizes)) > 1:
-            raise ValueError(
-                f"the datasets of DATASETS.TRAIN have {sizes} categories: they must be the same"
-            )
+            raise InputError(f"the datasets of DATASETS.TRAIN have {sizes} categories: they must be the same")
         instances = [p.instance_count for p in parts if p.instance_count is not None]
         images = [p.num_images for p in parts if p.num_images is not None]
         return cls(
@@ -231,7 +233,7 @@ class ClassFrequencies:
         os.replace(temporary, path)
 
 
-def count_annotations(json_file, category_order: Optional[dict] = None) -> dict:
+def count_annotations(json_file, category_order: dict | None = None) -> dict:
     """Count images and instances of each category; see :meth:`ClassFrequencies.from_annotations`.
 
     Returns:
@@ -244,7 +246,7 @@ def count_annotations(json_file, category_order: Optional[dict] = None) -> dict:
     annotations = [a for a in data["annotations"] if not a.get("iscrowd", 0)]
     unknown = {a["category_id"] for a in annotations} - order.keys()
     if unknown:
-        raise ValueError(
+        raise InputError(
             f"{json_file}: annotations use category ids {sorted(unknown)[:5]} that `categories` does not list"
         )
     K = len(order)
@@ -262,7 +264,7 @@ def count_annotations(json_file, category_order: Optional[dict] = None) -> dict:
     }
 
 
-def _annotation_file(metadata) -> Optional[str]:
+def _annotation_file(metadata) -> str | None:
     """Local path of the annotation file, or None; a dataset that makes itself (MiniLVIS) does so here."""
     if metadata.get("json_file") is None:
         return None
@@ -289,33 +291,33 @@ class TailRule:
     of 0.00177 selects on LVIS v0.5, and 0.0010062 on v1: a lambda must be found anew for each dataset.
 
     Raises:
-        ValueError: more than one rule, or a value out of its range.
+        InputError: more than one rule, or a value out of its range.
     """
 
-    lambda_: Optional[float] = None
-    max_image_count: Optional[int] = None
-    groups: Optional[str] = None
+    lambda_: float | None = None
+    max_image_count: int | None = None
+    groups: str | None = None
 
     def __post_init__(self):
         given = {k: v for k, v in vars(self).items() if v is not None}
         if len(given) > 1:
-            raise ValueError(
+            raise InputError(
                 f"a tail has one rule, got {given}: keep one of TAIL.LAMBDA, TAIL.MAX_IMAGE_COUNT and TAIL.GROUPS"
             )
         if not given:
             object.__setattr__(self, "max_image_count", DEFAULT_MAX_IMAGE_COUNT)
         for name, value in (("LAMBDA", self.lambda_), ("MAX_IMAGE_COUNT", self.max_image_count)):
             if value is not None and not isinstance(value, (int, float)):
-                raise ValueError(f"TAIL.{name} must be a number, got {value!r}")
+                raise InputError(f"TAIL.{name} must be a number, got {value!r}")
         if self.lambda_ is not None and not 0 < self.lambda_ <= 1:
-            raise ValueError(
+            raise InputError(
                 f"lambda is a share of images in (0, 1], got {self.lambda_}: set TAIL.LAMBDA, or for a number of "
                 f"images TAIL.MAX_IMAGE_COUNT"
             )
         if self.max_image_count is not None and self.max_image_count < 0:
-            raise ValueError(f"TAIL.MAX_IMAGE_COUNT must be >= 0, got {self.max_image_count}")
+            raise InputError(f"TAIL.MAX_IMAGE_COUNT must be >= 0, got {self.max_image_count}")
         if self.groups is not None and set(str(self.groups)) - set("rcf"):
-            raise ValueError(f"TAIL.GROUPS takes letters of 'r', 'c', 'f', got '{self.groups}'")
+            raise InputError(f"TAIL.GROUPS takes letters of 'r', 'c', 'f', got '{self.groups}'")
 
     def __str__(self) -> str:
         if self.lambda_ is not None:

@@ -1,7 +1,9 @@
 """Images that cannot be read: which one it was, and of which dataset entry."""
 
+from eql_d2.errors import InputError
 
-class UnreadableImage(ValueError):
+
+class UnreadableImage(InputError):
     """An image file that is missing, broken, or not as the annotation file says; the message names it and its id.
 
     From a worker process an error arrives with that process's traceback as its message: here only its last line stays.

@@ -4,23 +4,25 @@ import gc
 import json
 from contextlib import contextmanager
 
+from eql_d2.errors import InputError
+
 
 def read_json(path, required=()) -> dict:
     """The JSON object in a file.
 
     Raises:
-        ValueError: no such file, not JSON, or a key of ``required`` is missing.
+        InputError: no such file, not JSON, or a key of ``required`` is missing.
     """
     try:
         with open(path, encoding="utf-8") as f, without_garbage_collection():
             data = json.load(f)
     except FileNotFoundError as error:
-        raise ValueError(f"there is no file {path}") from error
+        raise InputError(f"there is no file {path}") from error
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not a JSON file: {error}") from error
+        raise InputError(f"{path} is not a JSON file: {error}") from error
     missing = [key for key in required if not isinstance(data, dict) or key not in data]
     if missing:
-        raise ValueError(f"{path} lacks {missing}; expected a JSON object with {list(required)}")
+        raise InputError(f"{path} lacks {missing}; expected a JSON object with {list(required)}")
     return data
 
 

@@ -1,14 +1,12 @@
 """The dataset dicts to train on: Detectron2's, in less time and memory where there are a million objects."""
 
-from typing import List
-
 from detectron2.data import get_detection_dataset_dicts
 
 from eql_d2.data.federated import get_checked_dataset_dicts
 from eql_d2.data.json_files import without_garbage_collection
 
 
-def load_training_dicts(cfg) -> List[dict]:
+def load_training_dicts(cfg) -> list[dict]:
     """What Detectron2's training loader reads of ``DATASETS.TRAIN``: the same images, in the same order.
 
     Three things differ. With ``CLS_LOSS.IMAGE_LABELS`` an image says which categories it was checked for. Python's
@@ -36,7 +34,5 @@ def without_segmentation(image: dict) -> dict:
     """A copy whose objects have no `segmentation`."""
     if "annotations" not in image:
         return image
-    objects = [
-        {key: value for key, value in a.items() if key != "segmentation"} for a in image["annotations"]
-    ]
+    objects = [{key: value for key, value in a.items() if key != "segmentation"} for a in image["annotations"]]
     return {**image, "annotations": objects}

@@ -7,7 +7,8 @@ Detectron2 does.
 import os
 import re
 from collections import defaultdict
-from typing import Dict, List, Sequence
+from collections.abc import Sequence
+from pathlib import Path
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
@@ -16,21 +17,25 @@ from pycocotools.mask import frPyObjects
 
 from eql_d2.data.annotations import read_annotations, valid_polygons
 from eql_d2.data.json_files import read_json
+from eql_d2.errors import InputError
 
 KEY = "DATASETS.REGISTER"
+
+
+def datasets_root() -> Path:
+    """`$DETECTRON2_DATASETS`, or `./datasets`, as Detectron2 has it."""
+    return Path(os.getenv("DETECTRON2_DATASETS", "datasets")).expanduser()
 
 
 def register_datasets(entries: Sequence[Sequence[str]]) -> None:
     """Register every ``[name, annotation file, image folder]``.
 
     Raises:
-        ValueError: an entry of another form, or see :func:`register_dataset`.
+        InputError: an entry of another form, or see :func:`register_dataset`.
     """
     for entry in entries:
         if not (isinstance(entry, (list, tuple)) and len(entry) == 3):
-            raise ValueError(
-                f"{KEY} is a list of [name, annotation file, image folder], got the entry {entry!r}"
-            )
+            raise InputError(f"{KEY} is a list of [name, annotation file, image folder], got the entry {entry!r}")
         register_dataset(*entry)
 
 
@@ -44,16 +49,16 @@ def register_dataset(name: str, json_file: str, image_root: str) -> None:
     "coco". Images of an LVIS-format file are found by ``file_name`` or, as LVIS has it, by ``coco_url``.
 
     Raises:
-        ValueError: the name belongs to another file, or is none; the image folder is missing; or see
+        InputError: the name belongs to another file, or is none; the image folder is missing; or see
             :func:`eql_d2.data.annotations.read_annotations`.
     """
     if not (isinstance(name, str) and re.fullmatch(r"\w[\w.+-]*", name)):
-        raise ValueError(f"{KEY}: files are called by a name, so it is letters, digits and any of _.+-, got {name!r}")
+        raise InputError(f"{KEY}: files are called by a name, so it is letters, digits and any of _.+-, got {name!r}")
     if name in DatasetCatalog.list():
         taken_by = MetadataCatalog.get(name).get("json_file")
         if taken_by == json_file and MetadataCatalog.get(name).get("image_root") == image_root:
             return
-        raise ValueError(f"{KEY}: '{name}' is taken by {taken_by}, so {json_file} needs another name")
+        raise InputError(f"{KEY}: '{name}' is taken by {taken_by}, so {json_file} needs another name")
     if not PathManager.isfile(json_file):
         DatasetCatalog.register(name, lambda: read_json(json_file))  # says that it is not there
         MetadataCatalog.get(name).set(json_file=json_file, image_root=image_root)
@@ -63,9 +68,9 @@ def register_dataset(name: str, json_file: str, image_root: str) -> None:
         is_lvis = is_lvis_format(json_file, data)
         classes, order = categories_of(data)
     except (ValueError, OSError) as error:
-        raise ValueError(f"{KEY} '{name}': {error}") from error
+        raise InputError(f"{KEY} '{name}': {error}") from error
     if not PathManager.isdir(image_root):
-        raise ValueError(f"{KEY} '{name}': there is no image folder {image_root}")
+        raise InputError(f"{KEY} '{name}': there is no image folder {image_root}")
     DatasetCatalog.register(name, lambda: load_dataset(json_file, image_root, order))
     MetadataCatalog.get(name).set(
         json_file=json_file,
@@ -80,7 +85,7 @@ def is_lvis_format(json_file: str, data: dict) -> bool:
     """Whether images list the categories that are known to be absent; all that LVIS evaluates by must then be there.
 
     Raises:
-        ValueError: a part of LVIS's format is missing.
+        InputError: a part of LVIS's format is missing.
     """
     if not any("neg_category_ids" in image for image in data["images"]):
         return False
@@ -91,7 +96,7 @@ def is_lvis_format(json_file: str, data: dict) -> bool:
     ):
         lacking = [entry["id"] for entry in data[part] if key not in entry]
         if lacking:
-            raise ValueError(
+            raise InputError(
                 f"{json_file}: images have neg_category_ids, so this is LVIS format, but {len(lacking)} of the {part} "
                 f"lack '{key}' (id {lacking[0]} first): add it, or drop neg_category_ids for COCO format"
             )
@@ -104,7 +109,7 @@ def categories_of(data: dict) -> tuple:
     return [c["name"] for c in categories], {c["id"]: i for i, c in enumerate(categories)}
 
 
-def load_dataset(json_file: str, image_root: str, order: Dict[int, int]) -> List[dict]:
+def load_dataset(json_file: str, image_root: str, order: dict[int, int]) -> list[dict]:
     """An annotation file as Detectron2's standard dicts.
 
     Detectron2's own loader of LVIS format knows the categories of LVIS only, and finds images by ``coco_url`` only;
@@ -121,7 +126,7 @@ def load_dataset(json_file: str, image_root: str, order: Dict[int, int]) -> List
     try:
         paths = image_paths(images, image_root)
     except ValueError as error:
-        raise ValueError(f"{json_file}: {error}") from error
+        raise InputError(f"{json_file}: {error}") from error
     kept = ("height", "width", "neg_category_ids", "not_exhaustive_category_ids")
     return [
         {
@@ -134,7 +139,7 @@ def load_dataset(json_file: str, image_root: str, order: Dict[int, int]) -> List
     ]
 
 
-def as_object(annotation: dict, order: Dict[int, int]) -> dict:
+def as_object(annotation: dict, order: dict[int, int]) -> dict:
     """One annotation as Detectron2 has it; an RLE in the compressed form."""
     entry = {
         "bbox": annotation["bbox"],
@@ -151,11 +156,11 @@ def as_object(annotation: dict, order: Dict[int, int]) -> dict:
     return entry
 
 
-def image_paths(images: List[dict], image_root: str) -> List[str]:
+def image_paths(images: list[dict], image_root: str) -> list[str]:
     """Where the images of a file are, all found in the first way that finds the first of them.
 
     Raises:
-        ValueError: no way does, or a path lies outside of ``image_root``.
+        InputError: no way does, or a path lies outside of ``image_root``.
     """
 
     def by_url(image, parts):  # the last parts of http://images.cocodataset.org/train2017/000000155379.jpg
@@ -169,7 +174,7 @@ def image_paths(images: List[dict], image_root: str) -> List[str]:
     for way in ways:
         if not images or PathManager.isfile(path_inside(image_root, way(images[0]))):
             return [path_inside(image_root, way(image)) for image in images]
-    raise ValueError(
+    raise InputError(
         f"image {images[0]['id']} is none of {[os.path.join(image_root, way(images[0])) for way in ways]}: which "
         f"folder holds the images ({KEY})?"
     )
@@ -179,5 +184,5 @@ def path_inside(folder: str, name: str) -> str:
     """``folder/name``, where ``name``, from an annotation file, must not lead out of the folder."""
     path = os.path.normpath(name)
     if os.path.isabs(path) or path.split(os.sep)[0] == os.pardir:
-        raise ValueError(f"the image '{name}' lies outside of the image folder {folder}: refused")
+        raise InputError(f"the image '{name}' lies outside of the image folder {folder}: refused")
     return os.path.join(folder, name)

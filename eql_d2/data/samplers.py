@@ -2,12 +2,14 @@
 
 import itertools
 from collections import defaultdict
-from typing import Iterator, Optional, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from detectron2.utils import comm
 from fvcore.common.registry import Registry
 from torch.utils.data import Sampler
+
+from eql_d2.errors import InputError
 
 TRAIN_SAMPLER_REGISTRY = Registry("TRAIN_SAMPLER")
 TRAIN_SAMPLER_REGISTRY.__doc__ = """
@@ -36,17 +38,17 @@ class ClassAwareSampler(Sampler):
         seed: the same in all processes; None: one that they agree on.
 
     Raises:
-        ValueError: no image has an annotation.
+        InputError: no image has an annotation.
     """
 
-    def __init__(self, dataset_dicts: Sequence[dict], seed: Optional[int] = None):
+    def __init__(self, dataset_dicts: Sequence[dict], seed: int | None = None):
         images = defaultdict(list)  # of each category
         for i in range(len(dataset_dicts)):
             objects = dataset_dicts[i]["annotations"]
             for category in {a["category_id"] for a in objects if not a.get("iscrowd", 0)}:
                 images[category].append(i)
         if not images:
-            raise ValueError(f"ClassAwareSampler: none of the {len(dataset_dicts)} images has an annotation")
+            raise InputError(f"ClassAwareSampler: none of the {len(dataset_dicts)} images has an annotation")
         lists = [images[category] for category in sorted(images)]
         self._images = torch.tensor(list(itertools.chain.from_iterable(lists)))
         self._count = torch.tensor([len(images) for images in lists])

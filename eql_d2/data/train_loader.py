@@ -15,9 +15,10 @@ import os
 import random
 import signal
 import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Any
 
 import torch
 from detectron2.config import configurable
@@ -30,6 +31,7 @@ from torch.utils.data._utils import signal_handling
 
 from eql_d2.data.samplers import TRAIN_SAMPLER_REGISTRY
 from eql_d2.data.seeding import seeded
+from eql_d2.errors import InputError
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +56,7 @@ class TrainLoader:
         seed: >= 0, or None to draw one, the same in all processes.
 
     Raises:
-        ValueError: an argument that is not as above.
+        InputError: an argument that is not as above.
     """
 
     @configurable
@@ -62,21 +64,21 @@ class TrainLoader:
         self,
         dataset: Sequence[dict],
         *,
-        mapper: Callable[[dict], Optional[dict]],
+        mapper: Callable[[dict], dict | None],
         total_batch_size: int,
-        make_sampler: Optional[Callable[[Sequence[dict], int], Sampler]] = None,
+        make_sampler: Callable[[Sequence[dict], int], Sampler] | None = None,
         aspect_ratio_grouping: bool = True,
         num_workers: int = 0,
-        seed: Optional[int] = None,
+        seed: int | None = None,
     ):
         processes = comm.get_world_size()
         if total_batch_size < 1 or total_batch_size % processes:
-            raise ValueError(
+            raise InputError(
                 f"SOLVER.IMS_PER_BATCH is {total_batch_size}: expected a multiple of the number of processes, "
                 f"{processes}"
             )
         if isinstance(dataset, IterableDataset) or not len(dataset):
-            raise ValueError("the training data must be a list or a map-style dataset, with at least one image")
+            raise InputError("the training data must be a list or a map-style dataset, with at least one image")
         self.mapper = mapper
         self.make_sampler = make_sampler or training_sampler
         self.wider = wider_than_high(dataset) if aspect_ratio_grouping else [False] * len(dataset)
@@ -98,7 +100,7 @@ class TrainLoader:
         seed = cfg.SEED if cfg.SEED >= 0 else None
         return {**arguments, "make_sampler": partial(sampler_from_config, cfg), "seed": seed}
 
-    def __iter__(self) -> Iterator[List[dict]]:
+    def __iter__(self) -> Iterator[list[dict]]:
         """The batches from number ``self.batches`` on."""
         loader = DataLoader(
             SeededMap(self.dataset, self.mapper, self.seed),
@@ -122,7 +124,7 @@ class TrainLoader:
                 )
             yield batch
 
-    def _made_of(self) -> Dict[str, Any]:
+    def _made_of(self) -> dict[str, Any]:
         """What, besides the seed, decides which batches there are."""
         return {
             "sampler": type(self.sampler).__name__,
@@ -132,7 +134,7 @@ class TrainLoader:
             "aspect_ratio_grouping": self.aspect_ratio_grouping,
         }
 
-    def state_dict(self) -> Dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """Seed, place, and what the stream was made of; plain Python, the same in all processes but the rejected."""
         return {
             "seed": self.seed,
@@ -141,7 +143,7 @@ class TrainLoader:
             "made_of": self._made_of(),
         }
 
-    def load_state_dict(self, state: Dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on after the batches of ``state``, with its seed.
 
         Where the stream is made of something else now, it is entered after as many images as were seen, and a warning
@@ -187,12 +189,12 @@ def sampler_from_config(cfg, dataset, seed: int) -> Sampler:
         return build_detection_train_loader.from_config(cfg, mapper=NOT_YET, dataset=dataset)["sampler"]
 
 
-def wider_than_high(dataset: Sequence[dict]) -> List[bool]:
+def wider_than_high(dataset: Sequence[dict]) -> list[bool]:
     """Of each image, whether it is wider than high: Detectron2's two groups of aspect ratios."""
     try:
         return [image["width"] > image["height"] for image in map(dataset.__getitem__, range(len(dataset)))]
     except KeyError as error:
-        raise ValueError(
+        raise InputError(
             f"the dataset dicts have no {error}: DATALOADER.ASPECT_RATIO_GROUPING needs it; give it, or set that to "
             f"False"
         ) from error
@@ -214,11 +216,11 @@ class BatchSampler(Sampler):
         self.wider = wider
         self.start = start
 
-    def __iter__(self) -> Iterator[List[Tuple[int, int]]]:
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         return itertools.islice(self._batches(), self.start, None)
 
-    def _batches(self) -> Iterator[List[Tuple[int, int]]]:
-        groups: Dict[bool, List[Tuple[int, int]]] = {False: [], True: []}
+    def _batches(self) -> Iterator[list[tuple[int, int]]]:
+        groups: dict[bool, list[tuple[int, int]]] = {False: [], True: []}
         positions = itertools.count(comm.get_rank(), comm.get_world_size())
         for position, index in zip(positions, self.sampler):
             wider = self.wider[index]
@@ -239,9 +241,9 @@ class SeededMap(Dataset):
     def __len__(self):
         return len(self.dataset)
 
-    def __getitem__(self, place: Tuple[int, int]) -> Tuple[dict, List[int]]:
+    def __getitem__(self, place: tuple[int, int]) -> tuple[dict, list[int]]:
         position, index = place
-        rejected: List[int] = []
+        rejected: list[int] = []
         with seeded(self.seed, position):
             while len(rejected) < MAX_REJECTED_IN_A_ROW:
                 mapped = self.mapper(self.dataset[index])
@@ -249,10 +251,10 @@ class SeededMap(Dataset):
                     return mapped, rejected
                 rejected.append(index)
                 index = random.randrange(len(self.dataset))
-        raise ValueError(f"the mapper rejected {MAX_REJECTED_IN_A_ROW} images in a row, the last one number {index}")
+        raise InputError(f"the mapper rejected {MAX_REJECTED_IN_A_ROW} images in a row, the last one number {index}")
 
 
-def split_rejected(batch: List[Tuple[dict, List[int]]]) -> Tuple[List[dict], List[int]]:
+def split_rejected(batch: list[tuple[dict, list[int]]]) -> tuple[list[dict], list[int]]:
     """The mapped images of a batch, and the indices that were rejected on the way."""
     return [mapped for mapped, _ in batch], [index for _, rejected in batch for index in rejected]
 

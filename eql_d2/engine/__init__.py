@@ -1,9 +1,8 @@
 """Training: configs, the trainer, its checkpoints."""
 
-from eql_d2.engine import base_weights  # noqa: F401  (registers mini_lvis://)
 from eql_d2.engine.checkpoint import LongTailCheckpointer
 from eql_d2.engine.checks import check_run
-from eql_d2.engine.errors import SET_UP_ERRORS, one_line_errors
+from eql_d2.engine.errors import one_line_errors
 from eql_d2.engine.interruption import Interrupted, resumable_tool
 from eql_d2.engine.launch import launch_tool
 from eql_d2.engine.setup import load_config, setup, use_available_device
@@ -12,7 +11,6 @@ from eql_d2.engine.train_step import DataError, TrainStep
 from eql_d2.engine.trainer import Trainer
 
 __all__ = [
-    "SET_UP_ERRORS",
     "DataError",
     "Interrupted",
     "LongTailCheckpointer",

@@ -7,8 +7,9 @@ import os
 import pickle
 import re
 import zipfile
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from typing import IO, Iterator, List, Optional
+from typing import IO
 from urllib.parse import urlparse
 
 import torch
@@ -17,6 +18,7 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import Detectron2Handler, PathManager
 from iopath.common.file_io import get_cache_dir
 
+from eql_d2.errors import InputError
 from eql_d2.losses import ClassificationLoss
 from eql_d2.modeling import LongTailFastRCNNOutputLayers
 from eql_d2.modeling.normed_linear import NormedLinear
@@ -27,7 +29,7 @@ UNFINISHED = ".tmp"  # ends the name of a file that is being written
 NUMBERED = r"model_\d{7}\.pth"  # the checkpoint of an iteration
 
 
-class CheckpointError(OSError):
+class CheckpointError(InputError):
     """A checkpoint that cannot be written, or none that can be read; the message says what is left and what to do."""
 
 
@@ -49,7 +51,7 @@ class LongTailCheckpointer(DetectionCheckpointer):
     def __init__(self, model, save_dir="", *, new_classifier: bool = False, **checkpointables):
         super().__init__(model, save_dir, **checkpointables)
         self.new_classifier = new_classifier
-        self.saved_iteration: Optional[int] = None  # of the last checkpoint that this object has saved
+        self.saved_iteration: int | None = None  # of the last checkpoint that this object has saved
 
     def save(self, name, **kwargs):
         """As Detectron2's.
@@ -118,12 +120,12 @@ class LongTailCheckpointer(DetectionCheckpointer):
                 logger.info("removing %s, which was never finished", path)
                 os.unlink(path)
 
-    def _newest_whole(self) -> Optional[str]:
+    def _newest_whole(self) -> str | None:
         """The checkpoint to resume from, in all processes that which the main one finds, or None if there is none."""
         found = self._find_newest_whole() if comm.is_main_process() else None
         return comm.all_gather(found)[0]
 
-    def _find_newest_whole(self) -> Optional[str]:
+    def _find_newest_whole(self) -> str | None:
         earlier = self._numbered_checkpoints()
         if not self.has_checkpoint():
             if earlier:
@@ -145,7 +147,7 @@ class LongTailCheckpointer(DetectionCheckpointer):
             f"restore one of them and write its name into {os.path.join(self.save_dir, 'last_checkpoint')}"
         )
 
-    def _numbered_checkpoints(self) -> List[str]:
+    def _numbered_checkpoints(self) -> list[str]:
         """The checkpoints of iterations, the newest first."""
         names = os.listdir(self.save_dir) if os.path.isdir(self.save_dir) else []
         numbered = sorted((n for n in names if re.fullmatch(NUMBERED, n)), reverse=True)
@@ -240,7 +242,7 @@ class PlainUnpickler(pickle.Unpickler):
 def require_plain_pickle(path: str) -> None:
     """
     Raises:
-        ValueError: a pickle that is broken, or holds anything but arrays and plain Python.
+        InputError: a pickle that is broken, or holds anything but arrays and plain Python.
     """
     with PathManager.open(path, "rb") as file:
         try:
@@ -257,7 +259,7 @@ def not_plain(path: str, error: Exception, reader: str) -> ValueError:
     )
 
 
-def what_is_broken(path: str) -> Optional[str]:
+def what_is_broken(path: str) -> str | None:
     """Why a checkpoint file cannot be read, or None; torch's zip files carry checksums."""
     try:
         if not zipfile.is_zipfile(path):  # truncated, or of torch before 1.6
@@ -277,7 +279,7 @@ def require_file(path: str) -> None:
         path: a file, `detectron2://...`, `https://...`; a query (`?matching_heuristics=True`) is no part of the name.
 
     Raises:
-        FileNotFoundError: it is not there, or cannot be downloaded; with the place to put it by hand.
+        InputError: it is not there, or cannot be downloaded; with the place to put it by hand.
     """
     path = urlparse(path)._replace(query="").geturl()
     try:
@@ -291,7 +293,7 @@ def require_file(path: str) -> None:
     if urlparse(url).scheme in ("http", "https", "ftp"):
         place = os.path.join(get_cache_dir(), urlparse(url).path.lstrip("/"))
         cure = f"download {url} elsewhere and put it at {place} (the folder is $FVCORE_CACHE), or {cure}"
-    raise FileNotFoundError(f"the weights {path} are not here: {reason}. {cure[0].upper()}{cure[1:]}")
+    raise InputError(f"the weights {path} are not here: {reason}. {cure[0].upper()}{cure[1:]}")
 
 
 def drop_classifier(weights: dict) -> None:
@@ -313,7 +315,7 @@ def fit_cls_score(weights: dict, name: str, predictor: LongTailFastRCNNOutputLay
     """Give the parameter ``name`` of ``weights`` as many rows as ``predictor.cls_score`` has, in place.
 
     Raises:
-        ValueError: the number of rows is neither the model's, nor that with or without background.
+        InputError: the number of rows is neither the model's, nor that with or without background.
     """
     name = name if name in weights else f"module.{name}"  # saved from a DistributedDataParallel model
     if name not in weights:
@@ -327,11 +329,9 @@ def fit_cls_score(weights: dict, name: str, predictor: LongTailFastRCNNOutputLay
         logger.info("%s: dropped the background row, since the loss has %d logits", name, K)
     elif len(rows) == K and wanted == K + 1:
         weights[name] = torch.cat([rows, background_row(rows, predictor.cls_score)])
-        logger.warning(
-            "%s has no background row: appended a new one. Train on before you trust the scores.", name
-        )
+        logger.warning("%s has no background row: appended a new one. Train on before you trust the scores.", name)
     else:
-        raise ValueError(
+        raise InputError(
             f"{name} of the checkpoint has {len(rows)} rows, but the model ({type(predictor.cls_loss).__name__}, "
             f"{K} classes) has {wanted}: set MODEL.ROI_HEADS.NUM_CLASSES and MODEL.ROI_BOX_HEAD.CLS_LOSS.NAME to what "
             f"the checkpoint was trained with, or start a new classifier from it by MODEL.NEW_CLASSIFIER True"

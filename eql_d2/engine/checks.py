@@ -3,16 +3,18 @@
 import difflib
 import os
 import re
+from collections.abc import Iterable
 from contextlib import contextmanager
-from typing import Iterable, List
 
+import yaml
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import ROI_HEADS_REGISTRY
 from detectron2.utils.file_io import PathManager
 
 from eql_d2.data.annotations import EVALUATED_BY, read_annotations
-from eql_d2.data.builtin import datasets_root
+from eql_d2.data.registration import datasets_root
+from eql_d2.errors import InputError
 from eql_d2.losses import CLS_LOSS_REGISTRY
 from eql_d2.losses.hyper_parameters import NODE
 
@@ -35,13 +37,15 @@ def explained_config_errors(cfg: CfgNode, source: str):
     try:
         yield
     except (TypeError, AttributeError) as error:  # Detectron2 and yacs look into what is no section
-        raise ValueError(f"{source} is no config: sections of `KEY: value` are expected ({error})") from error
+        raise InputError(f"{source} is no config: sections of `KEY: value` are expected ({error})") from error
+    except yaml.YAMLError as error:
+        raise InputError(f"{source} is not YAML: {' '.join(str(error).split())}") from error
     except (KeyError, AssertionError) as error:
         unknown = re.search(r"Non-existent (?:config )?key: ([\w.]+)", str(error))
         if unknown is None:
             raise
         key = unknown.group(1)
-        raise KeyError(
+        raise InputError(
             f"there is no config key {key}{did_you_mean(key, config_keys(cfg)) or ': see eql_d2/config.py'}"
         ) from error
 
@@ -50,16 +54,16 @@ def check_nothing_is_empty(cfg: CfgNode, defaults: CfgNode, prefix: str = "") ->
     """A key without a value (`NUM_CLASSES:` in YAML) is None, which yacs lets stand for any type.
 
     Raises:
-        ValueError: such a key, where None is not the default.
+        InputError: such a key, where None is not the default.
     """
     for name, default in defaults.items():
         if isinstance(default, CfgNode):
             check_nothing_is_empty(cfg[name], default, f"{prefix}{name}.")
         elif cfg[name] is None and default is not None:
-            raise ValueError(f"{prefix}{name} has no value; expected {type(default).__name__}, such as {default!r}")
+            raise InputError(f"{prefix}{name} has no value; expected {type(default).__name__}, such as {default!r}")
 
 
-def config_keys(cfg: CfgNode, prefix: str = "") -> List[str]:
+def config_keys(cfg: CfgNode, prefix: str = "") -> list[str]:
     """Full names of all keys, nodes included."""
     keys = []
     for name, value in cfg.items():
@@ -76,11 +80,11 @@ def check_run(cfg: CfgNode, train: bool) -> None:
         train: whether ``DATASETS.TRAIN`` is needed, too.
 
     Raises:
-        ValueError: an unknown or ignored ROI head or loss, or see :func:`check_dataset` and :func:`check_fixed_ap`.
+        InputError: an unknown or ignored ROI head or loss, or see :func:`check_dataset` and :func:`check_fixed_ap`.
     """
     check_names(cfg)
     if train and not cfg.DATASETS.TRAIN:
-        raise ValueError("DATASETS.TRAIN is empty: name a dataset to train on")
+        raise InputError("DATASETS.TRAIN is empty: name a dataset to train on")
     for name in cfg.DATASETS.TRAIN if train else ():
         check_dataset(cfg, "DATASETS.TRAIN", name, read=False)  # the data loader is about to read it
     for name in cfg.DATASETS.TEST:
@@ -94,19 +98,19 @@ def check_fixed_ap(cfg: CfgNode) -> None:
     key = "TEST.FIXED_AP_DETECTIONS_PER_IMAGE"
     limit, standard = cfg.TEST.FIXED_AP_DETECTIONS_PER_IMAGE, cfg.TEST.DETECTIONS_PER_IMAGE
     if limit > 0 and not 0 <= standard <= limit:
-        raise ValueError(
+        raise InputError(
             f"{key} is {limit}, fewer than TEST.DETECTIONS_PER_IMAGE {standard}: raise it, or set -1 for all "
             f"detections or 0 for no fixed AP"
         )
     if limit != 0 and cfg.TEST.LVIS_BACKEND != "eql_d2":
-        raise ValueError(f"{key} is {limit}, but TEST.LVIS_BACKEND '{cfg.TEST.LVIS_BACKEND}' has no fixed AP: set 0")
+        raise InputError(f"{key} is {limit}, but TEST.LVIS_BACKEND '{cfg.TEST.LVIS_BACKEND}' has no fixed AP: set 0")
 
 
 def check_evaluator_type(name: str) -> str:
-    """The evaluator that the dataset's metadata names: "lvis" or "coco", or a ValueError."""
+    """The evaluator that the dataset's metadata names: "lvis" or "coco", or an InputError."""
     kind = MetadataCatalog.get(name).get("evaluator_type")
     if kind not in ("lvis", "coco"):
-        raise ValueError(
+        raise InputError(
             f"dataset '{name}' of DATASETS.TEST has evaluator_type {kind!r} in its metadata; expected 'lvis' or "
             f"'coco': MetadataCatalog.get('{name}').set(evaluator_type=...)"
         )
@@ -122,7 +126,7 @@ def check_names(cfg: CfgNode) -> None:
     ):
         known = sorted(name for name, _ in registry)
         if name and name not in known:
-            raise ValueError(
+            raise InputError(
                 f"{key} is '{name}', which is not registered{did_you_mean(name, known) or f'; choose one of {known}'}"
                 f" (one of your own must be imported first)"
             )
@@ -145,7 +149,7 @@ def check_no_key_of_ours(cfg: CfgNode) -> None:
         ("MODEL.ROI_HEADS.PRIOR_PROB", cfg.MODEL.ROI_HEADS.PRIOR_PROB),
     ):
         if value:
-            raise ValueError(
+            raise InputError(
                 f"{key} is {value!r}, but {HEAD_KEY} is Detectron2's own '{cfg.MODEL.ROI_HEADS.NAME}', which ignores "
                 f"it: choose LongTailROIHeads, LongTailCascadeROIHeads or LongTailRes5ROIHeads"
             )
@@ -155,11 +159,11 @@ def check_first_stage(cfg: CfgNode) -> None:
     """With ``MODEL.FREEZE`` a new run needs the weights that the frozen parts keep.
 
     Raises:
-        FileNotFoundError: ``MODEL.WEIGHTS`` is empty, or a file that is not there.
+        InputError: ``MODEL.WEIGHTS`` is empty, or a file that is not there.
     """
     weights = cfg.MODEL.WEIGHTS
     if cfg.MODEL.FREEZE and not (weights and ("://" in weights or PathManager.isfile(weights))):
-        raise FileNotFoundError(
+        raise InputError(
             f"MODEL.FREEZE {list(cfg.MODEL.FREEZE)} keeps parts of the model as a first stage of training left them, "
             f"but its weights are not here: MODEL.WEIGHTS is '{weights}'. Set it to the checkpoint of the first stage, "
             f"or train that first, with its own config and OUTPUT_DIR "
@@ -175,10 +179,10 @@ def check_dataset(cfg: CfgNode, key: str, name: str, read: bool) -> None:
         read: whether to read the annotation file, to evaluate by, even where the metadata has the categories.
 
     Raises:
-        ValueError: one of these does not hold, or see :func:`eql_d2.data.annotations.read_annotations`.
+        InputError: one of these does not hold, or see :func:`eql_d2.data.annotations.read_annotations`.
     """
     if name not in DatasetCatalog.list():
-        raise ValueError(
+        raise InputError(
             f"dataset '{name}' of {key} is not registered{did_you_mean(name, DatasetCatalog.list()) or '.'} "
             f"Register a file of your own by DATASETS.REGISTER"
         )
@@ -187,7 +191,7 @@ def check_dataset(cfg: CfgNode, key: str, name: str, read: bool) -> None:
         metadata.prepare()  # datasets that make themselves (MiniLVIS)
     json_file = metadata.get("json_file")
     if json_file is not None and not PathManager.isfile(json_file):
-        raise ValueError(
+        raise InputError(
             f"the annotation file of '{name}' ({key}) is not there: {json_file}. Put it there, or set the environment "
             f"variable DETECTRON2_DATASETS (now {datasets_root()}) to the folder that your datasets are in"
         )
@@ -203,7 +207,7 @@ def check_dataset(cfg: CfgNode, key: str, name: str, read: bool) -> None:
 def check_num_classes(cfg: CfgNode, key: str, name: str, found: int) -> None:
     """``MODEL.ROI_HEADS.NUM_CLASSES`` must be the number of categories of the dataset."""
     if found != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
-        raise ValueError(
+        raise InputError(
             f"MODEL.ROI_HEADS.NUM_CLASSES is {cfg.MODEL.ROI_HEADS.NUM_CLASSES}, but '{name}' ({key}) has {found} "
             f"categories: set NUM_CLASSES {found}, or name the right dataset"
         )
@@ -220,5 +224,5 @@ def explained_dataset_errors(names: Iterable[str]):
             if json_file is not None:
                 data = read_annotations(PathManager.get_local_path(json_file))
                 if not data["annotations"]:
-                    raise ValueError(f"{json_file} of '{name}' has no object that can be used: nothing to train on")
+                    raise InputError(f"{json_file} of '{name}' has no object that can be used: nothing to train on")
         raise

@@ -2,9 +2,9 @@
 
 import glob
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import List, Optional, Sequence
 
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -16,8 +16,9 @@ from detectron2.modeling import build_model
 from detectron2.structures import Instances
 from PIL import UnidentifiedImageError
 
+from eql_d2.drawing.panels import best_places
 from eql_d2.engine.checkpoint import LongTailCheckpointer
-from eql_d2.evaluation.panels import best_places
+from eql_d2.errors import InputError
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm"}
 # Scores of a long-tailed detector are low, those of rare categories most of all: at the 0.5 of Detectron2's demo an
@@ -75,13 +76,13 @@ def draw(image: np.ndarray, instances: Instances, names: Sequence[str]) -> np.nd
     return Visualizer(image, metadata, scale=scale).draw_instance_predictions(instances).get_image()
 
 
-def image_files(inputs: Sequence[str]) -> List[str]:
+def image_files(inputs: Sequence[str]) -> list[str]:
     """Image files of the given files, folders and glob patterns, each once, in order.
 
     A file that is named itself is taken whatever its suffix; of a folder and a pattern those that look like images.
 
     Raises:
-        ValueError: an input that is or matches nothing.
+        InputError: an input that is or matches nothing.
     """
     found = {}
     for entry in inputs:
@@ -92,12 +93,12 @@ def image_files(inputs: Sequence[str]) -> List[str]:
             candidates = sorted(glob.glob(os.path.join(entry, "*") if os.path.isdir(entry) else entry, recursive=True))
             matches = [f for f in candidates if Path(f).suffix.lower() in IMAGE_SUFFIXES and os.path.isfile(f)]
         if not matches:
-            raise ValueError(f"{entry} is no image file, folder with images, or pattern that matches any")
+            raise InputError(f"{entry} is no image file, folder with images, or pattern that matches any")
         found.update(dict.fromkeys(matches))
     return list(found)
 
 
-def output_names(files: Sequence[str]) -> List[str]:
+def output_names(files: Sequence[str]) -> list[str]:
     """A PNG name for each file, all different, also where files of several folders have one name."""
     names, taken = [], set()
     for file in files:
@@ -127,7 +128,7 @@ def read_rgb(file: str) -> np.ndarray:
         raise OSError(f"{type(error).__name__}: {error}") from error
 
 
-def category_names(cfg) -> Optional[List[str]]:
+def category_names(cfg) -> list[str] | None:
     """Names of the model's categories, from the datasets of the config; None if no one has as many."""
     for dataset in (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN):
         names = MetadataCatalog.get(dataset).get("thing_classes") or _names_by_loading(dataset)

@@ -3,7 +3,6 @@
 import logging
 import os
 from contextlib import contextmanager
-from typing import Optional
 
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
@@ -12,10 +11,10 @@ from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 
 from eql_d2.data import ClassFrequencies
 from eql_d2.data.frequencies import FrequenciesNotFound, TailRule
+from eql_d2.drawing.picture import PredictionPicture
 from eql_d2.engine.checks import check_evaluator_type, check_num_classes
 from eql_d2.evaluation.coco_evaluation import AnalysedCOCOEvaluator
 from eql_d2.evaluation.lvis_evaluation import LVISEvaluator
-from eql_d2.evaluation.picture import PredictionPicture
 from eql_d2.evaluation.tail_analysis import TailAnalysis
 from eql_d2.losses import CLS_LOSS_REGISTRY
 from eql_d2.losses.hyper_parameters import tail_rule
@@ -31,7 +30,7 @@ def build_evaluator(cfg, dataset_name: str, output_dir: str) -> DatasetEvaluator
     With fixed AP the model must keep as many detections as :func:`detections_for_fixed_ap` makes it.
 
     Raises:
-        ValueError: a type other than "lvis" and "coco", or a dataset of another number of categories.
+        InputError: a type other than "lvis" and "coco", or a dataset of another number of categories.
     """
     metadata = MetadataCatalog.get(dataset_name)
     if metadata.get("thing_classes") is not None:
@@ -55,7 +54,7 @@ def build_evaluator(cfg, dataset_name: str, output_dir: str) -> DatasetEvaluator
     return DatasetEvaluators([evaluator, picture])
 
 
-def training_frequencies(cfg) -> Optional[ClassFrequencies]:
+def training_frequencies(cfg) -> ClassFrequencies | None:
     """Counts of the training set, or None, and a warning, where there are none: evaluation does without."""
     try:
         return ClassFrequencies.from_config(cfg)
@@ -70,7 +69,7 @@ def loss_name(cfg) -> str:
     return getattr(head, "loss_name", None) or cfg.MODEL.ROI_BOX_HEAD.CLS_LOSS.NAME or "SoftmaxCrossEntropy"
 
 
-def tail_of_loss(cfg, frequencies: Optional[ClassFrequencies]) -> Optional[TailRule]:
+def tail_of_loss(cfg, frequencies: ClassFrequencies | None) -> TailRule | None:
     """The tail rule of the config's classification loss; None where it has none, or cannot be applied to the counts."""
     rule = tail_rule(cfg, CLS_LOSS_REGISTRY.get(loss_name(cfg)))
     if rule is None or frequencies is None:

@@ -4,8 +4,6 @@ Made by tracing through Detectron2's TracingAdapter. ``torch.export`` (2.14) can
 branches on tensor values (``if not valid_mask.all()`` in find_top_rpn_proposals), which an exported graph may not.
 """
 
-from typing import Tuple
-
 import torch
 from detectron2.export import TracingAdapter
 from detectron2.modeling import GeneralizedRCNN
@@ -28,7 +26,7 @@ def trace_detector(model: nn.Module, image: torch.Tensor) -> torch.jit.ScriptMod
 
 
 @torch.no_grad()
-def detect(model: GeneralizedRCNN, image: torch.Tensor) -> Tuple[torch.Tensor, ...]:
+def detect(model: GeneralizedRCNN, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """What the traced module of ``model`` gives for ``image``."""
     (detections,) = model.inference([{"image": image}], do_postprocess=False)
     fields = detections.get_fields()

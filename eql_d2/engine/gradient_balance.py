@@ -7,7 +7,7 @@ import json
 import logging
 import math
 import os
-from typing import Dict, List, Optional, Sequence
+from collections.abc import Sequence
 
 import torch
 from detectron2.engine import HookBase
@@ -17,6 +17,7 @@ from torch.utils.hooks import RemovableHandle
 
 from eql_d2.data import ClassFrequencies
 from eql_d2.data.frequencies import GROUP_NAMES
+from eql_d2.errors import InputError
 from eql_d2.losses import ClassificationLoss
 from eql_d2.losses.fused import own_entry
 from eql_d2.modeling.fast_rcnn import LongTailFastRCNNOutputLayers
@@ -66,7 +67,7 @@ class GradientBalance(HookBase):
         output_dir: folder of the file.
 
     Raises:
-        ValueError: a period below 1.
+        InputError: a period below 1.
     """
 
     def __init__(
@@ -78,9 +79,9 @@ class GradientBalance(HookBase):
         output_dir: str,
     ):
         if period < 1:
-            raise ValueError(f"GRADIENT_BALANCE_PERIOD must be a number of iterations, or 0 for none, got {period}")
+            raise InputError(f"GRADIENT_BALANCE_PERIOD must be a number of iterations, or 0 for none, got {period}")
         self._stages = [_Stage(predictor, frequencies.groups) for predictor in predictors]
-        self._handles: List[RemovableHandle] = []
+        self._handles: list[RemovableHandle] = []
         self._period, self._checkpoint_period = period, checkpoint_period
         self._path = os.path.join(output_dir, GRADIENT_BALANCE_FILE)
         self._logged_iterations = self._iterations = 0
@@ -245,7 +246,7 @@ class _Stage:
             self.by_label[2, i] += rows.sum()
             self.by_label[3, i] += rows.sum() * value
 
-    def weight_norms(self) -> Dict[str, float]:
+    def weight_norms(self) -> dict[str, float]:
         norms = self._predictor.cls_score.weight.detach().norm(dim=1).cpu()
         return {f"weight_norm_{name}": float(norms[m].mean()) for name, m in self.members.items()}
 
@@ -279,7 +280,7 @@ def value_of(loss: ClassificationLoss, *inputs) -> torch.Tensor:
         loss.train(was_training)
 
 
-def gradient_scalars(gradient: torch.Tensor, members: Dict[str, torch.Tensor]) -> Dict[str, float]:
+def gradient_scalars(gradient: torch.Tensor, members: dict[str, torch.Tensor]) -> dict[str, float]:
     """Scalars of (2, K) positive and negative gradients, for each group of `members`, name -> categories."""
     scalars = {}
     for name, categories in members.items():
@@ -291,7 +292,7 @@ def gradient_scalars(gradient: torch.Tensor, members: Dict[str, torch.Tensor]) -
     return scalars
 
 
-def label_scalars(by_label: torch.Tensor) -> Dict[str, float]:
+def label_scalars(by_label: torch.Tensor) -> dict[str, float]:
     """Scalars of the sums of :attr:`_Stage.BY_LABEL`."""
     scalars, names = {}, [*GROUP_NAMES.values(), "background"]
     for name, (rois, score, rois_looked_at, loss) in zip(names, by_label.t().tolist()):
@@ -302,7 +303,7 @@ def label_scalars(by_label: torch.Tensor) -> Dict[str, float]:
     return {name: value for name, value in scalars.items() if math.isfinite(value)}  # not those of an overflow
 
 
-def build_gradient_balance(cfg, model) -> Optional[GradientBalance]:
+def build_gradient_balance(cfg, model) -> GradientBalance | None:
     """The hook that ``GRADIENT_BALANCE_PERIOD`` asks for.
 
     None if that is 0, if the model has no box predictor of this package, or, with a warning, if there are no category

@@ -14,7 +14,6 @@ import sys
 import threading
 import time
 from contextlib import contextmanager
-from typing import Optional
 
 import torch
 import torch.distributed as dist
@@ -44,7 +43,7 @@ class SignalReceiver:
     def __init__(self):
         self.listening = False
         self.deferred = False  # whether training will look, or the process ends at once
-        self.signum: Optional[int] = None
+        self.signum: int | None = None
         self.since = 0.0
         self.pid = 0
 
@@ -138,7 +137,7 @@ class Interruption(HookBase):
 
     def __init__(self, checkpointer):
         self.checkpointer = checkpointer
-        self.finished: Optional[int] = None  # the last iteration that was
+        self.finished: int | None = None  # the last iteration that was
         self.agreed = False
         self._group = None
 
@@ -154,7 +153,7 @@ class Interruption(HookBase):
             if self.trainer.iter + 1 < self.trainer.max_iter:  # else all that is left is evaluation
                 raise Interrupted(signum)
 
-    def _any_process(self, signum: Optional[int]) -> int:
+    def _any_process(self, signum: int | None) -> int:
         """The signal that this or another process received, or 0; the same in all of them."""
         if comm.get_world_size() == 1:
             return signum or 0
@@ -207,9 +206,7 @@ def resumable_tool(args):
             yield
     except Interrupted as stop:
         how = "run the same command again" if args.eval_only else "run the same command with --resume"
-        logger.warning(
-            "%s: exit code %d. To go on, %s: %s", stop.signal_name, stop.code, how, resume_command(args)
-        )
+        logger.warning("%s: exit code %d. To go on, %s: %s", stop.signal_name, stop.code, how, resume_command(args))
         raise
 
 

@@ -16,6 +16,7 @@ from torch import nn
 
 from eql_d2.engine.errors import one_line_errors
 from eql_d2.engine.interruption import passing_on_signals
+from eql_d2.errors import InputError
 
 # What torchrun tells each process that it starts. Only a process of a group has a LOCAL_RANK, so its presence decides;
 # cluster managers set some of the others for whole machines.
@@ -41,10 +42,10 @@ def launch_tool(main, args) -> None:
         args: what Detectron2's ``default_argument_parser`` parses.
     """
     if "LOCAL_RANK" in os.environ:
-        with one_line_errors(ValueError):
+        with one_line_errors():
             check_worker_variables(args)
         return run_as_worker(main, args)
-    with one_line_errors(ValueError):
+    with one_line_errors():
         check_launch_arguments(args)
     starts_others = args.num_gpus * args.num_machines > 1
     try:
@@ -67,11 +68,11 @@ def launch_tool(main, args) -> None:
 
 def run(main, args) -> None:
     """``main(args)``, in each process; where it loses another one, that is an error of one line."""
-    with one_line_errors(LostProcess), lost_process_errors():
+    with one_line_errors(), lost_process_errors():
         main(args)
 
 
-class LostProcess(Exception):
+class LostProcess(InputError):
     """The processes of a run cannot talk, most often since one is no more."""
 
 
@@ -91,25 +92,21 @@ def lost_process_errors():
 
 
 def check_launch_arguments(args) -> None:
-    """The arguments that say how many processes there are, and where, must make sense together, or a ValueError."""
+    """The arguments that say how many processes there are, and where, must make sense together, or an InputError."""
     processes, machines = args.num_gpus, args.num_machines
     if processes < 1 or machines < 1:
-        raise ValueError(
+        raise InputError(
             f"--num-gpus and --num-machines must be at least 1, got {processes} and {machines} (a run on the CPU has "
             f"--num-gpus processes, too)"
         )
     if torch.cuda.is_available() and processes > torch.cuda.device_count():
-        raise ValueError(
-            f"--num-gpus is {processes}, but this machine has {torch.cuda.device_count()} GPUs"
-        )
+        raise InputError(f"--num-gpus is {processes}, but this machine has {torch.cuda.device_count()} GPUs")
     if not 0 <= args.machine_rank < machines:
-        raise ValueError(
+        raise InputError(
             f"--machine-rank is {args.machine_rank}: with --num-machines {machines} it must be 0 to {machines - 1}"
         )
     if machines > 1 and args.dist_url == "auto":
-        raise ValueError(
-            "--dist-url auto is for one machine: with several give tcp://HOST:PORT of machine 0 to all"
-        )
+        raise InputError("--dist-url auto is for one machine: with several give tcp://HOST:PORT of machine 0 to all")
     if processes * machines > 1 and args.machine_rank == 0:
         check_port_is_free(args.dist_url)
 
@@ -124,21 +121,21 @@ def check_port_is_free(url: str) -> None:
         try:
             probe.bind(("", port))
         except OSError as error:
-            raise ValueError(
+            raise InputError(
                 f"port {port} of --dist-url is taken ({error.strerror}), perhaps by another run: give another port, "
                 f"or on one machine --dist-url auto"
             ) from error
 
 
 def check_worker_variables(args) -> None:
-    """What torchrun sets must be complete, and nothing else may say how many processes there are, or a ValueError."""
+    """What torchrun sets must be complete, and nothing else may say how many processes there are, or an InputError."""
     missing = [name for name in WORKER_VARIABLES if name not in os.environ]
     if missing:
-        raise ValueError(
+        raise InputError(
             f"LOCAL_RANK is set, as by torchrun, but {', '.join(missing)} is not: start with torchrun, or unset it"
         )
     if args.num_gpus > 1 or args.num_machines > 1:
-        raise ValueError(
+        raise InputError(
             "torchrun starts the processes: leave away --num-gpus and --num-machines, and give torchrun "
             "--nproc-per-node and --nnodes"
         )

@@ -1,6 +1,6 @@
 """Parts of the optimizer that YAML files and LazyConfigs share."""
 
-from typing import Callable, Optional
+from collections.abc import Callable
 
 import torch
 from detectron2.config import get_cfg
@@ -12,7 +12,7 @@ def classifier_lr_factor(factor: float) -> Callable[[str], float]:
     return lambda name: factor if ".cls_score." in name else 1.0
 
 
-def clipped_sgd(params, clip_norm: Optional[float] = None, **kwargs) -> torch.optim.Optimizer:
+def clipped_sgd(params, clip_norm: float | None = None, **kwargs) -> torch.optim.Optimizer:
     """SGD that clips the gradient of each parameter to the norm ``clip_norm``, as `SOLVER.CLIP_GRADIENTS` does."""
     cfg = get_cfg()
     cfg.SOLVER.CLIP_GRADIENTS.ENABLED = clip_norm is not None

@@ -4,7 +4,7 @@ import copy
 import json
 import logging
 import os
-from typing import Dict, Iterable, List, Optional
+from collections.abc import Iterable
 
 from detectron2.engine import HookBase, hooks
 from detectron2.utils import comm
@@ -38,14 +38,14 @@ class Resumption(HookBase):
         write_period: iterations between lines of metrics.json.
     """
 
-    def __init__(self, data_loader: Iterable, output_dir: str, behind: List[HookBase], write_period: int):
+    def __init__(self, data_loader: Iterable, output_dir: str, behind: list[HookBase], write_period: int):
         self.stream = data_loader if isinstance(data_loader, TrainLoader) else None
         self.metrics_file = os.path.join(output_dir, "metrics.json")
         self.behind = behind
         self.write_period = write_period
         self.resumes = False  # set by who calls resume_or_load(resume=True)
-        self._place: Optional[dict] = None  # in the data, after the last finished iteration
-        self._loaded: Optional[dict] = None
+        self._place: dict | None = None  # in the data, after the last finished iteration
+        self._loaded: dict | None = None
 
     def before_step(self):
         if self.stream is not None:
@@ -54,7 +54,7 @@ class Resumption(HookBase):
     def after_step(self):
         self._place = self._present_place()
 
-    def _present_place(self) -> Optional[dict]:
+    def _present_place(self) -> dict | None:
         return None if self.stream is None else self.stream.state_dict()
 
     def state_dict(self) -> dict:
@@ -99,7 +99,7 @@ class Resumption(HookBase):
         self.trainer.iter = self.trainer.storage.iter = min(self.trainer.iter, self.trainer.max_iter)
 
 
-def last_values(storage: EventStorage) -> Dict[str, dict]:
+def last_values(storage: EventStorage) -> dict[str, dict]:
     """Of each scalar the last values with their iterations, and whether it is to be smoothed."""
     smoothed = storage.smoothing_hints()
     return {
@@ -108,7 +108,7 @@ def last_values(storage: EventStorage) -> Dict[str, dict]:
     }
 
 
-def restore_values(storage: EventStorage, metrics: Dict[str, dict], written: int) -> None:
+def restore_values(storage: EventStorage, metrics: dict[str, dict], written: int) -> None:
     """Put :func:`last_values` back; those after iteration ``written`` count as not yet written."""
     for name, metric in metrics.items():
         *earlier, (value, iteration) = metric["values"]

@@ -30,8 +30,8 @@ def load_config(config_file: str, opts=()) -> CfgNode:
     are registered.
 
     Raises:
-        KeyError: a key that does not exist, with the nearest that do.
-        ValueError: a file that is no config, or a value of another type than its key's.
+        InputError: a key that does not exist, with the nearest that do.
+        InputError: a file that is no config, or a value of another type than its key's.
     """
     cfg = default_config()
     if config_file:

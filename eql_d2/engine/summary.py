@@ -1,7 +1,6 @@
 """The last lines of a run: its results, and where everything is."""
 
 import os
-from typing import Dict
 
 from tabulate import tabulate
 
@@ -9,7 +8,7 @@ from eql_d2.engine.evaluators import PICTURE
 from eql_d2.engine.gradient_balance import GRADIENT_BALANCE_FILE
 
 
-def summarize_run(cfg, results: Dict[str, dict]) -> str:
+def summarize_run(cfg, results: dict[str, dict]) -> str:
     """A table of the results, and the paths of what the run wrote.
 
     Args:

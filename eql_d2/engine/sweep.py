@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict, List
 
 import numpy as np
 import torch
+import yaml
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_test_loader
 from detectron2.modeling import GeneralizedRCNN
@@ -25,9 +25,9 @@ from tqdm import tqdm
 from eql_d2.data import ClassFrequencies
 from eql_d2.engine.checkpoint import LongTailCheckpointer
 from eql_d2.engine.checks import check_evaluator_type, check_run
-from eql_d2.engine.errors import SET_UP_ERRORS
 from eql_d2.engine.evaluators import training_frequencies
 from eql_d2.engine.setup import load_config, use_available_device
+from eql_d2.errors import InputError
 from eql_d2.evaluation.categories import Categories
 from eql_d2.evaluation.lvis_metrics import COCO_MAX_DETS, Detections, GroundTruth, best_of_each, evaluate_lvis
 from eql_d2.evaluation.predictions import ImagePredictions, as_detections, load
@@ -35,7 +35,7 @@ from eql_d2.evaluation.tail_results import percent
 from eql_d2.modeling import LongTailFastRCNNOutputLayers
 from eql_d2.modeling.calibration import CALIBRATIONS
 
-UNREADABLE = (*SET_UP_ERRORS, RuntimeError, EOFError, TypeError, pickle.UnpicklingError)
+UNREADABLE = (ValueError, KeyError, OSError, yaml.YAMLError, RuntimeError, EOFError, TypeError, pickle.UnpicklingError)
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Sweep:
             kept (detections an image, mean), AP, APr, APc, APf.
 
         Raises:
-            ValueError: what is wrong with the run: no config, weights or predictions, or ones that are not whole, or
+            InputError: what is wrong with the run: no config, weights or predictions, or ones that are not whole, or
                 more asked of the saved predictions than they hold.
         """
         folder = Path(folder)
@@ -103,7 +103,7 @@ class Sweep:
         model = model_of_run(cfg, folder)
         predictors = [m for m in model.modules() if isinstance(m, LongTailFastRCNNOutputLayers)]
         if not predictors:
-            raise ValueError(f"MODEL.ROI_HEADS.NAME {cfg.MODEL.ROI_HEADS.NAME} is not of eql_d2, so has no calibration")
+            raise InputError(f"MODEL.ROI_HEADS.NAME {cfg.MODEL.ROI_HEADS.NAME} is not of eql_d2, so has no calibration")
         frequencies = ClassFrequencies.from_config(cfg)
         calibrations = {
             strength: [
@@ -114,7 +114,7 @@ class Sweep:
         }
         for predictor in predictors:
             predictor.test_topk_per_image, predictor.test_score_thresh = limit, threshold
-        images: Dict[float, List[ImagePredictions]] = {strength: [] for strength in strengths}
+        images: dict[float, list[ImagePredictions]] = {strength: [] for strength in strengths}
         loader = build_detection_test_loader(cfg, dataset_name)
         for inputs in tqdm(loader, desc=f"{folder.name} on {dataset_name}", unit="batch", mininterval=2):
             for strength, outputs in predict_each(model, predictors, calibrations, inputs):
@@ -174,7 +174,7 @@ def config_of_run(folder: Path) -> CfgNode:
     """Its frozen config, on a device that there is."""
     path = folder / "config.yaml"
     if not path.is_file():
-        raise ValueError("no output folder of tools/train_net.py: it has no config.yaml")
+        raise InputError("no output folder of tools/train_net.py: it has no config.yaml")
     cfg = load_config(str(path), ["OUTPUT_DIR", str(folder)])
     use_available_device(cfg)
     cfg.freeze()
@@ -197,7 +197,7 @@ def check_saved_suffice(cfg: CfgNode, limits: list, thresholds: list) -> None:
     limit, threshold = cfg.TEST.DETECTIONS_PER_IMAGE, cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST
     most = -1 if -1 in limits else max(limits)
     if min(thresholds) < threshold or (limit >= 0 and not 0 <= most <= limit):
-        raise ValueError(
+        raise InputError(
             f"its saved predictions are the best {limit} of an image above a score of {threshold}, and up to {most} "
             f"above {min(thresholds)} are asked for: give --strengths 0 to predict anew"
         )
@@ -216,19 +216,19 @@ def saved_detections(folder: Path, dataset_name: str, task: str) -> Detections:
         with readable(path):
             detections = Detections.from_results(json.loads(path.read_text()), task)
     if task == "segm" and detections.segmentation is None:
-        raise ValueError(f"{path} has no masks: give --task bbox")
+        raise InputError(f"{path} has no masks: give --task bbox")
     return detections
 
 
 @contextmanager
 def readable(path: Path):
-    """Whatever goes wrong in reading a file that was not written to its end is a ValueError that names it."""
+    """Whatever goes wrong in reading a file that was not written to its end is an InputError that names it."""
     if not path.is_file():
-        raise ValueError(f"there is no {path}: did it run to its end?")
+        raise InputError(f"there is no {path}: did it run to its end?")
     try:
         yield
     except UNREADABLE as error:
-        raise ValueError(f"{path} cannot be read, perhaps it was not written to its end: {error}") from error
+        raise InputError(f"{path} cannot be read, perhaps it was not written to its end: {error}") from error
 
 
 def sweep_runs(folders: Sequence, sweep: Sweep) -> tuple:
@@ -241,7 +241,6 @@ def sweep_runs(folders: Sequence, sweep: Sweep) -> tuple:
     for folder in folders:
         try:
             rows += sweep.rows(folder)
-        except SET_UP_ERRORS as error:
-            message = error.args[0] if isinstance(error, KeyError) and error.args else error
-            skipped[str(folder)] = " ".join(str(message).split())
+        except InputError as error:
+            skipped[str(folder)] = " ".join(str(error).split())
     return rows, skipped

@@ -4,7 +4,6 @@ import logging
 import time
 from contextlib import nullcontext
 from functools import reduce
-from typing import Dict, List, Optional, Tuple
 
 import torch
 import torch.distributed as dist
@@ -16,6 +15,7 @@ from fvcore.nn.precise_bn import get_bn_modules
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from eql_d2.errors import InputError
 from eql_d2.losses import ClassificationLoss
 
 logger = logging.getLogger(__name__)
@@ -25,7 +25,7 @@ PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 MAX_SKIPPED_IN_A_ROW = 30
 
 
-class DataError(Exception):
+class DataError(InputError):
     """The next batches cannot be had in some process; raised in all of them, before anything of a step is computed.
 
     The message is one line, in the process that failed with the error as its cause.
@@ -59,7 +59,7 @@ class TrainStep(SimpleTrainer):
         data_loader,
         optimizer: torch.optim.Optimizer,
         *,
-        precision: Optional[torch.dtype] = None,
+        precision: torch.dtype | None = None,
         accumulate_steps: int = 1,
         **kwargs,
     ):
@@ -67,9 +67,7 @@ class TrainStep(SimpleTrainer):
         self.precision = precision
         self.accumulate_steps = accumulate_steps
         self.device_type = next(model.parameters()).device.type
-        self.grad_scaler = torch.amp.GradScaler(
-            self.device_type, enabled=precision is torch.float16
-        )
+        self.grad_scaler = torch.amp.GradScaler(self.device_type, enabled=precision is torch.float16)
         self.batch_norms = get_bn_modules(model)
         self.losses = [m for m in model.modules() if isinstance(m, ClassificationLoss)]
         for loss in self.losses:
@@ -110,7 +108,7 @@ class TrainStep(SimpleTrainer):
             average_running_statistics(self.batch_norms)
         self.grad_scaler.update()
 
-    def _next_batches(self) -> Tuple[list, float]:
+    def _next_batches(self) -> tuple[list, float]:
         """The micro-batches of a step, and the seconds waited for them."""
         start, batches, failure = time.perf_counter(), [], None
         try:
@@ -123,10 +121,10 @@ class TrainStep(SimpleTrainer):
             raise DataError(messages[0]) from failure
         return batches, seconds
 
-    def _forward_backward(self, batches: list) -> Dict[str, torch.Tensor]:
+    def _forward_backward(self, batches: list) -> dict[str, torch.Tensor]:
         """Add up the gradients of the micro-batches; returns the mean losses."""
         n = len(batches)
-        losses: List[Dict[str, torch.Tensor]] = []
+        losses: list[dict[str, torch.Tensor]] = []
         if self.zero_grad_before_forward:
             self.optimizer.zero_grad()
         for i, data in enumerate(batches):
@@ -143,13 +141,13 @@ class TrainStep(SimpleTrainer):
         parallel = isinstance(self.model, DistributedDataParallel)
         return self.model.no_sync() if parallel else nullcontext()
 
-    def _forward(self, data) -> Dict[str, torch.Tensor]:
+    def _forward(self, data) -> dict[str, torch.Tensor]:
         mixed = self.precision is not None
         with torch.autocast(self.device_type, self.precision) if mixed else nullcontext():
             losses = self.model(data)
         return {"total_loss": losses} if isinstance(losses, torch.Tensor) else losses
 
-    def _finite_in_all_processes(self, losses) -> List[bool]:
+    def _finite_in_all_processes(self, losses) -> list[bool]:
         """Whether the loss, and whether the gradient's norm, is finite in every process: the same answer in each."""
         parameters = (p for group in self.optimizer.param_groups for p in group["params"])
         gradients = [p.grad for p in parameters if p.grad is not None]
@@ -161,18 +159,16 @@ class TrainStep(SimpleTrainer):
 
     def _log_losses(self, losses, data_time) -> None:
         if self.async_write_metrics:
-            self.concurrent_executor.submit(
-                self._write_metrics, losses, data_time, iter=self.iter
-            )
+            self.concurrent_executor.submit(self._write_metrics, losses, data_time, iter=self.iter)
         else:
             self._write_metrics(losses, data_time)
 
-    def _statistics(self) -> List[torch.Tensor]:
+    def _statistics(self) -> list[torch.Tensor]:
         """The buffers that an overflow would spoil for good. Counts cannot overflow, and go on."""
         modules = (*self.batch_norms, *self.losses)
         return [buffer for module in modules for buffer in module.buffers() if buffer.is_floating_point()]
 
-    def _skip(self, statistics: List[torch.Tensor]) -> None:
+    def _skip(self, statistics: list[torch.Tensor]) -> None:
         """Leave the model as it was before the step, when its statistics were these."""
         for buffer, before in zip(self._statistics(), statistics):
             buffer.copy_(before)
@@ -220,18 +216,18 @@ def drop_evaluation_of_a_failure(trainer: TrainerBase) -> None:
         trainer._hooks = [h for h in trainer._hooks if not isinstance(h, hooks.EvalHook)]
 
 
-def total(losses: Dict[str, torch.Tensor]) -> torch.Tensor:
+def total(losses: dict[str, torch.Tensor]) -> torch.Tensor:
     """The sum of the losses, added up in their order."""
     return reduce(torch.add, losses.values())
 
 
-def total_norm(gradients: List[torch.Tensor]) -> torch.Tensor:
+def total_norm(gradients: list[torch.Tensor]) -> torch.Tensor:
     """The L2 norm of all gradients together; infinite or NaN if any of them is."""
     return torch.stack([gradient.norm() for gradient in gradients]).norm()
 
 
 @torch.no_grad()
-def average_running_statistics(batch_norms: List[nn.Module]) -> None:
+def average_running_statistics(batch_norms: list[nn.Module]) -> None:
     """Set the running means and variances to their mean over the processes, by one all-reduce.
 
     They are linear in the statistics of the batches, so it makes no difference how often this is done.
@@ -250,12 +246,12 @@ def mixed_precision(name: str, device: str) -> torch.dtype:
     """The type that "bf16" or "fp16" (SOLVER.AMP.PRECISION) stands for.
 
     Raises:
-        ValueError: another name, or fp16 without a GPU.
+        InputError: another name, or fp16 without a GPU.
     """
     if name not in PRECISIONS:
-        raise ValueError(f"SOLVER.AMP.PRECISION is '{name}', expected one of {list(PRECISIONS)}")
+        raise InputError(f"SOLVER.AMP.PRECISION is '{name}', expected one of {list(PRECISIONS)}")
     if name == "fp16" and torch.device(device).type == "cpu":
-        raise ValueError(
+        raise InputError(
             f"SOLVER.AMP.PRECISION fp16 needs a GPU, but MODEL.DEVICE is {device}: set it to bf16, which runs on the "
             f"CPU too, or SOLVER.AMP.ENABLED to False"
         )
@@ -266,12 +262,12 @@ def micro_batch_size(batch_size: int, accumulate_steps: int) -> int:
     """Images of one micro-batch, in all processes together, where ``batch_size`` make an optimizer step.
 
     Raises:
-        ValueError: the processes cannot have equal parts.
+        InputError: the processes cannot have equal parts.
     """
     processes = comm.get_world_size()
     parts = accumulate_steps * processes
     if accumulate_steps < 1 or batch_size < 1 or batch_size % parts:
-        raise ValueError(
+        raise InputError(
             f"SOLVER.IMS_PER_BATCH is {batch_size}, SOLVER.ACCUMULATE_STEPS {accumulate_steps}, and there are "
             f"{processes} processes (in a LazyConfig the two are dataloader.train.total_batch_size and "
             f"train.accumulate_steps): all must be at least 1, and the first a multiple of the product of the others"
@@ -283,7 +279,5 @@ def with_micro_batches(cfg: CfgNode) -> CfgNode:
     """``cfg`` for the data loader, whose batch is one of ``SOLVER.ACCUMULATE_STEPS`` of an optimizer step."""
     cfg = cfg.clone()
     cfg.defrost()
-    cfg.SOLVER.IMS_PER_BATCH = micro_batch_size(
-        cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.ACCUMULATE_STEPS
-    )
+    cfg.SOLVER.IMS_PER_BATCH = micro_batch_size(cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.ACCUMULATE_STEPS)
     return cfg

@@ -32,6 +32,7 @@ from eql_d2.engine.train_step import (
     mixed_precision,
     with_micro_batches,
 )
+from eql_d2.errors import InputError
 from eql_d2.losses import ClassificationLoss
 from eql_d2.modeling.freeze import freeze
 from eql_d2.modeling.image_labels import tell_image_labels
@@ -49,7 +50,7 @@ class Trainer(DefaultTrainer):
         """As ``DefaultTrainer.__init__``, which fixes the checkpointer and CUDA device ids and so is not called.
 
         Raises:
-            ValueError: a loss that needs class frequencies to train and has none, a batch that cannot be shared by
+            InputError: a loss that needs class frequencies to train and has none, a batch that cannot be shared by
                 the processes, a precision that the device has not, or see :func:`eql_d2.engine.checks.check_run`.
         """
         TrainerBase.__init__(self)
@@ -91,7 +92,7 @@ class Trainer(DefaultTrainer):
         """As Detectron2's.
 
         Raises:
-            FileNotFoundError: the weights are not there; see :func:`eql_d2.engine.checks.check_first_stage` too.
+            InputError: the weights are not there; see :func:`eql_d2.engine.checks.check_first_stage` too.
         """
         if not (resume and self.checkpointer.has_checkpoint()):
             check_first_stage(self.cfg)
@@ -113,14 +114,14 @@ class Trainer(DefaultTrainer):
         """One iteration.
 
         Raises:
-            FloatingPointError: a loss that is NaN or infinite, or overflows in a row, see :class:`TrainStep`; the
+            Diverged: a loss that is NaN or infinite, or overflows in a row, see :class:`TrainStep`; the
                 weights and the checkpoints are as they were before the iteration.
         """
         try:
             super().run_step()
         except FloatingPointError as error:
             reason = re.sub(r"np\.float64\((.*?)\)", r"\1", " ".join(str(error).split()))
-            raise FloatingPointError(
+            raise Diverged(
                 f"training stopped at iteration {self.iter}: {reason} (classification loss: {self._loss_names()}). "
                 f"Checkpoints made before are in {self.cfg.OUTPUT_DIR}. Lower SOLVER.BASE_LR, warm up longer, or clip "
                 f"gradients (SOLVER.CLIP_GRADIENTS)"
@@ -193,9 +194,7 @@ class Trainer(DefaultTrainer):
         cfg = cfg.clone()
         cfg.defrost()
         cfg.TEST.FIXED_AP_DETECTIONS_PER_IMAGE = 0  # the merged detections are cut to the standard limit
-        evaluators = [
-            cls.build_evaluator(cfg, name, folder="inference_TTA") for name in cfg.DATASETS.TEST
-        ]
+        evaluators = [cls.build_evaluator(cfg, name, folder="inference_TTA") for name in cfg.DATASETS.TEST]
         results = cls.test(cfg, LongTailRCNNWithTTA(cfg, model), evaluators)
         if len(cfg.DATASETS.TEST) > 1:
             return OrderedDict((name, name_tta(tasks)) for name, tasks in results.items())
@@ -230,7 +229,7 @@ class Trainer(DefaultTrainer):
         """A :class:`TrainLoader` of ``DATASETS.TRAIN``.
 
         Raises:
-            ValueError: a broken annotation file, named; or one without the image labels that the config wants.
+            InputError: a broken annotation file, named; or one without the image labels that the config wants.
         """
         with explained_dataset_errors(cfg.DATASETS.TRAIN):
             return TrainLoader(
@@ -241,7 +240,7 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_test_loader(cls, cfg, dataset_name):
-        """Detectron2's loader; a broken annotation file is a ValueError that names it."""
+        """Detectron2's loader; a broken annotation file is an InputError that names it."""
         with explained_dataset_errors([dataset_name]):
             return super().build_test_loader(cfg, dataset_name)
 
@@ -271,10 +270,14 @@ class Trainer(DefaultTrainer):
         """The evaluator that the dataset's ``evaluator_type`` names; it writes to ``folder`` of the output.
 
         Raises:
-            ValueError: a type other than "lvis" and "coco", or a dataset of another number of categories.
+            InputError: a type other than "lvis" and "coco", or a dataset of another number of categories.
         """
         output_dir = os.path.join(cfg.OUTPUT_DIR, folder, dataset_name)
         return build_evaluator(cfg, dataset_name, output_dir)
+
+
+class Diverged(InputError, FloatingPointError):
+    """Training cannot go on from weights that gave a loss of NaN or infinity."""
 
 
 def name_tta(tasks):

@@ -12,7 +12,7 @@ image's border is an outline, too.
 """
 
 import math
-from typing import Dict, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pycocotools.mask as mask_utils
@@ -81,7 +81,7 @@ def by_boundary(matching: Matching) -> Matching:
     segmentation = needed(kept.segmentation)
     detection, gt, iou = matching.pairs
     overlap = iou.copy()
-    objects: Dict[int, Boundary] = {}  # of one image and category
+    objects: dict[int, Boundary] = {}  # of one image and category
     group = last = None
     for pair in np.lexsort((detection, kept.group[detection])):
         d, g = detection[pair], gt[pair]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from eql_d2.data.frequencies import ClassFrequencies, TailRule
+from eql_d2.errors import InputError
 from eql_d2.evaluation.lvis_metrics import GroundTruth
 
 # Ends of the bins of training images, included. Rare (at most 10) and common (at most 100) end where bins do.
@@ -50,7 +51,7 @@ class Categories:
         if frequencies is None:
             return cls(ids, index, names, groups, None, None, None, None)
         if index.max(initial=-1) >= len(frequencies):
-            raise ValueError(
+            raise InputError(
                 f"{frequencies.source} counts {len(frequencies)} categories, but the model's indices go up to "
                 f"{index.max()}: give the counts of the set that it was trained on"
             )

@@ -2,19 +2,21 @@
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Dict, List, Optional, Sequence
 
 import yaml
 from tabulate import tabulate
+
+from eql_d2.errors import InputError
 
 METRICS = ("AP", "APr", "APc", "APf")
 # What differs between runs that are repetitions of one another.
 NOT_PART_OF_A_CONFIGURATION = ("SEED", "OUTPUT_DIR")
 
 
-def compare_runs(folders: Sequence[Path], task: str = "bbox", dataset: Optional[str] = None) -> str:
+def compare_runs(folders: Sequence[Path], task: str = "bbox", dataset: str | None = None) -> str:
     """Markdown table of AP, APr, APc and APf in percent, mean ± sample standard deviation over seeds.
 
     A cell is empty where no run has the metric: COCO has no APr, and a group without a category has no AP.
@@ -26,10 +28,10 @@ def compare_runs(folders: Sequence[Path], task: str = "bbox", dataset: Optional[
         dataset: which test set; None is the only one.
 
     Raises:
-        ValueError: a folder without `config.yaml`, or without results of the task on the dataset; or one with several
+        InputError: a folder without `config.yaml`, or without results of the task on the dataset; or one with several
             test sets, and none is chosen.
     """
-    runs: Dict[str, List[Path]] = {}
+    runs: dict[str, list[Path]] = {}
     for folder in map(Path, folders):
         runs.setdefault(configuration_key(read_run_config(folder)), []).append(folder)
     rows = []
@@ -46,17 +48,17 @@ def read_run_config(folder: Path) -> dict:
     """The run's `config.yaml`.
 
     Raises:
-        ValueError: there is none, or it is broken.
+        InputError: there is none, or it is broken.
     """
     path = Path(folder) / "config.yaml"
     if not path.is_file():
-        raise ValueError(f"{folder} is no output folder of tools/train_net.py: it has no config.yaml")
+        raise InputError(f"{folder} is no output folder of tools/train_net.py: it has no config.yaml")
     try:
         config = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not a YAML file: {error}") from error
+        raise InputError(f"{path} is not a YAML file: {error}") from error
     if not isinstance(config, dict):
-        raise ValueError(f"{path} holds no config")
+        raise InputError(f"{path} holds no config")
     return config
 
 
@@ -66,27 +68,27 @@ def configuration_key(config: dict) -> str:
     return json.dumps(shared, sort_keys=True)
 
 
-def test_sets(config: dict) -> List[str]:
+def test_sets(config: dict) -> list[str]:
     """`DATASETS.TEST`; [] for a config without, as one that was cut off or a LazyConfig."""
     datasets = config.get("DATASETS")
     return list(datasets.get("TEST") or ()) if isinstance(datasets, dict) else []
 
 
-def _scores(folder: Path, task: str, dataset: Optional[str]) -> Dict[str, float]:
+def _scores(folder: Path, task: str, dataset: str | None) -> dict[str, float]:
     """Metrics of the last evaluation, those that are numbers."""
     tested = test_sets(read_run_config(folder))
     if dataset is None and len(tested) > 1:
-        raise ValueError(f"{folder} was evaluated on {', '.join(tested)}: choose one by --dataset")
+        raise InputError(f"{folder} was evaluated on {', '.join(tested)}: choose one by --dataset")
     if dataset is not None and tested and dataset not in tested:
-        raise ValueError(f"{folder} was not evaluated on {dataset}, but on {', '.join(tested)}")
+        raise InputError(f"{folder} was not evaluated on {dataset}, but on {', '.join(tested)}")
     path = folder / "metrics.json"
     scores = last_scores(read_lines(path), task, dataset or (tested[0] if tested else ""))
     if not scores:
-        raise ValueError(f"{path} has no {task} results: was the run evaluated to its end?")
+        raise InputError(f"{path} has no {task} results: was the run evaluated to its end?")
     return {name: value for name, value in scores.items() if math.isfinite(value)}
 
 
-def read_lines(path: Path) -> List[dict]:
+def read_lines(path: Path) -> list[dict]:
     """The JSON objects in the lines of metrics.json; a last line that was cut off is left out."""
     lines = []
     for line in path.read_text().splitlines() if path.is_file() else ():
@@ -97,7 +99,7 @@ def read_lines(path: Path) -> List[dict]:
     return [line for line in lines if isinstance(line, dict)]
 
 
-def last_scores(lines: List[dict], task: str, dataset: str) -> Dict[str, float]:
+def last_scores(lines: list[dict], task: str, dataset: str) -> dict[str, float]:
     """Metrics of the last evaluation in metrics.json, {} if there was none."""
     for line in reversed(lines):
         for prefix in (f"{task}/", f"{dataset}/{task}/"):  # the latter with several test sets
@@ -106,7 +108,7 @@ def last_scores(lines: List[dict], task: str, dataset: str) -> Dict[str, float]:
     return {}
 
 
-def mean_and_spread(values: List[float]) -> str:
+def mean_and_spread(values: list[float]) -> str:
     """`mean ± sample standard deviation` with one decimal; of a single value no spread, of none an empty string."""
     if not values:
         return ""

@@ -11,8 +11,6 @@ The paper lowers the score threshold until every category has 10,000 detections;
 (``MODEL.ROI_HEADS.SCORE_THRESH_TEST``), and a category with fewer detections above it is evaluated on those.
 """
 
-from typing import List
-
 import numpy as np
 
 from eql_d2.evaluation.lvis_metrics import best_of_each
@@ -36,7 +34,7 @@ class BestOfEachCategory:
         self._limit = limit
         # (categories seen,) what a score must exceed: the last that is kept, where a category is full
         self._floor = np.zeros(0)
-        self._images: List[ImagePredictions] = []
+        self._images: list[ImagePredictions] = []
         self._pending, self._prune_at = 0, PRUNE_ABOVE
 
     def add(self, predictions: ImagePredictions) -> None:

@@ -13,6 +13,7 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import create_small_table
 
+from eql_d2.errors import InputError
 from eql_d2.evaluation.fixed_ap import BestOfEachCategory, best_of_all
 from eql_d2.evaluation.lvis_metrics import MAX_DETS, METRICS, GroundTruth, match_lvis
 from eql_d2.evaluation.predictions import ImagePredictions, as_detections, save, tasks_of, write_json
@@ -46,8 +47,8 @@ class LVISEvaluator(DatasetEvaluator):
             best ``max_dets_per_image`` of it into the files and the other metrics.
 
     Raises:
-        ValueError: an unknown ``backend``, or fixed AP without an analysis.
-        FileNotFoundError: no file at ``json_file``.
+        InputError: an unknown ``backend``, or fixed AP without an analysis.
+        InputError: no file at ``json_file``.
     """
 
     def __init__(
@@ -63,18 +64,16 @@ class LVISEvaluator(DatasetEvaluator):
         fixed_ap: bool = False,
     ):
         if backend not in BACKENDS:
-            raise ValueError(
+            raise InputError(
                 f"the LVIS backend must be one of {', '.join(BACKENDS)}, got {backend!r}: set TEST.LVIS_BACKEND"
             )
         if fixed_ap and (analysis is None or backend != "eql_d2"):
-            raise ValueError("fixed AP is part of the analysis, which TEST.LVIS_BACKEND 'lvis' does not make")
+            raise InputError("fixed AP is part of the analysis, which TEST.LVIS_BACKEND 'lvis' does not make")
         self._backend, self._analysis, self._fixed_ap = backend, analysis, fixed_ap
         self._metadata = MetadataCatalog.get(dataset_name)
         self._json_file = PathManager.get_local_path(self._metadata.json_file)
         if not os.path.isfile(self._json_file):  # say so before the inference, not after it
-            raise FileNotFoundError(
-                f"no annotations at {self._json_file}, the json_file of dataset '{dataset_name}'"
-            )
+            raise InputError(f"no annotations at {self._json_file}, the json_file of dataset '{dataset_name}'")
         self._tasks, self._distributed, self._output_dir = tasks, distributed, output_dir
         self._max_dets = MAX_DETS if max_dets_per_image is None else max_dets_per_image
         self.reset()
@@ -86,7 +85,7 @@ class LVISEvaluator(DatasetEvaluator):
     def process(self, inputs, outputs):
         for image, output in zip(inputs, outputs):
             if "instances" not in output:
-                raise ValueError(
+                raise InputError(
                     f"LVISEvaluator scores 'instances', and the model's outputs have {sorted(output)}: "
                     "detectron2.evaluation.LVISEvaluator scores proposals"
                 )
@@ -138,9 +137,7 @@ class LVISEvaluator(DatasetEvaluator):
             matching = match_lvis(truth, detections, task, self._max_dets)
             results[task] = _in_percent(matching.curves.metrics(), task)
             if self._analysis is not None:
-                results[task] = self._analysis.run(
-                    matching, detections, task, self._max_dets, results[task], most
-                )
+                results[task] = self._analysis.run(matching, detections, task, self._max_dets, results[task], most)
         return results
 
 

@@ -27,10 +27,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from typing import Optional, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import pycocotools.mask as mask_utils
+
+from eql_d2.errors import InputError
 
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 RECALL_THRESHOLDS = np.linspace(0.0, 1.0, 101)
@@ -78,7 +80,7 @@ def evaluate_lvis(truth, detections, iou_type: str = "bbox", max_dets: int = MAX
         max_dets: per image, or per image and category if the truth is not federated; -1 is no limit.
 
     Raises:
-        ValueError: an unknown ``iou_type``, detections without what it needs or of an unknown image.
+        InputError: an unknown ``iou_type``, detections without what it needs or of an unknown image.
     """
     return match_lvis(truth, detections, iou_type, max_dets).curves
 
@@ -86,7 +88,7 @@ def evaluate_lvis(truth, detections, iou_type: str = "bbox", max_dets: int = MAX
 def match_lvis(truth, detections, iou_type: str = "bbox", max_dets: int = MAX_DETS) -> "Matching":
     """What :func:`evaluate_lvis` draws its curves from; arguments and errors as there."""
     if iou_type not in IOU_TYPES:
-        raise ValueError(f"iou_type must be one of {', '.join(IOU_TYPES)}, got {iou_type!r}")
+        raise InputError(f"iou_type must be one of {', '.join(IOU_TYPES)}, got {iou_type!r}")
     if not isinstance(truth, GroundTruth):
         truth = GroundTruth.load(truth)
     if not isinstance(detections, Detections):
@@ -123,7 +125,7 @@ class GroundTruth:
             federated: whether it is in LVIS's format; otherwise it is in COCO's.
 
         Raises:
-            ValueError: federated, but images without LVIS's fields.
+            InputError: federated, but images without LVIS's fields.
         """
         if isinstance(source, (str, os.PathLike)):
             with open(source) as file:
@@ -214,13 +216,13 @@ class Detections:
         """From dicts in the format of LVIS and COCO results; boxes are read for masks, too, where all have one.
 
         Raises:
-            ValueError: a result without box ("bbox") or mask ("segm").
+            InputError: a result without box ("bbox") or mask ("segm").
         """
         boxes = [result.get("bbox") for result in results]
         masks = [result.get("segmentation") for result in results] if iou_type == "segm" else None
         if None in (boxes if masks is None else masks):
             field = "bbox" if masks is None else "segmentation"
-            raise ValueError(f"iou_type '{iou_type}' needs '{field}' in every detection, and some have none")
+            raise InputError(f"iou_type '{iou_type}' needs '{field}' in every detection, and some have none")
         return cls(
             image_id=np.array([result["image_id"] for result in results]),
             category_id=np.array([result["category_id"] for result in results]),
@@ -337,7 +339,7 @@ def _groups(image_ids, category_ids, pairs: list) -> tuple:
 def _listed_groups(images: list, image_ids, category_ids, field: str) -> np.ndarray:
     """Groups that the images list in ``field``, ascending."""
     if any(field not in image for image in images):
-        raise ValueError(f"images without '{field}': this is not an LVIS annotation file")
+        raise InputError(f"images without '{field}': this is not an LVIS annotation file")
     pairs = [(image["id"], category_id) for image in images for category_id in image[field]]
     group, listed = _groups(image_ids, category_ids, pairs)
     return np.unique(group[listed])
@@ -348,7 +350,7 @@ def positions(truth: GroundTruth, detections: Detections) -> tuple:
     image, has_image = _find(truth.image_ids, detections.image_id)
     if not has_image.all():
         missing = np.unique(detections.image_id[~has_image])
-        raise ValueError(
+        raise InputError(
             f"detections of {len(missing)} images that the ground truth has not, such as {missing[0]}: "
             "evaluate on the dataset that was predicted"
         )
@@ -418,10 +420,10 @@ def _place_in_run(values: np.ndarray) -> np.ndarray:
     return np.arange(len(values)) - np.repeat(starts, lengths)
 
 
-def needed(field: Optional[T]) -> T:
+def needed(field: T | None) -> T:
     """The boxes or masks of detections, where they are to be matched by them."""
     if field is None:
-        raise ValueError("these detections have no boxes, or no masks, to be matched by")
+        raise InputError("these detections have no boxes, or no masks, to be matched by")
     return field
 
 

@@ -1,12 +1,12 @@
 """Adaptive class suppression loss (ACSL)."""
 
 import math
-from typing import Tuple
 
 import torch
 from detectron2.config import configurable
 
 from eql_d2.data.frequencies import ClassFrequencies
+from eql_d2.errors import InputError
 from eql_d2.losses import fused
 from eql_d2.losses.background_sigmoid import BackgroundSigmoidLoss, with_known_background
 from eql_d2.losses.base import at_least_fp32
@@ -53,14 +53,14 @@ class AdaptiveClassSuppressionLoss(BackgroundSigmoidLoss):
         *,
         frequencies: ClassFrequencies,
         score_threshold: float = 0.7,
-        background_shares: Tuple[float, float, float] = (0.01, 0.1, 1.0),
+        background_shares: tuple[float, float, float] = (0.01, 0.1, 1.0),
         prior_prob: float = 0.01,
     ):
         super().__init__(num_classes, prior_prob=prior_prob)
         if not 0 <= score_threshold <= 1:
-            raise ValueError(f"score_threshold must be in [0, 1], got {score_threshold}")
+            raise InputError(f"score_threshold must be in [0, 1], got {score_threshold}")
         if len(background_shares) != 3 or not all(0 <= share <= 1 for share in background_shares):
-            raise ValueError(
+            raise InputError(
                 f"background_shares are three numbers in [0, 1], of rare, common and frequent categories, got "
                 f"{background_shares}"
             )

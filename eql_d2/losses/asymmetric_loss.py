@@ -5,6 +5,7 @@ from functools import partial
 import torch
 from detectron2.config import configurable
 
+from eql_d2.errors import InputError
 from eql_d2.losses import functional, fused
 from eql_d2.losses.base import SigmoidLoss
 from eql_d2.losses.build import CLS_LOSS_REGISTRY
@@ -50,9 +51,9 @@ class AsymmetricLoss(SigmoidLoss):
         super().__init__(num_classes, prior_prob=prior_prob)
         for name, gamma in (("gamma_neg", gamma_neg), ("gamma_pos", gamma_pos)):
             if not gamma >= 0:
-                raise ValueError(f"{name} must be >= 0, got {gamma}")
+                raise InputError(f"{name} must be >= 0, got {gamma}")
         if not 0 <= margin < 1:
-            raise ValueError(f"margin must be in [0, 1), got {margin}")
+            raise InputError(f"margin must be in [0, 1), got {margin}")
         self.gamma_neg = gamma_neg
         self.gamma_pos = gamma_pos
         self.margin = margin

@@ -1,13 +1,12 @@
 """Balanced group softmax (BAGS)."""
 
-from typing import Tuple
-
 import torch
 from detectron2.config import configurable
 from detectron2.utils import comm
 from torch.nn import functional as F
 
 from eql_d2.data.frequencies import ClassFrequencies
+from eql_d2.errors import InputError
 from eql_d2.losses.base import ClassificationLoss, at_least_fp32
 from eql_d2.losses.build import CLS_LOSS_REGISTRY
 from eql_d2.losses.statistics import sum_over_processes
@@ -60,14 +59,14 @@ class BalancedGroupSoftmaxLoss(ClassificationLoss):
         num_classes: int,
         *,
         frequencies: ClassFrequencies,
-        bounds: Tuple[int, ...] = (10, 100, 1000),
+        bounds: tuple[int, ...] = (10, 100, 1000),
         others_ratio: float = 8.0,
     ):
         super().__init__(num_classes)
         if any(low >= high for low, high in zip(bounds, bounds[1:])):
-            raise ValueError(f"bounds must ascend, got {bounds}")
+            raise InputError(f"bounds must ascend, got {bounds}")
         if not 0 <= others_ratio < float("inf"):
-            raise ValueError(f"others_ratio must be in [0, inf), got {others_ratio}")
+            raise InputError(f"others_ratio must be in [0, inf), got {others_ratio}")
         self.num_groups = 2 + len(bounds)
         self.others_ratio = others_ratio
 
@@ -112,17 +111,17 @@ class BalancedGroupSoftmaxLoss(ClassificationLoss):
         self.register_buffer("labels", torch.stack(labels), persistent=False)
         self.register_buffer("places", order.argsort(), persistent=False)
 
-    def by_group(self, logits) -> Tuple[torch.Tensor, ...]:
+    def by_group(self, logits) -> tuple[torch.Tensor, ...]:
         """(R, K + 1 + G) logits -> those of each group, "others" last."""
         return logits.index_select(1, self.columns).split(self.sizes, dim=1)
 
     def probs(self, logits) -> torch.Tensor:
         """
         Raises:
-            ValueError: the groups are not known, from counts or from a checkpoint.
+            InputError: the groups are not known, from counts or from a checkpoint.
         """
         if not self.groups_known:
-            raise ValueError(
+            raise InputError(
                 f"BalancedGroupSoftmaxLoss scores by groups of categories: load a checkpoint of a model trained with "
                 f"it, which holds them, or give the counts. {self._no_frequencies}"
             )

@@ -38,9 +38,7 @@ class BalancedSoftmaxLoss(SigmoidLoss):
     adjustment: torch.Tensor  # (K,) float64
 
     @configurable
-    def __init__(
-        self, num_classes: int, *, frequencies: ClassFrequencies, prior_prob: float = 0.001
-    ):
+    def __init__(self, num_classes: int, *, frequencies: ClassFrequencies, prior_prob: float = 0.001):
         super().__init__(num_classes, prior_prob=prior_prob)
 
         def adjustment(frequencies):

@@ -9,7 +9,7 @@ Shape shorthand of this package:
 """
 
 import logging
-from typing import Callable, Optional, Union
+from collections.abc import Callable
 
 import torch
 from detectron2.utils.logger import log_first_n
@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from eql_d2.data.frequencies import ClassFrequencies, FrequenciesNotFound, TailRule
+from eql_d2.errors import InputError
 from eql_d2.losses import fused
 from eql_d2.losses.hyper_parameters import arguments_from_config
 
@@ -38,20 +39,20 @@ class ClassificationLoss(nn.Module):
 
     steps: torch.Tensor  # see count_steps
     tail_mask: torch.Tensor  # see register_tail_mask
-    prior_prob: Optional[float] = None  # p in (0, 1): cls_score.bias starts at -log((1 - p) / p); None: at 0
+    prior_prob: float | None = None  # p in (0, 1): cls_score.bias starts at -log((1 - p) / p); None: at 0
     uses_negatives = False  # whether `negatives` of a call change anything
     needs_negatives = False  # whether a call without them is an error
     start_iter = 0  # see start_at
     steps_done = 0  # see count_steps
     calls_per_iteration = 1  # where gradients are accumulated, the number of batches: see iterations_done
-    compiled: Optional[bool] = None  # whether a step uses torch.compile (CLS_LOSS.COMPILE); None: this loss cannot
+    compiled: bool | None = None  # whether a step uses torch.compile (CLS_LOSS.COMPILE); None: this loss cannot
 
     def __init__(self, num_classes: int):
         super().__init__()
         if num_classes < 1:
-            raise ValueError(f"num_classes must be at least 1, got {num_classes}")
+            raise InputError(f"num_classes must be at least 1, got {num_classes}")
         self.num_classes = num_classes
-        self._no_frequencies: Optional[FrequenciesNotFound] = None
+        self._no_frequencies: FrequenciesNotFound | None = None
 
     @classmethod
     def from_config(cls, cfg) -> dict:
@@ -78,13 +79,13 @@ class ClassificationLoss(nn.Module):
             Scalar loss, at least fp32. Without RoIs it is zero, with a gradient path (DDP needs one).
 
         Raises:
-            ValueError: logits of another width than :attr:`num_logits`, no negatives where the loss needs them, or a
+            InputError: logits of another width than :attr:`num_logits`, no negatives where the loss needs them, or a
                 loss that cannot train because its class frequencies were not found.
         """
         logits = at_least_fp32(self.checked_width(logits))
         self.require_frequencies()
         if self.needs_negatives and negatives is None:
-            raise ValueError(
+            raise InputError(
                 f"{type(self).__name__} as it is set needs negatives: call it with the (R, K) bool tensor of what is "
                 f"known"
             )
@@ -130,13 +131,13 @@ class ClassificationLoss(nn.Module):
         For losses that fine-tune what plain training has learned. ``MODEL.ROI_BOX_HEAD.CLS_LOSS.START_ITER`` in YAML.
 
         Raises:
-            ValueError: a number below 0, or a loss whose logits no plain cross-entropy can train.
+            InputError: a number below 0, or a loss whose logits no plain cross-entropy can train.
         """
         name = type(self).__name__
         if start_iter < 0:
-            raise ValueError(f"START_ITER must be >= 0, got {start_iter}")
+            raise InputError(f"START_ITER must be >= 0, got {start_iter}")
         if start_iter > 0 and type(self).plain is ClassificationLoss.plain:
-            raise ValueError(
+            raise InputError(
                 f"{name} cannot start later: its {self.num_logits} logits for {self.num_classes} classes are none that "
                 f"plain cross-entropy could train. Set CLS_LOSS.START_ITER 0"
             )
@@ -170,9 +171,9 @@ class ClassificationLoss(nn.Module):
             self.steps_done = int(self.steps)
 
     def checked_width(self, logits) -> torch.Tensor:
-        """Logits as :meth:`compute` takes them: of width :attr:`num_logits`, or a ValueError."""
+        """Logits as :meth:`compute` takes them: of width :attr:`num_logits`, or an InputError."""
         if logits.shape[1] != self.num_logits:
-            raise ValueError(
+            raise InputError(
                 f"{type(self).__name__} of {self.num_classes} classes takes {self.num_logits} logits per RoI, got "
                 f"{logits.shape[1]}: cls_score must be as wide as the loss says"
             )
@@ -189,7 +190,7 @@ class ClassificationLoss(nn.Module):
     def register_derived(
         self,
         name: str,
-        frequencies: Union[ClassFrequencies, FrequenciesNotFound],
+        frequencies: ClassFrequencies | FrequenciesNotFound,
         derive: Callable[[ClassFrequencies], torch.Tensor],
     ) -> None:
         """Keep ``derive(frequencies)`` as a non-persistent buffer on the model's device.
@@ -203,7 +204,7 @@ class ClassificationLoss(nn.Module):
             if isinstance(frequencies, FrequenciesNotFound):
                 raise frequencies
             if len(frequencies) != self.num_classes:
-                raise ValueError(
+                raise InputError(
                     f"{type(self).__name__} has {self.num_classes} classes, but {frequencies.source} counts "
                     f"{len(frequencies)}"
                 )
@@ -212,9 +213,7 @@ class ClassificationLoss(nn.Module):
             self._no_frequencies = error
         self.register_buffer(name, value, persistent=False)
 
-    def register_tail_mask(
-        self, frequencies: Union[ClassFrequencies, FrequenciesNotFound], tail: TailRule
-    ) -> None:
+    def register_tail_mask(self, frequencies: ClassFrequencies | FrequenciesNotFound, tail: TailRule) -> None:
         """Keep the tail, T of the EQL paper, as the (K,) bool buffer ``tail_mask``, and log what it selects."""
 
         def logged_mask(frequencies: ClassFrequencies) -> torch.Tensor:
@@ -235,7 +234,7 @@ class ClassificationLoss(nn.Module):
     def require_frequencies(self) -> None:
         """Raise if this loss needs class frequencies to train and was built without."""
         if self._no_frequencies is not None:
-            raise ValueError(
+            raise InputError(
                 f"{type(self).__name__} needs class frequencies to train: {self._no_frequencies}"
             ) from self._no_frequencies
 
@@ -253,7 +252,7 @@ class SigmoidLoss(ClassificationLoss):
     def __init__(self, num_classes: int, *, prior_prob: float):
         super().__init__(num_classes)
         if not 0 < prior_prob < 1:
-            raise ValueError(f"prior_prob must be in (0, 1), got {prior_prob}")
+            raise InputError(f"prior_prob must be in (0, 1), got {prior_prob}")
         self.prior_prob = prior_prob
 
     @property

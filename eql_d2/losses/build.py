@@ -2,6 +2,7 @@
 
 from detectron2.utils.registry import Registry
 
+from eql_d2.errors import InputError
 from eql_d2.losses.base import ClassificationLoss
 from eql_d2.losses.hyper_parameters import NODE
 
@@ -16,20 +17,20 @@ def build_cls_loss(cfg) -> ClassificationLoss:
     """The loss that ``CLS_LOSS.NAME`` names; softmax cross-entropy, Detectron2's own, where it is empty.
 
     Raises:
-        ValueError: no loss of that name is registered, or ``CLS_LOSS.START_ITER`` is none that the loss can have, or
+        InputError: no loss of that name is registered, or ``CLS_LOSS.START_ITER`` is none that the loss can have, or
             contradicts its own, or ``CLS_LOSS.COMPILE`` is set for one without a compiled step.
     """
     name = cfg.MODEL.ROI_BOX_HEAD.CLS_LOSS.NAME or "SoftmaxCrossEntropy"
     if name not in CLS_LOSS_REGISTRY:
         known = sorted(name for name, _ in CLS_LOSS_REGISTRY)
-        raise ValueError(
+        raise InputError(
             f"{NODE}.NAME is '{name}', but the registered losses are {known}; a loss of your own must be "
             f"imported before add_eql_config(cfg)"
         )
     loss = CLS_LOSS_REGISTRY.get(name)(cfg)
     node = cfg.MODEL.ROI_BOX_HEAD.CLS_LOSS
     if loss.start_iter and node.START_ITER not in (0, loss.start_iter):
-        raise ValueError(
+        raise InputError(
             f"{NODE}.START_ITER is {node.START_ITER} but {name} starts at {loss.start_iter}: keep one of them"
         )
     if node.START_ITER:
@@ -37,6 +38,6 @@ def build_cls_loss(cfg) -> ClassificationLoss:
     if node.COMPILE:
         if loss.compiled is None:
             able = sorted(name for name, known in CLS_LOSS_REGISTRY if known.compiled is not None)
-            raise ValueError(f"{NODE}.COMPILE is True, but {name} has no compiled step; these have: {able}")
+            raise InputError(f"{NODE}.COMPILE is True, but {name} has no compiled step; these have: {able}")
         loss.compiled = True
     return loss

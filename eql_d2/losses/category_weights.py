@@ -3,8 +3,6 @@
 Shapes as in :mod:`eql_d2.losses.base`.
 """
 
-from typing import List, Optional, Tuple
-
 import torch
 
 from eql_d2.losses import functional, fused
@@ -16,9 +14,9 @@ def category_weighted_sigmoid(
     *,
     positive_weight: torch.Tensor,
     negative_weight: torch.Tensor,
-    gamma: Optional[torch.Tensor] = None,
-    negatives: Optional[torch.Tensor] = None,
-) -> Tuple[torch.Tensor, Tuple[torch.Tensor, torch.Tensor]]:
+    gamma: torch.Tensor | None = None,
+    negatives: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
     """(1 / R) sum_ij w_ij l_j(z_ij), with l_j(-z_ij) where j is the category of RoI i.
 
     l_j(z) = sigmoid(z)^gamma_j log(1 + e^z); w_ij is the positive weight of j where j is the category of RoI i, else
@@ -39,13 +37,11 @@ def category_weighted_sigmoid(
     column, foreground = fused.own_entry(gt_classes, C)
     unknown = None if negatives is None else ~negatives
     is_positive = foreground if negatives is None else foreground & negatives.gather(1, column)
-    positive_weight, negative_weight = (
-        w.to(logits.dtype) for w in (positive_weight, negative_weight)
-    )
+    positive_weight, negative_weight = (w.to(logits.dtype) for w in (positive_weight, negative_weight))
     own_weight = positive_weight[column] * is_positive
     gamma = None if gamma is None else gamma.to(logits.dtype)
     own_gamma = None if gamma is None else gamma[column]
-    sums: List[torch.Tensor] = []
+    sums: list[torch.Tensor] = []
 
     def only_negatives(buffer):
         own = buffer.gather(1, column).masked_fill_(foreground, 0)

@@ -1,12 +1,11 @@
 """Class-balanced loss (effective number of samples)."""
 
-from typing import Optional
-
 import torch
 from detectron2.config import configurable
 from torch.nn import functional as F
 
 from eql_d2.data.frequencies import ClassFrequencies
+from eql_d2.errors import InputError
 from eql_d2.losses import functional, fused
 from eql_d2.losses.base import ClassificationLoss, SigmoidLoss, SoftmaxLoss
 from eql_d2.losses.build import CLS_LOSS_REGISTRY
@@ -41,7 +40,7 @@ class ClassBalancedLoss(ClassificationLoss):
     """
 
     uses_negatives = True
-    compiled: Optional[bool] = False
+    compiled: bool | None = False
     scoring: ClassificationLoss  # what the base decides besides the loss: width, prior and scores
     class_weight: torch.Tensor  # (K + 1,) float64
 
@@ -57,11 +56,11 @@ class ClassBalancedLoss(ClassificationLoss):
     ):
         super().__init__(num_classes)
         if not 0 <= beta < 1:
-            raise ValueError(f"beta must be in [0, 1), got {beta}")
+            raise InputError(f"beta must be in [0, 1), got {beta}")
         if base not in ("sigmoid", "softmax", "focal"):
-            raise ValueError(f"base must be 'sigmoid', 'softmax' or 'focal', got '{base}'")
+            raise InputError(f"base must be 'sigmoid', 'softmax' or 'focal', got '{base}'")
         if not 0 <= gamma < float("inf"):
-            raise ValueError(f"gamma must be in [0, inf), got {gamma}")
+            raise InputError(f"gamma must be in [0, inf), got {gamma}")
         self.base = base
         self.gamma = gamma
         if base == "softmax":

@@ -5,6 +5,7 @@ from detectron2.config import configurable
 from torch.nn import functional as F
 
 from eql_d2.data.frequencies import ClassFrequencies
+from eql_d2.errors import InputError
 from eql_d2.losses import functional
 from eql_d2.losses.base import SoftmaxLoss
 from eql_d2.losses.build import CLS_LOSS_REGISTRY
@@ -35,7 +36,7 @@ class ClassDependentTemperatureLoss(SoftmaxLoss):
     def __init__(self, num_classes: int, *, frequencies: ClassFrequencies, gamma: float = 0.1):
         super().__init__(num_classes)
         if not 0 <= gamma < float("inf"):
-            raise ValueError(f"gamma must be in [0, inf), got {gamma}")
+            raise InputError(f"gamma must be in [0, inf), got {gamma}")
 
         def temperature(frequencies):
             log_prior = functional.log_prior(frequencies.require_instance_count())

@@ -4,6 +4,7 @@ import torch
 from detectron2.config import configurable
 
 from eql_d2.data.frequencies import ClassFrequencies
+from eql_d2.errors import InputError
 from eql_d2.losses.background_sigmoid import BackgroundSigmoidLoss, with_known_background
 from eql_d2.losses.build import CLS_LOSS_REGISTRY
 from eql_d2.losses.category_weights import category_weighted_sigmoid
@@ -48,7 +49,7 @@ class EffectiveClassMarginLoss(BackgroundSigmoidLoss):
     ):
         super().__init__(num_classes, prior_prob=0.5)
         if not 0 < background_ratio < float("inf"):
-            raise ValueError(f"background_ratio must be in (0, inf), got {background_ratio}")
+            raise InputError(f"background_ratio must be in (0, inf), got {background_ratio}")
 
         def imbalance(frequencies):
             counts = frequencies.image_count.double().clamp(min=1)

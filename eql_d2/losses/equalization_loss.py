@@ -1,11 +1,10 @@
 """Equalization Loss (EQL)."""
 
-from typing import Optional
-
 import torch
 from detectron2.config import configurable
 
 from eql_d2.data.frequencies import ClassFrequencies, TailRule
+from eql_d2.errors import InputError
 from eql_d2.losses import fused
 from eql_d2.losses.base import SigmoidLoss
 from eql_d2.losses.build import CLS_LOSS_REGISTRY
@@ -45,7 +44,7 @@ class EqualizationLoss(SigmoidLoss):
         prior_prob: score every category starts with (default of the authors' code).
 
     Raises:
-        ValueError: another ``unchecked``.
+        InputError: another ``unchecked``.
     """
 
     compiled = False
@@ -63,14 +62,14 @@ class EqualizationLoss(SigmoidLoss):
     ):
         super().__init__(num_classes, prior_prob=prior_prob)
         if unchecked not in ("ignore", "equalize"):
-            raise ValueError(f"unchecked must be 'ignore' or 'equalize', got '{unchecked}'")
+            raise InputError(f"unchecked must be 'ignore' or 'equalize', got '{unchecked}'")
         self.unchecked = unchecked
         self.needs_negatives = unchecked == "equalize"
         self.exclude_background = exclude_background
         self.register_tail_mask(frequencies, tail)
 
     def compute(self, logits, gt_classes, features, negatives):
-        tail: Optional[torch.Tensor] = self.tail_mask
+        tail: torch.Tensor | None = self.tail_mask
         if self.unchecked == "equalize" or not self.exclude_background:
             negatives, tail = self._negatives(logits, gt_classes, negatives), None
         return fused.sigmoid_cross_entropy(

@@ -3,6 +3,7 @@
 import torch
 from detectron2.config import configurable
 
+from eql_d2.errors import InputError
 from eql_d2.losses import functional
 from eql_d2.losses.background_sigmoid import BackgroundSigmoidLoss, with_known_background
 from eql_d2.losses.build import CLS_LOSS_REGISTRY
@@ -51,9 +52,9 @@ class EqualizationLossV2(BackgroundSigmoidLoss):
     ):
         super().__init__(num_classes, prior_prob=prior_prob)
         if not 0 < gamma < float("inf"):
-            raise ValueError(f"gamma must be in (0, inf), got {gamma}")
+            raise InputError(f"gamma must be in (0, inf), got {gamma}")
         if not 0 <= alpha < float("inf"):
-            raise ValueError(f"alpha must be in [0, inf), got {alpha}")
+            raise InputError(f"alpha must be in [0, inf), got {alpha}")
         self.gamma = gamma
         self.mu = mu
         self.alpha = alpha

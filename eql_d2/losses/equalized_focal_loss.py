@@ -2,6 +2,7 @@
 
 from detectron2.config import configurable
 
+from eql_d2.errors import InputError
 from eql_d2.losses.base import SigmoidLoss
 from eql_d2.losses.build import CLS_LOSS_REGISTRY
 from eql_d2.losses.category_weights import category_weighted_sigmoid
@@ -56,11 +57,11 @@ class EqualizedFocalLoss(SigmoidLoss):
     ):
         super().__init__(num_classes, prior_prob=prior_prob)
         if not 0 < alpha < 1:
-            raise ValueError(f"alpha must be in (0, 1), got {alpha}")
+            raise InputError(f"alpha must be in (0, 1), got {alpha}")
         if not 0 < gamma < float("inf"):
-            raise ValueError(f"gamma must be in (0, inf), got {gamma}")
+            raise InputError(f"gamma must be in (0, inf), got {gamma}")
         if not 0 <= scale < float("inf"):
-            raise ValueError(f"scale must be in [0, inf), got {scale}")
+            raise InputError(f"scale must be in [0, inf), got {scale}")
         self.alpha = alpha
         self.gamma = gamma
         self.scale = scale

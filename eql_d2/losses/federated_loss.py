@@ -4,6 +4,7 @@ import torch
 from detectron2.config import configurable
 
 from eql_d2.data.frequencies import ClassFrequencies
+from eql_d2.errors import InputError
 from eql_d2.losses import fused
 from eql_d2.losses.base import SigmoidLoss
 from eql_d2.losses.build import CLS_LOSS_REGISTRY
@@ -54,9 +55,9 @@ class FederatedLoss(SigmoidLoss):
     ):
         super().__init__(num_classes, prior_prob=prior_prob)
         if subset_size < 1:
-            raise ValueError(f"subset_size must be at least 1, got {subset_size}")
+            raise InputError(f"subset_size must be at least 1, got {subset_size}")
         if not 0 <= power < float("inf"):
-            raise ValueError(f"power must be in [0, inf), got {power}")
+            raise InputError(f"power must be in [0, inf), got {power}")
         self.subset_size = subset_size
 
         def rate(frequencies):

@@ -1,9 +1,9 @@
 """Maths that several losses share. Shapes as in :mod:`eql_d2.losses.base`."""
 
-from typing import Optional
-
 import torch
 from torch.nn import functional as F
+
+from eql_d2.errors import InputError
 
 
 def mean_one(weight: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
@@ -17,7 +17,7 @@ def mean_one(weight: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
     """
     occurs = counts > 0
     if not occurs.any():
-        raise ValueError(f"all {len(counts)} categories have a count of 0: nothing to weigh by")
+        raise InputError(f"all {len(counts)} categories have a count of 0: nothing to weigh by")
     return weight * (occurs.sum() / (weight * occurs).sum())
 
 
@@ -35,14 +35,12 @@ def with_background(values: torch.Tensor, background: float) -> torch.Tensor:
     return torch.cat([values, values.new_full((1,), background)])
 
 
-def softplus(z: torch.Tensor, out: Optional[torch.Tensor] = None) -> torch.Tensor:
+def softplus(z: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
     """log(1 + e^z), in ``out`` if given; z itself from 50 on, where float64 knows no difference."""
     return F.softplus(z, threshold=50, out=out)  # type: ignore[call-arg]  # it has `out`, but torch's stub forgets it
 
 
-def bernoulli(
-    chance: torch.Tensor, num_rows: int, rows: Optional[torch.Tensor] = None
-) -> torch.Tensor:
+def bernoulli(chance: torch.Tensor, num_rows: int, rows: torch.Tensor | None = None) -> torch.Tensor:
     """(R, C) bool, each True with its column's chance, rounded to a multiple of 2^-15; from torch's global generator.
 
     Random bits are drawn 64 at a time, for four entries: on a CPU in a third of the time of ``torch.rand``, and a

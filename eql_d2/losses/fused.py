@@ -6,8 +6,8 @@ own ones are put in by index. On a CPU this goes by blocks of RoIs, so that what
 """
 
 import math
+from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Callable, Iterator, Optional, Tuple
 
 import torch
 
@@ -34,14 +34,10 @@ def sigmoid_cross_entropy(logits, gt_classes, *, compiled: bool = False, **weigh
         weights: w; see :func:`sigmoid_loss`.
     """
     in_one_pass = (one_pass.cross_entropy,) if compiled else None
-    return sigmoid_loss(
-        _cross_entropy, _cross_entropy, logits, gt_classes, in_one_pass=in_one_pass, **weights
-    )
+    return sigmoid_loss(_cross_entropy, _cross_entropy, logits, gt_classes, in_one_pass=in_one_pass, **weights)
 
 
-def sigmoid_focal(
-    logits, gt_classes, gamma: float, *, compiled: bool = False, **weights
-) -> torch.Tensor:
+def sigmoid_focal(logits, gt_classes, gamma: float, *, compiled: bool = False, **weights) -> torch.Tensor:
     """(1 / R) sum_ij w_ij (1 - p_t)^gamma (-log p_t), where p_t is sigmoid(z_ij) if y_ij = 1, else sigmoid(-z_ij).
 
     In closed form, value and gradient are finite at any finite logit; fvcore's gradient is NaN at +-1e4 for gamma below
@@ -77,11 +73,11 @@ def sigmoid_loss(
     logits: torch.Tensor,
     gt_classes: torch.Tensor,
     *,
-    tail: Optional[torch.Tensor] = None,
+    tail: torch.Tensor | None = None,
     positive_weight: float = 1.0,
-    row_weight: Optional[torch.Tensor] = None,
-    negatives: Optional[torch.Tensor] = None,
-    in_one_pass: Optional[tuple] = None,
+    row_weight: torch.Tensor | None = None,
+    negatives: torch.Tensor | None = None,
+    in_one_pass: tuple | None = None,
 ) -> torch.Tensor:
     """(1 / R) sum_ij w_ij l_ij with its gradient: l_ij = l+(-z_ij) where y_ij = 1, else l(z_ij).
 
@@ -178,7 +174,7 @@ def own_log_probability(logits, p, own_column) -> torch.Tensor:
     return logits.gather(1, own_column) - logits.amax(dim=1, keepdim=True) + largest_p.log()
 
 
-def blocks_of_rows(x: torch.Tensor) -> Iterator[Tuple[slice, torch.Tensor]]:
+def blocks_of_rows(x: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
     """Slices that together are the rows of ``x``, each with a buffer like x[slice], always the same memory.
 
     On a GPU, where every operation costs a launch, one slice is all of them.
@@ -221,9 +217,7 @@ class _GradientInForward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_output):
-        if (
-            torch.is_grad_enabled()
-        ):  # once_differentiable would take the gradient for a constant, and say nothing
+        if torch.is_grad_enabled():  # once_differentiable would take the gradient for a constant, and say nothing
             raise RuntimeError(
                 "this loss makes its gradient itself, and that has no derivative: call backward without create_graph"
             )

@@ -5,23 +5,20 @@ A loss states each hyper-parameter and its default once, in ``__init__``; ``add_
 """
 
 import inspect
-from typing import Any, Dict, Optional
+from typing import Any
 
 from detectron2.config import CfgNode
 
 from eql_d2.data.frequencies import ClassFrequencies, FrequenciesNotFound, TailRule
+from eql_d2.errors import InputError
 
 NODE = "MODEL.ROI_BOX_HEAD.CLS_LOSS"
 
 
-def defaults(loss_class: type) -> Dict[str, Any]:
+def defaults(loss_class: type) -> dict[str, Any]:
     """Keyword-only arguments of the loss that have a default, in order."""
     parameters = inspect.signature(loss_class).parameters.values()
-    return {
-        p.name: p.default
-        for p in parameters
-        if p.kind is p.KEYWORD_ONLY and p.default is not p.empty
-    }
+    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is not p.empty}
 
 
 def config_node(loss_class: type) -> CfgNode:
@@ -34,17 +31,17 @@ def config_node(loss_class: type) -> CfgNode:
     return node
 
 
-def arguments_from_config(cfg, loss_class: type) -> Dict[str, Any]:
+def arguments_from_config(cfg, loss_class: type) -> dict[str, Any]:
     """Keyword arguments of ``loss_class`` from the config.
 
     Raises:
-        ValueError: no node (the loss was imported after ``add_eql_config``), or an old key of the original
+        InputError: no node (the loss was imported after ``add_eql_config``), or an old key of the original
             project (``MODEL.ROI_HEADS.LAMBDA``, ``PRIOR_PROB``) that contradicts the node, or that the loss ignores.
     """
     name = loss_class.__name__
     losses = cfg.MODEL.ROI_BOX_HEAD.CLS_LOSS
     if name not in losses:
-        raise ValueError(
+        raise InputError(
             f"there is no config node {NODE}.{name}: import the module that registers {name} before calling "
             f"add_eql_config(cfg)"
         )
@@ -69,13 +66,13 @@ def _refuse_ignored_keys(cfg, name: str) -> None:
         value = cfg.MODEL.ROI_HEADS[old]
         if value is not None and own not in losses[name]:
             able = sorted(other for other, node in losses.items() if isinstance(node, CfgNode) and own in node)
-            raise ValueError(
+            raise InputError(
                 f"MODEL.ROI_HEADS.{old} is {value}, but {name} has no {own} and would ignore it: drop it, or choose a "
                 f"loss that has one: {', '.join(able)}"
             )
 
 
-def tail_rule(cfg, loss_class: type) -> Optional[TailRule]:
+def tail_rule(cfg, loss_class: type) -> TailRule | None:
     """The rule by which ``loss_class`` selects its tail, None where it has none."""
     node = cfg.MODEL.ROI_BOX_HEAD.CLS_LOSS[loss_class.__name__]
     for argument, default in defaults(loss_class).items():
@@ -95,7 +92,7 @@ def _frequencies(cfg):
 def _tail_rule(cfg, node, name: str) -> TailRule:
     lambda_, old = node.LAMBDA, cfg.MODEL.ROI_HEADS.LAMBDA
     if None not in (lambda_, old) and lambda_ != old:
-        raise ValueError(
+        raise InputError(
             f"MODEL.ROI_HEADS.LAMBDA is {old} but {NODE}.{name}.TAIL.LAMBDA is {lambda_}: keep one of them"
         )
     return TailRule(
@@ -110,7 +107,7 @@ def _prior_prob(cfg, value: float, default: float, name: str) -> float:
     if old is None:
         return value
     if value not in (default, old):
-        raise ValueError(
+        raise InputError(
             f"MODEL.ROI_HEADS.PRIOR_PROB is {old} but {NODE}.{name}.PRIOR_PROB is {value}: keep one of them"
         )
     return old

@@ -5,6 +5,7 @@ from detectron2.config import configurable
 from torch.nn import functional as F
 
 from eql_d2.data.frequencies import ClassFrequencies
+from eql_d2.errors import InputError
 from eql_d2.losses import functional
 from eql_d2.losses.base import SoftmaxLoss, at_least_fp32
 from eql_d2.losses.build import CLS_LOSS_REGISTRY
@@ -63,7 +64,7 @@ class InfluenceBalancedLoss(SoftmaxLoss):
 
     def compute(self, logits, gt_classes, features, negatives):
         if features is None:
-            raise ValueError(
+            raise InputError(
                 "InfluenceBalancedLoss weighs by the classifier's input: call it with features, the (R, D) "
                 "tensor that the logits were computed from"
             )

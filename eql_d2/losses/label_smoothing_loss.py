@@ -4,6 +4,7 @@ import torch
 from detectron2.config import configurable
 from torch.nn import functional as F
 
+from eql_d2.errors import InputError
 from eql_d2.losses.base import SoftmaxLoss
 from eql_d2.losses.build import CLS_LOSS_REGISTRY
 
@@ -33,9 +34,9 @@ class LabelSmoothingLoss(SoftmaxLoss):
     def __init__(self, num_classes: int, *, epsilon: float = 0.1, apply_on: str = "all"):
         super().__init__(num_classes)
         if not 0 <= epsilon < 1:
-            raise ValueError(f"epsilon must be in [0, 1), got {epsilon}")
+            raise InputError(f"epsilon must be in [0, 1), got {epsilon}")
         if apply_on not in ("all", "fg"):
-            raise ValueError(f"apply_on must be 'all' or 'fg', got '{apply_on}'")
+            raise InputError(f"apply_on must be 'all' or 'fg', got '{apply_on}'")
         self.epsilon = epsilon
         self.apply_on = apply_on
 

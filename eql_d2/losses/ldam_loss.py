@@ -1,7 +1,6 @@
 """Label-distribution-aware margin loss (LDAM), with deferred re-weighting (DRW)."""
 
 import logging
-from typing import Optional
 
 import torch
 from detectron2.config import configurable
@@ -9,6 +8,7 @@ from detectron2.utils.logger import log_first_n
 from torch.nn import functional as F
 
 from eql_d2.data.frequencies import ClassFrequencies
+from eql_d2.errors import InputError
 from eql_d2.losses import functional
 from eql_d2.losses.base import SoftmaxLoss, at_least_fp32
 from eql_d2.losses.build import CLS_LOSS_REGISTRY
@@ -59,18 +59,18 @@ class LDAMLoss(SoftmaxLoss):
         frequencies: ClassFrequencies,
         max_margin: float = 0.5,
         scale: float = 30.0,
-        reweight_iter: Optional[int] = None,
+        reweight_iter: int | None = None,
         beta: float = 0.9999,
     ):
         super().__init__(num_classes)
         if not 0 <= max_margin < float("inf"):
-            raise ValueError(f"max_margin must be in [0, inf), got {max_margin}")
+            raise InputError(f"max_margin must be in [0, inf), got {max_margin}")
         if not 0 < scale < float("inf"):
-            raise ValueError(f"scale must be in (0, inf), got {scale}")
+            raise InputError(f"scale must be in (0, inf), got {scale}")
         if reweight_iter is not None and reweight_iter < 0:
-            raise ValueError(f"reweight_iter must be None or >= 0, got {reweight_iter}")
+            raise InputError(f"reweight_iter must be None or >= 0, got {reweight_iter}")
         if not 0 <= beta < 1:
-            raise ValueError(f"beta must be in [0, 1), got {beta}")
+            raise InputError(f"beta must be in [0, 1), got {beta}")
         self.scale = scale
         self.reweight_iter = reweight_iter
 

@@ -5,6 +5,7 @@ from detectron2.config import configurable
 from torch.nn import functional as F
 
 from eql_d2.data.frequencies import ClassFrequencies
+from eql_d2.errors import InputError
 from eql_d2.losses import functional
 from eql_d2.losses.base import SoftmaxLoss
 from eql_d2.losses.build import CLS_LOSS_REGISTRY
@@ -39,7 +40,7 @@ class LogitAdjustedLoss(SoftmaxLoss):
     def __init__(self, num_classes: int, *, frequencies: ClassFrequencies, tau: float = 1.0):
         super().__init__(num_classes)
         if not 0 <= tau < float("inf"):
-            raise ValueError(f"tau must be in [0, inf), got {tau}")
+            raise InputError(f"tau must be in [0, inf), got {tau}")
 
         def adjustment(frequencies):
             log_prior = functional.log_prior(frequencies.require_instance_count())

@@ -8,8 +8,8 @@ The compiler (TorchInductor: C++ on a CPU, Triton on a GPU) makes one loop of it
 """
 
 import logging
-from functools import lru_cache
-from typing import Callable, Optional, Tuple
+from collections.abc import Callable
+from functools import cache
 
 import torch
 from detectron2.utils.logger import log_first_n
@@ -31,7 +31,7 @@ def focal(softplus, p, not_p, gamma: float):
 
 def loss_and_gradient(
     term: tuple, logits, gt_classes, tail, positive_weight, row_weight, negatives
-) -> Optional[Tuple[torch.Tensor, torch.Tensor]]:
+) -> tuple[torch.Tensor, torch.Tensor] | None:
     """(R,) sum_j w_ij l(+-z_ij) and its (R, K) gradient; None, with one warning, where nothing can be compiled.
 
     Args:
@@ -71,7 +71,7 @@ class _Function:
         self.call = torch.compile(function, dynamic=True)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _compiled(term: Callable, *arguments) -> _Function:
     def function(logits, gt_classes, tail, positive_weight, row_weight, negatives):
         K = logits.shape[1]

@@ -6,6 +6,7 @@ import torch
 from detectron2.config import configurable
 from torch.nn import functional as F
 
+from eql_d2.errors import InputError
 from eql_d2.losses import fused
 from eql_d2.losses.base import ClassificationLoss, at_least_fp32
 from eql_d2.losses.build import CLS_LOSS_REGISTRY
@@ -51,9 +52,9 @@ class SeesawLoss(ClassificationLoss):
         super().__init__(num_classes)
         for name, power in (("p", p), ("q", q)):
             if not 0 <= power < float("inf"):
-                raise ValueError(f"{name} must be in [0, inf), got {power}")
+                raise InputError(f"{name} must be in [0, inf), got {power}")
         if not 0 < epsilon <= 1:
-            raise ValueError(f"epsilon must be in (0, 1], got {epsilon}")
+            raise InputError(f"epsilon must be in (0, 1], got {epsilon}")
         self.p = p
         self.q = q
         self.epsilon = epsilon

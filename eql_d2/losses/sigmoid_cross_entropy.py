@@ -28,6 +28,4 @@ class SigmoidCrossEntropy(SigmoidLoss):
         super().__init__(num_classes, prior_prob=prior_prob)
 
     def compute(self, logits, gt_classes, features, negatives):
-        return fused.sigmoid_cross_entropy(
-            logits, gt_classes, negatives=negatives, compiled=self.compiled
-        )
+        return fused.sigmoid_cross_entropy(logits, gt_classes, negatives=negatives, compiled=self.compiled)

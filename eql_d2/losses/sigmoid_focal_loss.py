@@ -2,6 +2,7 @@
 
 from detectron2.config import configurable
 
+from eql_d2.errors import InputError
 from eql_d2.losses import fused
 from eql_d2.losses.base import SigmoidLoss
 from eql_d2.losses.build import CLS_LOSS_REGISTRY
@@ -45,9 +46,9 @@ class SigmoidFocalLoss(SigmoidLoss):
     ):
         super().__init__(num_classes, prior_prob=prior_prob)
         if not 0 < alpha < 1:
-            raise ValueError(f"alpha must be in (0, 1), got {alpha}")
+            raise InputError(f"alpha must be in (0, 1), got {alpha}")
         if not gamma >= 0:
-            raise ValueError(f"gamma must be >= 0, got {gamma}")
+            raise InputError(f"gamma must be >= 0, got {gamma}")
         self.alpha = alpha
         self.gamma = gamma
 

@@ -4,6 +4,7 @@ import torch
 from detectron2.config import configurable
 
 from eql_d2.data.frequencies import ClassFrequencies, TailRule
+from eql_d2.errors import InputError
 from eql_d2.losses import functional, fused
 from eql_d2.losses.base import SoftmaxLoss
 from eql_d2.losses.build import CLS_LOSS_REGISTRY
@@ -48,9 +49,9 @@ class SoftmaxEqualizationLoss(SoftmaxLoss):
     ):
         super().__init__(num_classes)
         if not 0 <= gamma <= 1:
-            raise ValueError(f"gamma is a probability in [0, 1], got {gamma}")
+            raise InputError(f"gamma is a probability in [0, 1], got {gamma}")
         if apply_on not in ("fg", "all"):
-            raise ValueError(f"apply_on must be 'fg' or 'all', got '{apply_on}'")
+            raise InputError(f"apply_on must be 'fg' or 'all', got '{apply_on}'")
         self.gamma = gamma
         self.apply_on = apply_on
         self.register_tail_mask(frequencies, tail)

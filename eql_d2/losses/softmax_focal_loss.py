@@ -3,6 +3,7 @@
 import torch
 from detectron2.config import configurable
 
+from eql_d2.errors import InputError
 from eql_d2.losses import fused
 from eql_d2.losses.base import SoftmaxLoss
 from eql_d2.losses.build import CLS_LOSS_REGISTRY
@@ -32,7 +33,7 @@ class SoftmaxFocalLoss(SoftmaxLoss):
     def __init__(self, num_classes: int, *, gamma: float = 2.0):
         super().__init__(num_classes)
         if not gamma >= 0:
-            raise ValueError(f"gamma must be >= 0, got {gamma}")
+            raise InputError(f"gamma must be >= 0, got {gamma}")
         self.gamma = gamma
 
     def compute(self, logits, gt_classes, features, negatives):

@@ -5,6 +5,7 @@ from detectron2.config import configurable
 from torch.nn import functional as F
 
 from eql_d2.data.frequencies import ClassFrequencies
+from eql_d2.errors import InputError
 from eql_d2.losses import functional
 from eql_d2.losses.base import SoftmaxLoss
 from eql_d2.losses.build import CLS_LOSS_REGISTRY
@@ -47,7 +48,7 @@ class VectorScalingLoss(SoftmaxLoss):
         super().__init__(num_classes)
         for name, value in (("gamma", gamma), ("tau", tau)):
             if not 0 <= value < float("inf"):
-                raise ValueError(f"{name} must be in [0, inf), got {value}")
+                raise InputError(f"{name} must be in [0, inf), got {value}")
 
         def log_prior(frequencies):
             return functional.log_prior(frequencies.require_instance_count())

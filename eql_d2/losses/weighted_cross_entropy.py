@@ -5,6 +5,7 @@ from detectron2.config import configurable
 from torch.nn import functional as F
 
 from eql_d2.data.frequencies import ClassFrequencies
+from eql_d2.errors import InputError
 from eql_d2.losses import functional
 from eql_d2.losses.base import SoftmaxLoss
 from eql_d2.losses.build import CLS_LOSS_REGISTRY
@@ -47,11 +48,11 @@ class WeightedCrossEntropy(SoftmaxLoss):
     ):
         super().__init__(num_classes)
         if not 0 <= power < float("inf"):
-            raise ValueError(f"power must be in [0, inf), got {power}")
+            raise InputError(f"power must be in [0, inf), got {power}")
         if not 0 <= background_weight < float("inf"):
-            raise ValueError(f"background_weight must be in [0, inf), got {background_weight}")
+            raise InputError(f"background_weight must be in [0, inf), got {background_weight}")
         if normalize_by not in ("rois", "weights"):
-            raise ValueError(f"normalize_by must be 'rois' or 'weights', got '{normalize_by}'")
+            raise InputError(f"normalize_by must be 'rois' or 'weights', got '{normalize_by}'")
         self.normalize_by = normalize_by
 
         def class_weight(frequencies):

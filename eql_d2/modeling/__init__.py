@@ -1,6 +1,5 @@
-"""The box predictor, ROI heads and the small backbone; importing this package registers them."""
+"""The box predictor and ROI heads; importing this package registers them."""
 
-from eql_d2.modeling import backbone, roi_heads  # noqa: F401
 from eql_d2.modeling.fast_rcnn import LongTailFastRCNNOutputLayers
 from eql_d2.modeling.roi_heads import (
     LongTailCascadeROIHeads,

@@ -3,12 +3,11 @@
 Shapes as in :mod:`eql_d2.modeling.fast_rcnn`.
 """
 
-from typing import Optional
-
 import torch
 from torch import nn
 
 from eql_d2.data.frequencies import ClassFrequencies, FrequenciesNotFound
+from eql_d2.errors import InputError
 from eql_d2.losses import ClassificationLoss, functional
 from eql_d2.losses.base import at_least_fp32
 
@@ -40,17 +39,17 @@ class Calibration(nn.Module):
         self,
         cls_loss: ClassificationLoss,
         frequencies: ClassFrequencies,
-        strength: Optional[float] = None,
+        strength: float | None = None,
     ):
         super().__init__()
         if len(frequencies) != cls_loss.num_classes:
-            raise ValueError(
+            raise InputError(
                 f"{type(cls_loss).__name__} has {cls_loss.num_classes} classes, but {frequencies.source} "
                 f"counts {len(frequencies)}"
             )
         self.strength = self.default_strength if strength is None else strength
         if not isinstance(self.strength, (int, float)) or not 0 <= self.strength < float("inf"):
-            raise ValueError(f"{NODE}.STRENGTH must be in [0, inf), got {strength}")
+            raise InputError(f"{NODE}.STRENGTH must be in [0, inf), got {strength}")
         self.of_distribution = scores_are_distribution(cls_loss)
         offset = self.strength * self.unit_offset(frequencies)
         self.register_buffer("offset", offset, persistent=False)
@@ -110,21 +109,21 @@ class NorCal(Calibration):
 CALIBRATIONS = {"LogitAdjustment": LogitAdjustment, "NorCal": NorCal}
 
 
-def build_calibration(cfg, cls_loss: ClassificationLoss) -> Optional[Calibration]:
+def build_calibration(cfg, cls_loss: ClassificationLoss) -> Calibration | None:
     """The correction of the loss's scores that ``CALIBRATION.NAME`` names; None where it is empty.
 
     Raises:
-        ValueError: an unknown name, or no class counts to correct by.
+        InputError: an unknown name, or no class counts to correct by.
     """
     node = cfg.MODEL.ROI_BOX_HEAD.CALIBRATION
     if not node.NAME:
         return None
     if node.NAME not in CALIBRATIONS:
-        raise ValueError(f"{NODE}.NAME is '{node.NAME}': it must be '' or one of {sorted(CALIBRATIONS)}")
+        raise InputError(f"{NODE}.NAME is '{node.NAME}': it must be '' or one of {sorted(CALIBRATIONS)}")
     try:
         frequencies = ClassFrequencies.from_config(cfg)
     except FrequenciesNotFound as error:
-        raise ValueError(f"{NODE}.NAME {node.NAME} needs class counts to score: {error}") from error
+        raise InputError(f"{NODE}.NAME {node.NAME} needs class counts to score: {error}") from error
     return CALIBRATIONS[node.NAME](cls_loss, frequencies, node.STRENGTH)
 
 

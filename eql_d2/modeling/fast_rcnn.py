@@ -10,7 +10,6 @@ Shape shorthand:
 """
 
 import math
-from typing import Optional
 
 import torch
 from detectron2.config import configurable
@@ -20,6 +19,7 @@ from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 from detectron2.utils.events import get_event_storage
 from torch import nn
 
+from eql_d2.errors import InputError
 from eql_d2.losses import ClassificationLoss, build_cls_loss
 from eql_d2.losses.fused import own_entry
 from eql_d2.modeling.calibration import Calibration, build_calibration
@@ -42,7 +42,7 @@ class LongTailFastRCNNOutputLayers(FastRCNNOutputLayers):
         input_shape,
         *,
         cls_loss: ClassificationLoss,
-        calibration: Optional[Calibration] = None,
+        calibration: Calibration | None = None,
         image_labels: bool = False,
         learn_scale: bool = False,
         cls_temperature: float = 0.0,
@@ -66,33 +66,31 @@ class LongTailFastRCNNOutputLayers(FastRCNNOutputLayers):
         """
         super().__init__(input_shape, **kwargs)
         if cls_loss.num_classes != self.num_classes:
-            raise ValueError(
+            raise InputError(
                 f"the loss {type(cls_loss).__name__} has {cls_loss.num_classes} classes, the box predictor "
                 f"{self.num_classes}"
             )
         if image_labels and not cls_loss.uses_negatives:
-            raise ValueError(
+            raise InputError(
                 f"MODEL.ROI_BOX_HEAD.CLS_LOSS.IMAGE_LABELS is True, but {type(cls_loss).__name__} has no term of its "
                 f"own for each category that it could leave out: choose a sigmoid loss, or set it to False"
             )
         if cls_loss.needs_negatives and not image_labels:
-            raise ValueError(
+            raise InputError(
                 f"{type(cls_loss).__name__} is set to go by what each image was checked for: set "
                 f"MODEL.ROI_BOX_HEAD.CLS_LOSS.IMAGE_LABELS True"
             )
         self.cls_loss = cls_loss
         self.calibration = calibration
         self.image_labels = image_labels
-        self.checked: Optional[torch.Tensor] = None  # (N, K) bool of the batch, which a hook sets
-        self.cls_score = build_classifier(
-            self.cls_score.in_features, cls_loss.num_logits, cls_temperature, cls_bias
-        )
+        self.checked: torch.Tensor | None = None  # (N, K) bool of the batch, which a hook sets
+        self.cls_score = build_classifier(self.cls_score.in_features, cls_loss.num_logits, cls_temperature, cls_bias)
         nn.init.normal_(self.cls_score.weight, std=0.01)
         p = cls_loss.prior_prob
         if cls_bias:
             nn.init.constant_(self.cls_score.bias, 0 if p is None else -math.log((1 - p) / p))
         elif p is not None:
-            raise ValueError(
+            raise InputError(
                 f"{type(cls_loss).__name__} starts from a bias, but MODEL.ROI_BOX_HEAD.CLS_NORM.BIAS is False: set it "
                 f"to True, or choose a softmax loss"
             )
@@ -102,7 +100,7 @@ class LongTailFastRCNNOutputLayers(FastRCNNOutputLayers):
     def from_config(cls, cfg, input_shape):
         for key in ("USE_SIGMOID_CE", "USE_FED_LOSS"):
             if cfg.MODEL.ROI_BOX_HEAD[key]:
-                raise ValueError(
+                raise InputError(
                     f"MODEL.ROI_BOX_HEAD.{key} is a switch of Detectron2's own predictor; with a head of eql_d2 choose "
                     f"the loss by MODEL.ROI_BOX_HEAD.CLS_LOSS.NAME"
                 )
@@ -125,9 +123,7 @@ class LongTailFastRCNNOutputLayers(FastRCNNOutputLayers):
         stream. So the rest of the model is bit-equal to the stock model of the same seed: a fair baseline.
         """
         with torch.random.fork_rng(devices=[]):
-            predictor = cls(
-                cfg, stock.cls_score.in_features, box2box_transform=stock.box2box_transform
-            )
+            predictor = cls(cfg, stock.cls_score.in_features, box2box_transform=stock.box2box_transform)
         predictor.bbox_pred.load_state_dict(stock.bbox_pred.state_dict())
         rows = min(predictor.cls_score.out_features, stock.cls_score.out_features)
         with torch.no_grad():
@@ -164,17 +160,13 @@ class LongTailFastRCNNOutputLayers(FastRCNNOutputLayers):
             gt_classes = cat([p.gt_classes for p in proposals])
             proposal_boxes = cat([p.proposal_boxes.tensor for p in proposals])
             # Without objects in an image all its proposals are background, so that any box will do.
-            gt_boxes = cat(
-                [(p.gt_boxes if p.has("gt_boxes") else p.proposal_boxes).tensor for p in proposals]
-            )
+            gt_boxes = cat([(p.gt_boxes if p.has("gt_boxes") else p.proposal_boxes).tensor for p in proposals])
         else:
             gt_classes = logits.new_zeros(0, dtype=torch.int64)
             proposal_boxes = gt_boxes = deltas.new_zeros(0, 4)
         log_classification_stats(self.cls_loss, logits, gt_classes)
         losses = {
-            "loss_cls": self.cls_loss(
-                logits, gt_classes, features, self._known_categories(proposals, gt_classes)
-            ),
+            "loss_cls": self.cls_loss(logits, gt_classes, features, self._known_categories(proposals, gt_classes)),
             "loss_box_reg": self.box_reg_loss(proposal_boxes, gt_boxes, deltas, gt_classes),
         }
         return {name: loss * self.loss_weight.get(name, 1.0) for name, loss in losses.items()}
@@ -190,7 +182,7 @@ class LongTailFastRCNNOutputLayers(FastRCNNOutputLayers):
         if not len(proposals):
             return gt_classes.new_zeros(0, self.num_classes, dtype=torch.bool)
         if self.checked is None:
-            raise ValueError(
+            raise InputError(
                 "the box predictor was not told which categories the images were checked for: train with "
                 "eql_d2.engine.Trainer, or call eql_d2.modeling.image_labels.tell_image_labels(model) first"
             )

@@ -1,11 +1,13 @@
 """Training of a part of a model, the rest of which stays as it is."""
 
+from collections.abc import Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
-from typing import Sequence
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from eql_d2.errors import InputError
 
 KEY = "MODEL.FREEZE"
 
@@ -22,7 +24,7 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> nn.Module:
             frozen with all that is in it.
 
     Raises:
-        ValueError: a pattern that matches nothing, with the names that there are; or nothing is left to train.
+        InputError: a pattern that matches nothing, with the names that there are; or nothing is left to train.
     """
     for pattern in patterns:
         require_match(model, pattern)
@@ -33,7 +35,7 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> nn.Module:
         if isinstance(module, _BatchNorm) and is_named(name, patterns):
             module.register_forward_pre_hook(_stay_in_eval)
     if patterns and not any(p.requires_grad for p in model.parameters()):
-        raise ValueError(f"{KEY} {list(patterns)} freezes the whole model: nothing is left to train")
+        raise InputError(f"{KEY} {list(patterns)} freezes the whole model: nothing is left to train")
     return model
 
 
@@ -44,7 +46,7 @@ def require_match(model: nn.Module, pattern: str) -> None:
     if any(fnmatchcase(name, pattern) for name in names):
         return
     near = get_close_matches(pattern, names, n=3)
-    raise ValueError(
+    raise InputError(
         f"{KEY}: '{pattern}' matches no module and no parameter of the model"
         f"{'; did you mean ' + ' or '.join(near) + '?' if near else '.'} The modules are "
         f"{[name for name in modules if name.count('.') < 2]} and those in them"

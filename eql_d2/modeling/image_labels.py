@@ -7,6 +7,7 @@ each training step, by a hook: it fits every meta-architecture, and DistributedD
 from torch import nn
 
 from eql_d2.data.federated import CHECKED, KEY, checked_mask
+from eql_d2.errors import InputError
 from eql_d2.modeling.fast_rcnn import LongTailFastRCNNOutputLayers
 
 
@@ -22,11 +23,7 @@ def tell_image_labels(model: nn.Module) -> nn.Module:
 
 
 def predictors_with_image_labels(model: nn.Module) -> list:
-    return [
-        m
-        for m in model.modules()
-        if isinstance(m, LongTailFastRCNNOutputLayers) and m.image_labels
-    ]
+    return [m for m in model.modules() if isinstance(m, LongTailFastRCNNOutputLayers) and m.image_labels]
 
 
 def _tell(model: nn.Module, args: tuple) -> None:
@@ -34,7 +31,7 @@ def _tell(model: nn.Module, args: tuple) -> None:
         return
     (images,) = args
     if not all(CHECKED in image for image in images):
-        raise ValueError(
+        raise InputError(
             f"{KEY} is True, but the images of the batch have no '{CHECKED}': read them by "
             f"eql_d2.data.federated.get_checked_dataset_dicts, or set it to False"
         )

@@ -17,7 +17,7 @@ Shape shorthand:
 """
 
 import math
-from typing import NamedTuple, Union
+from typing import NamedTuple
 
 import torch
 import torchvision
@@ -31,9 +31,7 @@ GROWTH = 4
 # Torchvision's batched_nms takes the categories apart by an offset to their coordinates, or, for more numbers in
 # `boxes` than this, by a loop over them. The offset rounds, which can flip an IoU at the threshold.
 _LOOP_ABOVE_ON_CPU = 4_000
-_LOOP_ABOVE_ON_GPU = (
-    100_000 if tuple(map(int, torchvision.__version__.split(".")[:2])) >= (0, 22) else 20_000
-)
+_LOOP_ABOVE_ON_GPU = 100_000 if tuple(map(int, torchvision.__version__.split(".")[:2])) >= (0, 22) else 20_000
 
 
 class DecodedBoxes:
@@ -84,9 +82,7 @@ class EncodedBoxes:
         finite = self._bound() < 1e37
         unsure = ~finite
         if unsure.any():
-            finite[unsure] = rows_are_finite(
-                self.transform.apply_deltas(self.deltas[unsure], self.proposals[unsure])
-            )
+            finite[unsure] = rows_are_finite(self.transform.apply_deltas(self.deltas[unsure], self.proposals[unsure]))
         return finite
 
     def _bound(self) -> torch.Tensor:
@@ -120,7 +116,7 @@ class Candidates(NamedTuple):
 
 
 def fast_rcnn_inference(
-    boxes: list[Union[torch.Tensor, EncodedBoxes]],
+    boxes: list[torch.Tensor | EncodedBoxes],
     scores: list[torch.Tensor],
     image_shapes: list[tuple[int, int]],
     score_thresh: float,
@@ -149,7 +145,7 @@ def fast_rcnn_inference(
 
 
 def fast_rcnn_inference_single_image(
-    boxes: Union[torch.Tensor, EncodedBoxes],
+    boxes: torch.Tensor | EncodedBoxes,
     scores: torch.Tensor,
     image_shape: tuple[int, int],
     score_thresh: float,
@@ -161,9 +157,7 @@ def fast_rcnn_inference_single_image(
     valid = candidates.rows_are_finite() & rows_are_finite(scores)
     if not valid.all():
         candidates, scores = candidates[valid], scores[valid]
-    best = _best_candidates(
-        candidates, scores[:, :-1], image_shape, score_thresh, nms_thresh, topk_per_image
-    )
+    best = _best_candidates(candidates, scores[:, :-1], image_shape, score_thresh, nms_thresh, topk_per_image)
     result = Instances(image_shape)
     result.pred_boxes = Boxes(best.boxes)
     result.scores = best.scores
@@ -213,9 +207,7 @@ def _candidates(boxes, scores, mask, image_shape) -> Candidates:
     return Candidates(taken.tensor, scores[rows, classes], rows, classes)
 
 
-def nms_by_class(
-    boxes: torch.Tensor, scores: torch.Tensor, classes: torch.Tensor, nms_thresh: float
-) -> torch.Tensor:
+def nms_by_class(boxes: torch.Tensor, scores: torch.Tensor, classes: torch.Tensor, nms_thresh: float) -> torch.Tensor:
     """Torchvision's ``batched_nms`` in its variant that loops over the classes, with a stable final sort.
 
     Most calls are on a few boxes, where a call costs more than its work, so that one call takes four classes: each

@@ -4,6 +4,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from eql_d2.errors import InputError
 from eql_d2.losses.base import at_least_fp32
 
 EPSILON = 1e-6  # the least norm that is divided by, as in mmdetection
@@ -25,7 +26,7 @@ class NormedLinear(nn.Linear):
     def __init__(self, in_features: int, out_features: int, temperature: float, bias: bool = True):
         super().__init__(in_features, out_features, bias=bias)
         if not 0 < temperature < float("inf"):
-            raise ValueError(f"the temperature must be in (0, inf), got {temperature}")
+            raise InputError(f"the temperature must be in (0, inf), got {temperature}")
         self.temperature = temperature
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -38,18 +39,16 @@ class NormedLinear(nn.Linear):
         return f"{super().extra_repr()}, temperature={self.temperature}"
 
 
-def build_classifier(
-    in_features: int, out_features: int, temperature: float, bias: bool
-) -> nn.Linear:
+def build_classifier(in_features: int, out_features: int, temperature: float, bias: bool) -> nn.Linear:
     """A :class:`NormedLinear`, or for temperature 0 a plain linear layer, which always has a bias.
 
     Raises:
-        ValueError: a negative temperature, or a plain layer without bias.
+        InputError: a negative temperature, or a plain layer without bias.
     """
     if temperature != 0:
         return NormedLinear(in_features, out_features, temperature, bias)
     if not bias:
-        raise ValueError(
+        raise InputError(
             "MODEL.ROI_BOX_HEAD.CLS_NORM.BIAS False needs the normalised classifier: set CLS_NORM.TEMPERATURE above 0"
         )
     return nn.Linear(in_features, out_features)

@@ -3,8 +3,6 @@
 The generic heads take any loss by ``MODEL.ROI_BOX_HEAD.CLS_LOSS.NAME``; a new loss never needs a head.
 """
 
-from typing import Optional
-
 import torch
 from detectron2.modeling.roi_heads import (
     ROI_HEADS_REGISTRY,
@@ -13,6 +11,7 @@ from detectron2.modeling.roi_heads import (
     StandardROIHeads,
 )
 
+from eql_d2.errors import InputError
 from eql_d2.modeling.fast_rcnn import LongTailFastRCNNOutputLayers
 from eql_d2.modeling.inference import fast_rcnn_inference
 
@@ -20,7 +19,7 @@ from eql_d2.modeling.inference import fast_rcnn_inference
 class LongTailMixin:
     """Builds the stock head's arguments, then puts our predictor in the place of each stock predictor."""
 
-    loss_name: Optional[str] = None  # the loss a named head stands for
+    loss_name: str | None = None  # the loss a named head stands for
 
     @classmethod
     def from_config(cls, cfg, input_shape):
@@ -28,8 +27,7 @@ class LongTailMixin:
         arguments = super().from_config(cfg, input_shape)  # type: ignore[misc]  # that of the head after the mixin
         if "box_predictors" in arguments:  # one for each stage of a cascade, each with its own loss and state
             arguments["box_predictors"] = [
-                LongTailFastRCNNOutputLayers.like(stock, cfg)
-                for stock in arguments["box_predictors"]
+                LongTailFastRCNNOutputLayers.like(stock, cfg) for stock in arguments["box_predictors"]
             ]
         else:
             stock = arguments["box_predictor"]
@@ -42,7 +40,7 @@ class LongTailMixin:
         if cls.loss_name is None or chosen == cls.loss_name:
             return cfg
         if chosen:
-            raise ValueError(
+            raise InputError(
                 f"MODEL.ROI_HEADS.NAME {cls.__name__} stands for the loss {cls.loss_name}, but "
                 f"MODEL.ROI_BOX_HEAD.CLS_LOSS.NAME is {chosen}: drop the latter, or choose a LongTail...ROIHeads head"
             )

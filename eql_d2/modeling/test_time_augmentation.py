@@ -23,9 +23,7 @@ class LongTailRCNNWithTTA(GeneralizedRCNNWithTTA):
             Instances.
         """
         # Detectron2 fills its matrix number by number; + 1 for the background column.
-        scores = all_boxes.new_zeros(
-            len(all_boxes), self.cfg.MODEL.ROI_HEADS.NUM_CLASSES + 1, dtype=torch.float32
-        )
+        scores = all_boxes.new_zeros(len(all_boxes), self.cfg.MODEL.ROI_HEADS.NUM_CLASSES + 1, dtype=torch.float32)
         if len(all_boxes):
             scores.scatter_(1, torch.stack(all_classes)[:, None], torch.stack(all_scores)[:, None].float())
         instances, _ = fast_rcnn_inference_single_image(

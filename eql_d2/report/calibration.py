@@ -1,7 +1,6 @@
 """Reliability diagrams: whether a score of 0.3 means that three in ten such detections are right."""
 
 import math
-from typing import Dict, List, Tuple
 
 from plotly import graph_objects as go
 
@@ -66,19 +65,19 @@ def _error_text(configuration: Configuration, group: str) -> str:
     return f"{mean_and_spread(errors)} %" if errors else "none (no detection scores high enough to count)"
 
 
-def _of_group(configuration: Configuration, group: str) -> List[dict]:
+def _of_group(configuration: Configuration, group: str) -> list[dict]:
     analyses = [run.analysis["calibration"]["groups"] for run in configuration.runs if run.analysis]
     return [groups[group] for groups in analyses if group in groups]
 
 
-def calibration_errors(configuration: Configuration, group: str) -> List[float]:
+def calibration_errors(configuration: Configuration, group: str) -> list[float]:
     """Percent, of each run."""
     return [100 * g["ece"] for g in _of_group(configuration, group) if g["ece"] is not None]
 
 
-def reliability_bins(configuration: Configuration, group: str) -> List[Tuple[float, float, int]]:
+def reliability_bins(configuration: Configuration, group: str) -> list[tuple[float, float, int]]:
     """(mean score, share of right detections, detections) of the bins with any, over the detections of all runs."""
-    bins: Dict[float, List[dict]] = {}
+    bins: dict[float, list[dict]] = {}
     for of_run in _of_group(configuration, group):
         for b in of_run["bins"]:
             if b["detections"]:

@@ -1,7 +1,6 @@
 """The categories that gained and lost most from one configuration to another."""
 
 from dataclasses import dataclass
-from typing import List
 
 from plotly import graph_objects as go
 
@@ -41,21 +40,21 @@ def biggest_changes(comparison: Comparison) -> Section:
     return Section(title, text, figures, why_no_points(comparison))
 
 
-def changes_between(before: Configuration, after: Configuration) -> List[Change]:
+def changes_between(before: Configuration, after: Configuration) -> list[Change]:
     """Of each category with AP in both, most gained first."""
     first, second = before.by_category("AP"), after.by_category("AP")
     changes = [Change(index, first[index], second[index]) for index in first if index in second]
     return sorted(changes, key=lambda change: -change.points)
 
 
-def most_changed(changes: List[Change]) -> List[Change]:
+def most_changed(changes: list[Change]) -> list[Change]:
     """Those that gained most and those that lost most, most gained first."""
     gained = [c for c in changes if c.points > 0][:NUM_EACH]
     lost = [c for c in changes if c.points < 0][-NUM_EACH:]
     return gained + lost
 
 
-def _bars(comparison: Comparison, reference: Configuration, other: Configuration, changes: List[Change]) -> Figure:
+def _bars(comparison: Comparison, reference: Configuration, other: Configuration, changes: list[Change]) -> Figure:
     drawn = most_changed(changes)
     plot = new_plot("change of AP (points)", "", height=110 + 22 * max(len(drawn), 4))
     for letter, name in {**GROUP_NAMES, "": "no group"}.items():
@@ -88,9 +87,7 @@ def _bars_of_group(rows, name: str, color: str, before: str, after: str) -> go.B
         orientation="h",
         marker={"color": color},
         name=name,
-        customdata=[
-            [shown(row["name"]), change.before, change.after, _images(row)] for _, change, row in rows
-        ],
+        customdata=[[shown(row["name"]), change.before, change.after, _images(row)] for _, change, row in rows],
         hovertemplate=(
             f"<b>%{{customdata[0]}}</b> {name}%{{customdata[3]}}<br>{shown(before)}: AP %{{customdata[1]:.1f}} %"
             f"<br>{shown(after)}: AP %{{customdata[2]:.1f}} %<br>change %{{x:+.1f}}<extra></extra>"

@@ -1,7 +1,6 @@
 """What becomes of the objects of each frequency group: found and named right, taken for another category, missed."""
 
 from statistics import mean
-from typing import Dict, Optional
 
 from plotly import graph_objects as go
 
@@ -25,7 +24,7 @@ def confusions(comparison: Comparison) -> Section:
     return Section("Confusion", text, figures, missing)
 
 
-def _bars(comparison: Comparison, group: str, name: str) -> Optional[Figure]:
+def _bars(comparison: Comparison, group: str, name: str) -> Figure | None:
     shares_of = {c.label: outcome_shares(c, group) for c in comparison.configurations}
     rows = {label: shares for label, shares in shares_of.items() if shares}
     if not rows:
@@ -45,19 +44,17 @@ def _bars(comparison: Comparison, group: str, name: str) -> Optional[Figure]:
                 hovertemplate=f"{label}: %{{x:.1f}} %<extra></extra>",
             )
         )
-    plot.update_yaxes(
-        tickvals=list(range(len(rows))), ticktext=[shown(label) for label in rows], autorange="reversed"
-    )
+    plot.update_yaxes(tickvals=list(range(len(rows))), ticktext=[shown(label) for label in rows], autorange="reversed")
     plot.update_xaxes(range=[0, 100])
     return Figure(f"Objects of {name} categories", plot, f"Mean over seeds, at IoU 0.5. {_summary(rows, name)}")
 
 
-def _summary(rows: Dict[str, dict], name: str) -> str:
+def _summary(rows: dict[str, dict], name: str) -> str:
     best = max(rows, key=lambda label: rows[label]["right"])
     return f"Most {name} objects named right: {best}, {100 * rows[best]['right']:.1f} %."
 
 
-def outcome_shares(configuration: Configuration, group: str) -> Optional[Dict[str, float]]:
+def outcome_shares(configuration: Configuration, group: str) -> dict[str, float] | None:
     """{right, rare, common, frequent, missed} -> share of the group's objects, mean over runs; None without any."""
     analyses = [run.analysis["confusion"]["groups"].get(group) for run in configuration.runs if run.analysis]
     analyses = [a for a in analyses if a and a["objects"]]

@@ -1,6 +1,6 @@
 """Training curves: the loss, and what it does to each frequency group."""
 
-from typing import List, Sequence
+from collections.abc import Sequence
 
 from plotly import graph_objects as go
 
@@ -75,7 +75,7 @@ def _scores(comparison: Comparison):
     return Figure("AP during training", plot, "Each evaluation of TEST.EVAL_PERIOD.")
 
 
-def _lines(comparison: Comparison, names: Sequence[str], y: str, dashes: List[str], groups: List[str], log_y=False):
+def _lines(comparison: Comparison, names: Sequence[str], y: str, dashes: list[str], groups: list[str], log_y=False):
     plot = new_plot("iteration", y, log_y=log_y)
     for configuration, look in zip(comparison.configurations, looks(comparison.configurations)):
         drawn = 0

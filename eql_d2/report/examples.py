@@ -2,15 +2,16 @@
 
 import base64
 import io
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Callable, Dict, List, Optional
 
 import numpy as np
 from PIL import Image
 
 from eql_d2.data.registration import register_datasets
-from eql_d2.evaluation.panels import Panels, best_places
-from eql_d2.evaluation.picture import rarest_images
+from eql_d2.drawing.panels import Panels, best_places
+from eql_d2.drawing.picture import rarest_images
+from eql_d2.errors import InputError
 from eql_d2.evaluation.saved_predictions import SavedDetections, load_dataset, read_detections
 from eql_d2.report.runs import Comparison
 
@@ -30,16 +31,16 @@ class Panel:
 @dataclass(frozen=True)
 class Example:
     title: str
-    panels: List[Panel]
+    panels: list[Panel]
 
 
 @dataclass(frozen=True)
 class Examples:
     """Without examples, `missing` says why."""
 
-    examples: List[Example] = field(default_factory=list)
-    missing: Optional[str] = None
-    notes: List[str] = field(default_factory=list)
+    examples: list[Example] = field(default_factory=list)
+    missing: str | None = None
+    notes: list[str] = field(default_factory=list)
 
 
 def rare_examples(comparison: Comparison, num_images: int = 6, progress: Callable = iter) -> Examples:
@@ -73,11 +74,11 @@ def image_counts(comparison: Comparison) -> np.ndarray:
     """(K,) training images of each category, which rank the images."""
     rows = comparison.categories.values()
     if not rows or any(row["train_images"] is None for row in rows):
-        raise ValueError("the evaluation's files have no counts of training images, by which rare objects are found")
+        raise InputError("the evaluation's files have no counts of training images, by which rare objects are found")
     return np.array([row["train_images"] for row in rows])
 
 
-def _example(image: dict, detections: Dict[str, SavedDetections], panels: Panels, names: List[str]) -> Example:
+def _example(image: dict, detections: dict[str, SavedDetections], panels: Panels, names: list[str]) -> Example:
     objects = [names[a["category_id"]] for a in image["annotations"]]
     drawn = [Panel("ground truth", f"Objects: {', '.join(objects)}", data_url(panels.truth(image)))]
     for label, found in detections.items():

@@ -1,7 +1,6 @@
 """AP against the number of training images, one point a category."""
 
 from statistics import mean
-from typing import Dict, List, Tuple
 
 from plotly import graph_objects as go
 
@@ -44,7 +43,7 @@ def why_no_points(comparison: Comparison) -> str:
     return "The evaluation knew no counts of training images (MODEL.ROI_BOX_HEAD.CLS_LOSS.COUNTS_FILE gives them)."
 
 
-def ap_points(comparison: Comparison, configuration: Configuration) -> Tuple[Dict[int, tuple], List[int]]:
+def ap_points(comparison: Comparison, configuration: Configuration) -> tuple[dict[int, tuple], list[int]]:
     """Index -> (training images, AP), and the categories that have AP but no training image."""
     points, without_images = {}, []
     for index, ap in configuration.by_category("AP").items():
@@ -58,9 +57,9 @@ def ap_points(comparison: Comparison, configuration: Configuration) -> Tuple[Dic
     return points, without_images
 
 
-def bin_means(configuration: Configuration) -> List[Tuple[float, float]]:
+def bin_means(configuration: Configuration) -> list[tuple[float, float]]:
     """(geometric middle of a bin's training images, AP), from analysis_<task>.json, mean over runs."""
-    bins: Dict[tuple, List[float]] = {}
+    bins: dict[tuple, list[float]] = {}
     for run in configuration.runs:
         for b in (run.analysis or {}).get("frequency_bins", ()):
             if b["AP"] is not None and b["max_images"] > 0:
@@ -68,7 +67,7 @@ def bin_means(configuration: Configuration) -> List[Tuple[float, float]]:
     return [((low * high) ** 0.5, mean(ap)) for (low, high), ap in sorted(bins.items())]
 
 
-def _points(comparison: Comparison, points: Dict[int, tuple], look) -> go.Scatter:
+def _points(comparison: Comparison, points: dict[int, tuple], look) -> go.Scatter:
     rows = [comparison.categories[index] for index in points]
     return go.Scatter(
         x=[images for images, _ in points.values()],
@@ -86,7 +85,7 @@ def _points(comparison: Comparison, points: Dict[int, tuple], look) -> go.Scatte
     )
 
 
-def _trend(bins: List[Tuple[float, float]], look) -> go.Scatter:
+def _trend(bins: list[tuple[float, float]], look) -> go.Scatter:
     return go.Scatter(
         x=[images for images, _ in bins],
         y=[ap for _, ap in bins],

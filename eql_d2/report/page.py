@@ -1,9 +1,9 @@
 """One HTML page that holds a whole report: its figures, pictures and plotly.js are inside, and it loads nothing."""
 
 import os
+from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Callable, List
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -42,12 +42,15 @@ def write_report(comparison: Comparison, path: Path, num_images: int = 6, progre
     os.replace(temporary, path)
 
 
-def render(comparison: Comparison, sections: List[Section], examples) -> str:
+def render(comparison: Comparison, sections: list[Section], examples) -> str:
     """The page's HTML. The template escapes every text; only plotly's own output is let through as it is."""
     environment = Environment(
-        loader=PackageLoader("eql_d2.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        loader=PackageLoader("eql_d2.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
         lstrip_blocks=True,
-    )  # fmt: skip
+    )
     environment.globals["plot_html"] = plot_html
     return environment.get_template("page.html").render(
         comparison=comparison,

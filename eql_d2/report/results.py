@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from statistics import mean
-from typing import Dict, List, Optional
 
 from eql_d2.evaluation.compare import mean_and_spread
 from eql_d2.report.runs import Comparison, differing_keys
@@ -28,11 +27,11 @@ METRICS = (
 class Column:
     metric: str
     meaning: str
-    cells: List[str]
-    best: Optional[int]  # the row of the best mean, if there are several
+    cells: list[str]
+    best: int | None  # the row of the best mean, if there are several
 
 
-def results_columns(comparison: Comparison) -> List[Column]:
+def results_columns(comparison: Comparison) -> list[Column]:
     """A column for each metric that any configuration has: mean ± sample standard deviation, in percent."""
     columns = []
     for metric, meaning, more_is_better in METRICS:
@@ -46,6 +45,6 @@ def results_columns(comparison: Comparison) -> List[Column]:
     return columns
 
 
-def config_differences(comparison: Comparison) -> Dict[str, List[str]]:
+def config_differences(comparison: Comparison) -> dict[str, list[str]]:
     """Config key -> its value in each configuration, for the keys in which they differ."""
     return differing_keys(comparison.configurations)

@@ -8,12 +8,13 @@ import io
 import json
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean
-from typing import Dict, List, Optional, Sequence, Tuple
 
 from eql_d2.engine.gradient_balance import GRADIENT_BALANCE_FILE
+from eql_d2.errors import InputError
 from eql_d2.evaluation.compare import (
     NOT_PART_OF_A_CONFIGURATION,
     configuration_key,
@@ -44,17 +45,17 @@ class Run:
     folder: Path
     config: dict
     dataset: str
-    metrics: Dict[str, float]
-    curves: Dict[str, Dict[int, float]]
-    categories: List[dict]
-    analysis: Optional[dict]
-    gradients: Optional[List[Tuple[float, float]]]
+    metrics: dict[str, float]
+    curves: dict[str, dict[int, float]]
+    categories: list[dict]
+    analysis: dict | None
+    gradients: list[tuple[float, float]] | None
 
     @property
     def inference_folder(self) -> Path:
         return self.folder / "inference" / self.dataset
 
-    def series(self, name: str) -> Dict[int, float]:
+    def series(self, name: str) -> dict[int, float]:
         """A curve; in a cascade that of its last stage. {} if it was not logged."""
         if name in self.curves:
             return self.curves[name]
@@ -67,36 +68,35 @@ class Configuration:
     """Runs whose configs differ only in the seed."""
 
     label: str
-    runs: List[Run]
+    runs: list[Run]
 
-    def metric(self, name: str) -> List[float]:
+    def metric(self, name: str) -> list[float]:
         """Values of the runs that have one."""
         values = (run.metrics.get(name) for run in self.runs)
         return [v for v in values if v is not None and math.isfinite(v)]
 
-    def by_category(self, column: str) -> Dict[int, float]:
+    def by_category(self, column: str) -> dict[int, float]:
         """Index -> mean over the runs that have a value."""
-        values: Dict[int, List[float]] = {}
+        values: dict[int, list[float]] = {}
         for run in self.runs:
             for row in run.categories:
                 if row.get(column) is not None:
                     values.setdefault(int(row["index"]), []).append(row[column])
         return {index: mean(v) for index, v in sorted(values.items())}
 
-    def curve(self, name: str) -> Dict[int, float]:
+    def curve(self, name: str) -> dict[int, float]:
         """Iteration -> mean over the runs that have a value there."""
-        values: Dict[int, List[float]] = {}
+        values: dict[int, list[float]] = {}
         for run in self.runs:
             for iteration, value in run.series(name).items():
                 values.setdefault(iteration, []).append(value)
         return {iteration: mean(v) for iteration, v in sorted(values.items())}
 
-    def gradient_sums(self) -> Dict[int, Tuple[float, float]]:
+    def gradient_sums(self) -> dict[int, tuple[float, float]]:
         """Index -> (positive, negative), added over the runs that have them."""
         with_sums = [run.gradients for run in self.runs if run.gradients]
         return {
-            index: (sum(p for p, _ in pairs), sum(n for _, n in pairs))
-            for index, pairs in enumerate(zip(*with_sums))
+            index: (sum(p for p, _ in pairs), sum(n for _, n in pairs)) for index, pairs in enumerate(zip(*with_sums))
         }
 
 
@@ -111,22 +111,22 @@ class Comparison:
 
     task: str
     dataset: str
-    configurations: List[Configuration]
-    skipped: Dict[str, str] = field(default_factory=dict)
+    configurations: list[Configuration]
+    skipped: dict[str, str] = field(default_factory=dict)
 
     @property
-    def categories(self) -> Dict[int, dict]:
+    def categories(self) -> dict[int, dict]:
         for run in self.runs:
             if run.categories:
                 return {int(row["index"]): row for row in run.categories}
         return {}
 
     @property
-    def runs(self) -> List[Run]:
+    def runs(self) -> list[Run]:
         return [run for configuration in self.configurations for run in configuration.runs]
 
 
-def read_runs(folders: Sequence[str], task: str = "bbox", dataset: Optional[str] = None, progress=iter) -> Comparison:
+def read_runs(folders: Sequence[str], task: str = "bbox", dataset: str | None = None, progress=iter) -> Comparison:
     """Read the runs that can be read.
 
     Args:
@@ -136,10 +136,10 @@ def read_runs(folders: Sequence[str], task: str = "bbox", dataset: Optional[str]
         progress: wraps the list of folders, as tqdm does.
 
     Raises:
-        ValueError: no run can be read; says why for each.
+        InputError: no run can be read; says why for each.
     """
-    runs: List[Run] = []
-    skipped: Dict[str, str] = {}
+    runs: list[Run] = []
+    skipped: dict[str, str] = {}
     for folder in progress(list(dict.fromkeys(os.path.normpath(f) for f in folders))):
         try:
             run = read_run(Path(folder), task, dataset)
@@ -151,62 +151,62 @@ def read_runs(folders: Sequence[str], task: str = "bbox", dataset: Optional[str]
         dataset = run.dataset
     if not runs:
         reasons = "; ".join(f"{folder}: {why}" for folder, why in skipped.items())
-        raise ValueError(f"no run could be read ({reasons})")
+        raise InputError(f"no run could be read ({reasons})")
     return Comparison(task, runs[0].dataset, group_runs(runs), skipped)
 
 
-def read_run(folder: Path, task: str, dataset: Optional[str]) -> Run:
+def read_run(folder: Path, task: str, dataset: str | None) -> Run:
     """
     Raises:
-        ValueError: no run's folder, or one without results of the task on the dataset.
+        InputError: no run's folder, or one without results of the task on the dataset.
     """
     config = read_run_config(folder)
     tested = test_sets(config)
     if dataset is None and not tested:
-        raise ValueError(f"{folder} was evaluated on no dataset (DATASETS.TEST is empty)")
+        raise InputError(f"{folder} was evaluated on no dataset (DATASETS.TEST is empty)")
     dataset = dataset or tested[0]
     if dataset not in tested:
-        raise ValueError(f"{folder} was not evaluated on {dataset}, but on {', '.join(tested) or 'nothing'}")
+        raise InputError(f"{folder} was not evaluated on {dataset}, but on {', '.join(tested) or 'nothing'}")
     inference = folder / "inference" / dataset
     analysis = read_analysis(inference / f"analysis_{task}.json")
     categories = read_categories(inference / f"categories_{task}.csv")
     lines = read_lines(folder / "metrics.json")
     metrics = analysis["metrics"] if analysis else last_scores(lines, task, dataset)
     if not metrics:
-        raise ValueError(f"{folder} has no {task} results on {dataset}: was the run evaluated to its end?")
+        raise InputError(f"{folder} has no {task} results on {dataset}: was the run evaluated to its end?")
     gradients = read_gradients(folder / GRADIENT_BALANCE_FILE)
     if gradients and categories and len(gradients) != len(categories):
-        raise ValueError(
+        raise InputError(
             f"{folder}: {GRADIENT_BALANCE_FILE} has {len(gradients)} categories, the evaluation {len(categories)}"
         )
     return Run(folder, config, dataset, metrics, curves_of(lines), categories, analysis, gradients)
 
 
-def read_analysis(path: Path) -> Optional[dict]:
-    """analysis_<task>.json, None without a file, or a ValueError for one of another format."""
+def read_analysis(path: Path) -> dict | None:
+    """analysis_<task>.json, None without a file, or an InputError for one of another format."""
     analysis = read_json_object(path)
     missing = [key for key in ANALYSIS_KEYS if key not in analysis] if analysis else []
     if missing:
-        raise ValueError(f"{path} is of another format: it lacks {missing}")
+        raise InputError(f"{path} is of another format: it lacks {missing}")
     return analysis
 
 
-def read_json_object(path: Path) -> Optional[dict]:
-    """The object in the file, None without a file, or a ValueError that names it."""
+def read_json_object(path: Path) -> dict | None:
+    """The object in the file, None without a file, or an InputError that names it."""
     if not path.is_file():
         return None
     try:
         content = json.loads(path.read_text())
     except ValueError as error:
-        raise ValueError(f"{path} is half-written or no JSON: {error}") from error
+        raise InputError(f"{path} is half-written or no JSON: {error}") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path} holds no JSON object")
+        raise InputError(f"{path} holds no JSON object")
     return content
 
 
-def curves_of(lines: List[dict]) -> Dict[str, Dict[int, float]]:
+def curves_of(lines: list[dict]) -> dict[str, dict[int, float]]:
     """name -> {iteration: value}; what was logged again after resuming counts. `loss_cls` is that of all stages."""
-    curves: Dict[str, Dict[int, float]] = {}
+    curves: dict[str, dict[int, float]] = {}
     for line in lines:
         for name, value in line.items():
             if isinstance(value, (int, float)) and math.isfinite(value) and "iteration" in line:
@@ -218,7 +218,7 @@ def curves_of(lines: List[dict]) -> Dict[str, Dict[int, float]]:
     return curves
 
 
-def read_categories(path: Path) -> List[dict]:
+def read_categories(path: Path) -> list[dict]:
     """Rows of categories_<task>.csv, [] without a file."""
     if not path.is_file():
         return []
@@ -226,13 +226,13 @@ def read_categories(path: Path) -> List[dict]:
         text = path.read_text(encoding="utf-8")
         rows = list(csv.DictReader(io.StringIO(text, newline="")))
         if not text.endswith("\n") or not rows or any(None in row or None in row.values() for row in rows):
-            raise ValueError("a line is cut off, or there is none")
+            raise InputError("a line is cut off, or there is none")
         missing = [column for column in REQUIRED_COLUMNS if column not in rows[0]]
         if missing:
-            raise ValueError(f"there are no columns {missing}")
+            raise InputError(f"there are no columns {missing}")
         return [{key: _value(key, text) for key, text in row.items()} for row in rows]
     except ValueError as error:
-        raise ValueError(f"{path} is half-written or of another format: {error}") from error
+        raise InputError(f"{path} is half-written or of another format: {error}") from error
 
 
 def _value(column: str, text: str):
@@ -241,7 +241,7 @@ def _value(column: str, text: str):
     return float(text) if text else None
 
 
-def read_gradients(path: Path) -> Optional[List[Tuple[float, float]]]:
+def read_gradients(path: Path) -> list[tuple[float, float]] | None:
     """(positive, negative) of each category, added over stages; None without a file."""
     content = read_json_object(path)
     if content is None:
@@ -250,20 +250,20 @@ def read_gradients(path: Path) -> Optional[List[Tuple[float, float]]]:
         stages = [list(zip(s["positive"], s["negative"], strict=True)) for s in content["stages"]]
         return [(sum(p for p, _ in pairs), sum(n for _, n in pairs)) for pairs in zip(*stages, strict=True)]
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is of another format: {error!r}") from error
+        raise InputError(f"{path} is of another format: {error!r}") from error
 
 
-def check_same_categories(runs: List[Run], run: Run) -> None:
+def check_same_categories(runs: list[Run], run: Run) -> None:
     """Raise if the run was evaluated on other categories than the ones before it."""
     names = [row["name"] for row in run.categories]
     for other in runs:
         if names and other.categories and names != [row["name"] for row in other.categories]:
-            raise ValueError(f"{run.folder} was evaluated on other categories than {other.folder}")
+            raise InputError(f"{run.folder} was evaluated on other categories than {other.folder}")
 
 
-def group_runs(runs: List[Run]) -> List[Configuration]:
+def group_runs(runs: list[Run]) -> list[Configuration]:
     """Runs of one configuration together, in the order of their first."""
-    groups: Dict[str, List[Run]] = {}
+    groups: dict[str, list[Run]] = {}
     for run in runs:
         groups.setdefault(configuration_key(run.config), []).append(run)
     labels = [label_of(group) for group in groups.values()]
@@ -272,27 +272,25 @@ def group_runs(runs: List[Run]) -> List[Configuration]:
     return [Configuration(label, group) for label, group in zip(labels, groups.values())]
 
 
-def label_of(runs: List[Run]) -> str:
+def label_of(runs: list[Run]) -> str:
     """`eql` for eql_0 and eql_1, the folder's own name for a single run."""
     names = [run.folder.resolve().name for run in runs]
     shared = os.path.commonprefix(names).rstrip("_-. ") if len(names) > 1 else names[0]
     return shared or names[0]
 
 
-def differing_keys(configurations: List[Configuration]) -> Dict[str, List[str]]:
+def differing_keys(configurations: list[Configuration]) -> dict[str, list[str]]:
     """Config key -> its value in each configuration, for the keys in which they differ."""
     flat = [flatten(c.runs[0].config) for c in configurations]
     keys = sorted({key for config in flat for key in config})
     rows = {key: [config.get(key, "(no such key)") for config in flat] for key in keys}
     return {
-        key: values
-        for key, values in rows.items()
-        if len(set(values)) > 1 and key not in NOT_PART_OF_A_CONFIGURATION
+        key: values for key, values in rows.items() if len(set(values)) > 1 and key not in NOT_PART_OF_A_CONFIGURATION
     }
 
 
-def flatten(node: dict, prefix: str = "") -> Dict[str, str]:
-    flat: Dict[str, str] = {}
+def flatten(node: dict, prefix: str = "") -> dict[str, str]:
+    flat: dict[str, str] = {}
     for key, value in node.items():
         if isinstance(value, dict):
             flat.update(flatten(value, f"{prefix}{key}."))

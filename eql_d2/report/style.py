@@ -1,9 +1,9 @@
 """How the figures of a report look: a colour and a marker for each configuration, escaped text."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
-from typing import List, Optional, Sequence
 
 from plotly import graph_objects as go
 
@@ -35,8 +35,8 @@ class Section:
 
     title: str
     text: str
-    figures: List[Figure] = field(default_factory=list)
-    missing: Optional[str] = None
+    figures: list[Figure] = field(default_factory=list)
+    missing: str | None = None
 
 
 @dataclass(frozen=True)
@@ -52,12 +52,9 @@ class Look:
         return {"color": self.color, "symbol": self.symbol, "size": 7, "opacity": 0.65}
 
 
-def looks(configurations: Sequence[Configuration]) -> List[Look]:
+def looks(configurations: Sequence[Configuration]) -> list[Look]:
     """One for each; colours and markers repeat after seven."""
-    return [
-        Look(c.label, COLORS[i % len(COLORS)], SYMBOLS[i % len(SYMBOLS)])
-        for i, c in enumerate(configurations)
-    ]
+    return [Look(c.label, COLORS[i % len(COLORS)], SYMBOLS[i % len(SYMBOLS)]) for i, c in enumerate(configurations)]
 
 
 def shown(text: str) -> str:
@@ -68,8 +65,13 @@ def shown(text: str) -> str:
 def new_plot(x: str, y: str, height: int = HEIGHT, log_x: bool = False, log_y: bool = False, **layout) -> go.Figure:
     """An empty plot with titled axes; units belong to the titles."""
     axis = {
-        "gridcolor": GRID, "linecolor": INK, "showline": True, "zeroline": False, "automargin": True, "ticks": "outside"
-    }  # fmt: skip
+        "gridcolor": GRID,
+        "linecolor": INK,
+        "showline": True,
+        "zeroline": False,
+        "automargin": True,
+        "ticks": "outside",
+    }
     plot = go.Figure()
     plot.update_layout(
         template="none",

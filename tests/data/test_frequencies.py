@@ -61,9 +61,7 @@ def test_counts_of_the_shared_lvis_files_agree_with_their_own_fields(shared_data
         assert counts.groups == "".join(c["frequency"] for c in categories)
 
 
-@pytest.mark.parametrize(
-    "version, rare, common, frequent", [("v0.5", 454, 461, 315), ("v1", 337, 461, 405)]
-)
+@pytest.mark.parametrize("version, rare, common, frequent", [("v0.5", 454, 461, 315), ("v1", 337, 461, 405)])
 def test_shipped_counts(version, rare, common, frequent):
     counts = ClassFrequencies.from_dataset(f"lvis_{version}_train")
     assert [counts.groups.count(g) for g in "rcf"] == [rare, common, frequent]
@@ -160,9 +158,7 @@ def test_metadata_is_the_last_source(annotations, dataset):
     annotations.unlink()
     with pytest.raises(FrequenciesNotFound, match="COUNTS_FILE"):
         ClassFrequencies.from_dataset(dataset)
-    MetadataCatalog.get(dataset).set(
-        class_image_count=[{"id": 2, "image_count": 5}, {"id": 1, "image_count": 200}]
-    )
+    MetadataCatalog.get(dataset).set(class_image_count=[{"id": 2, "image_count": 5}, {"id": 1, "image_count": 200}])
     counts = ClassFrequencies.from_dataset(dataset)
     assert counts.image_count.tolist() == [200, 5]
     assert TailRule().mask(counts).tolist() == [False, True]

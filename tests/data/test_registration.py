@@ -10,8 +10,8 @@ from PIL import Image
 from eql_d2 import ClassFrequencies
 from eql_d2.data.frequencies import FrequenciesNotFound
 from eql_d2.data.registration import register_dataset
+from eql_d2.drawing.picture import PredictionPicture
 from eql_d2.engine import Trainer, check_run, load_config
-from eql_d2.evaluation.picture import PredictionPicture
 
 NAME = "eql_d2_registered"
 IDS = {"zebra": 40, "ant": 7, "cat": 900}  # neither in order nor 1..K
@@ -169,12 +169,27 @@ def test_real_files_train_and_evaluate(shared_data, tmp_path, tiny_cfg, monkeypa
     cfg = tiny_cfg(
         "DATASETS.REGISTER",
         [[n, str(shared_data / f), str(shared_data / d)] for n, f, d in zip(names, files, folders)],
-        "DATASETS.TRAIN", (names[0],), "DATASETS.TEST", (names[1],),
-        "MODEL.ROI_HEADS.NAME", "EQLROIHeads", "MODEL.ROI_BOX_HEAD.CLS_LOSS.COUNTS_FILE", "",
-        "MODEL.ROI_HEADS.NUM_CLASSES", 80 if kind == "coco" else 1203,
-        "MODEL.RPN.POST_NMS_TOPK_TEST", 5, "TEST.DETECTIONS_PER_IMAGE", 10,
-        "SOLVER.MAX_ITER", 1, "SOLVER.IMS_PER_BATCH", 2, "INPUT.MIN_SIZE_TEST", 32,
-    )  # fmt: skip
+        "DATASETS.TRAIN",
+        (names[0],),
+        "DATASETS.TEST",
+        (names[1],),
+        "MODEL.ROI_HEADS.NAME",
+        "EQLROIHeads",
+        "MODEL.ROI_BOX_HEAD.CLS_LOSS.COUNTS_FILE",
+        "",
+        "MODEL.ROI_HEADS.NUM_CLASSES",
+        80 if kind == "coco" else 1203,
+        "MODEL.RPN.POST_NMS_TOPK_TEST",
+        5,
+        "TEST.DETECTIONS_PER_IMAGE",
+        10,
+        "SOLVER.MAX_ITER",
+        1,
+        "SOLVER.IMS_PER_BATCH",
+        2,
+        "INPUT.MIN_SIZE_TEST",
+        32,
+    )
     try:
         results = Trainer(cfg).train()
     finally:

@@ -210,7 +210,7 @@ def test_the_death_of_a_worker_shows_at_the_next_batch_alone(tmp_path):
         return dataset_dict
 
     dataset = [{"image_id": i, "height": 1, "width": 1} for i in range(3)]
-    in_order = lambda dataset, seed: itertools.cycle(range(3))  # noqa: E731
+    in_order = lambda dataset, seed: itertools.cycle(range(3))
     batches = iter(
         TrainLoader(dataset, mapper=die_at_the_third, make_sampler=in_order, total_batch_size=1, num_workers=1)
     )

@@ -3,8 +3,8 @@
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from eql_d2.data.builtin import register_mini_lvis
-from eql_d2.data.mini_lvis import MiniLVISSpec
+from eql_d2.mini_lvis.datasets import register_mini_lvis
+from eql_d2.mini_lvis.generator import MiniLVISSpec
 
 SPEC = MiniLVISSpec(num_categories=7, num_train_images=30, num_val_images=6, max_image_count=20, min_val_images=2)
 

@@ -113,7 +113,7 @@ def test_a_new_classifier_for_another_number_of_classes(model_of, tiny_cfg, tmp_
     LongTailCheckpointer(model, new_classifier=True).load(path)
     weights = trained.state_dict()
     same = {name for name, value in model.state_dict().items() if torch.equal(value, weights[name])}
-    of_classes = {name for name in weights if ".cls_score." in name or ".bbox_pred." in name and not agnostic}
+    of_classes = {name for name in weights if ".cls_score." in name or (".bbox_pred." in name and not agnostic)}
     assert weights.keys() - same <= of_classes and not any(".cls_score." in name for name in same)
 
 
@@ -258,8 +258,11 @@ def test_a_full_disk_keeps_the_last_checkpoint(small, tmp_path, monkeypatch, roo
     monkeypatch.undo()
     assert resume(small) == 5
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "last_checkpoint", "model_0000001.pth", "model_0000003.pth", "model_0000005.pth"
-    ]  # fmt: skip
+        "last_checkpoint",
+        "model_0000001.pth",
+        "model_0000003.pth",
+        "model_0000005.pth",
+    ]
 
 
 def test_a_folder_that_is_none(small, tmp_path):

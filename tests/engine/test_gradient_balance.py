@@ -14,8 +14,6 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 from eql_d2 import CLS_LOSS_REGISTRY, ClassFrequencies, build_cls_loss
-from eql_d2.data.builtin import register_mini_lvis
-from eql_d2.data.mini_lvis import MiniLVISSpec
 from eql_d2.engine import Trainer
 from eql_d2.engine.gradient_balance import (
     GRADIENT_BALANCE_FILE,
@@ -26,6 +24,8 @@ from eql_d2.engine.gradient_balance import (
 )
 from eql_d2.losses import SigmoidCrossEntropy, SoftmaxCrossEntropy
 from eql_d2.losses.base import ClassificationLoss
+from eql_d2.mini_lvis.datasets import register_mini_lvis
+from eql_d2.mini_lvis.generator import MiniLVISSpec
 from eql_d2.modeling import LongTailFastRCNNOutputLayers
 
 K, D, R = 7, 16, 40
@@ -373,17 +373,27 @@ def dataset(tmp_path_factory):
 def test_training_is_the_same_to_the_last_bit(tiny_cfg, dataset, tmp_path, head, loss):
     def weights(period):
         cfg = tiny_cfg(
-            "MODEL.ROI_HEADS.NAME", head,
-            "MODEL.ROI_BOX_HEAD.CLS_LOSS.NAME", loss,
-            "MODEL.ROI_BOX_HEAD.CLS_LOSS.COUNTS_FILE", "",
-            "DATASETS.TRAIN", (dataset,),
-            "DATASETS.TEST", (),
-            "SOLVER.MAX_ITER", 4,
-            "SOLVER.CHECKPOINT_PERIOD", 3,
-            "SOLVER.IMS_PER_BATCH", 2,
-            "GRADIENT_BALANCE_PERIOD", period,
-            "OUTPUT_DIR", str(tmp_path / f"period_{period}"),
-        )  # fmt: skip
+            "MODEL.ROI_HEADS.NAME",
+            head,
+            "MODEL.ROI_BOX_HEAD.CLS_LOSS.NAME",
+            loss,
+            "MODEL.ROI_BOX_HEAD.CLS_LOSS.COUNTS_FILE",
+            "",
+            "DATASETS.TRAIN",
+            (dataset,),
+            "DATASETS.TEST",
+            (),
+            "SOLVER.MAX_ITER",
+            4,
+            "SOLVER.CHECKPOINT_PERIOD",
+            3,
+            "SOLVER.IMS_PER_BATCH",
+            2,
+            "GRADIENT_BALANCE_PERIOD",
+            period,
+            "OUTPUT_DIR",
+            str(tmp_path / f"period_{period}"),
+        )
         seed_all_rng(1)  # NumPy's too, which the sampler takes its seed from
         trainer = Trainer(cfg)
         trainer.resume_or_load(resume=False)

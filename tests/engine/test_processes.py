@@ -14,9 +14,9 @@ import torch.multiprocessing as mp
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from torch.testing import assert_close
 
-from eql_d2.data.builtin import register_mini_lvis
-from eql_d2.data.mini_lvis import MiniLVISSpec
 from eql_d2.engine import LongTailCheckpointer, Trainer, launch, launch_tool, load_config
+from eql_d2.mini_lvis.datasets import register_mini_lvis
+from eql_d2.mini_lvis.generator import MiniLVISSpec
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = Path(__file__).parent / "two_processes.py"
@@ -58,16 +58,25 @@ def overrides(tmp_path_factory):
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
     yield [
-        "DATASETS.REGISTER", str(register),
-        "DATASETS.TRAIN", str((names[0],)),
-        "DATASETS.TEST", str((names[1],)),
-        "MODEL.ROI_HEADS.NUM_CLASSES", "7",
-        "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0",
-        "SOLVER.IMS_PER_BATCH", "4",
-        "SOLVER.BASE_LR", "0.02",
-        "SOLVER.WARMUP_ITERS", "0",
-        "SOLVER.MAX_ITER", "2",
-    ]  # fmt: skip
+        "DATASETS.REGISTER",
+        str(register),
+        "DATASETS.TRAIN",
+        str((names[0],)),
+        "DATASETS.TEST",
+        str((names[1],)),
+        "MODEL.ROI_HEADS.NUM_CLASSES",
+        "7",
+        "MODEL.ROI_HEADS.SCORE_THRESH_TEST",
+        "0.0",
+        "SOLVER.IMS_PER_BATCH",
+        "4",
+        "SOLVER.BASE_LR",
+        "0.02",
+        "SOLVER.WARMUP_ITERS",
+        "0",
+        "SOLVER.MAX_ITER",
+        "2",
+    ]
 
 
 def start(way, output, overrides, **environment):

@@ -219,10 +219,12 @@ def test_data_that_fail_stop_it_before_anything_is_computed():
     [
         (OSError("no such file"), "no such file"),
         (StopIteration(), "StopIteration"),
-        (ValueError("Caught ValueError in DataLoader worker process 0.\nTraceback\nValueError: all rejected\n"),
-         "ValueError: all rejected"),
+        (
+            ValueError("Caught ValueError in DataLoader worker process 0.\nTraceback\nValueError: all rejected\n"),
+            "ValueError: all rejected",
+        ),
     ],
-)  # fmt: skip
+)
 def test_the_line_of_an_error(error, line):
     assert last_line(error) == line
 
@@ -268,9 +270,17 @@ def test_a_loss_is_told_how_many_calls_an_iteration_has():
 def test_the_iterations_of_losses_are_scaled_with_the_others(tiny_cfg):
     node = "MODEL.ROI_BOX_HEAD.CLS_LOSS"
     cfg = tiny_cfg(
-        "SOLVER.REFERENCE_WORLD_SIZE", 8, "SOLVER.IMS_PER_BATCH", 16, "SOLVER.MAX_ITER", 100,
-        f"{node}.START_ITER", 50, f"{node}.LDAMLoss.REWEIGHT_ITER", 80,
-    )  # fmt: skip
+        "SOLVER.REFERENCE_WORLD_SIZE",
+        8,
+        "SOLVER.IMS_PER_BATCH",
+        16,
+        "SOLVER.MAX_ITER",
+        100,
+        f"{node}.START_ITER",
+        50,
+        f"{node}.LDAMLoss.REWEIGHT_ITER",
+        80,
+    )
     cfg.freeze()
     scaled = Trainer.auto_scale_workers(cfg, 2)
     losses = scaled.MODEL.ROI_BOX_HEAD.CLS_LOSS

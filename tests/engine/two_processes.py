@@ -18,7 +18,7 @@ from eql_d2.engine import DataError, Trainer, TrainStep, launch_tool
 from eql_d2.engine.launch import distribute
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
-import train_net  # noqa: E402
+import train_net
 
 X = torch.randn(8, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 STEPS = 3

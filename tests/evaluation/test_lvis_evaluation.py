@@ -50,9 +50,7 @@ def small_dataset(tmp_path):
         for i in (1, 2)
     ]
     categories = [{"id": 1, "frequency": "r"}, {"id": 2, "frequency": "f"}]
-    file.write_text(
-        json.dumps({"images": images, "annotations": objects, "categories": categories})
-    )
+    file.write_text(json.dumps({"images": images, "annotations": objects, "categories": categories}))
     MetadataCatalog.get(name).set(json_file=str(file))
     yield name
     MetadataCatalog.remove(name)
@@ -155,9 +153,7 @@ def test_both_backends_agree_on_real_annotations(shared_data, dataset):
 def test_both_backends_agree_with_masks(small_dataset, max_dets):
     ours, reference = [
         evaluate(
-            LVISEvaluator(
-                small_dataset, distributed=False, max_dets_per_image=max_dets, backend=backend
-            ),
+            LVISEvaluator(small_dataset, distributed=False, max_dets_per_image=max_dets, backend=backend),
             small_outputs(),
         )
         for backend in BACKENDS
@@ -180,9 +176,7 @@ def test_figures_and_results_file_are_detectron2s(small_dataset, tmp_path, mappi
         evaluator = evaluator_class(small_dataset, distributed=False, output_dir=folder)
         with np_float():
             results[evaluator_class] = evaluate(evaluator, small_outputs())
-        results[evaluator_class, "file"] = (
-            tmp_path / folder / "lvis_instances_results.json"
-        ).read_bytes()
+        results[evaluator_class, "file"] = (tmp_path / folder / "lvis_instances_results.json").read_bytes()
     ours, theirs = results[LVISEvaluator], results[D2LVISEvaluator]
     assert (ours["segm"]["AP"] > 0) == (mapping is None)
     assert results[LVISEvaluator, "file"] == results[D2LVISEvaluator, "file"]

@@ -8,9 +8,9 @@ import numpy as np
 import pycocotools.mask as mask_utils
 import pytest
 
-from eql_d2.data.mini_lvis import MiniLVISSpec, generate
 from eql_d2.evaluation.lvis_evaluation import numpy_of_lvis_api
 from eql_d2.evaluation.lvis_metrics import Detections, GroundTruth, evaluate_lvis
+from eql_d2.mini_lvis.generator import MiniLVISSpec, generate
 
 SIDE = 256  # of random images, in pixels: with room for small, medium and large objects
 
@@ -100,9 +100,7 @@ def random_case(seed, num_images=12, num_categories=6, num_detections=60, masks=
             if masks:
                 x, y, w, h = box
                 polygon = [x, y, x + w, y, x + w, y + h, x, y + h - 3]
-                annotation["segmentation"] = (
-                    [polygon] if rng.uniform() < 0.7 else rle(box, SIDE, SIDE)
-                )
+                annotation["segmentation"] = [polygon] if rng.uniform() < 0.7 else rle(box, SIDE, SIDE)
             annotations.append(annotation)
     rng.shuffle(annotations)
     results = []
@@ -251,10 +249,7 @@ def one_image(objects, boxes, first_id=1):
     """Ground truth and detections, with falling scores, of one category; boxes (x, y, w, h)."""
     image = {"id": 1, "neg_category_ids": [], "not_exhaustive_category_ids": []}
     shape = {"image_id": 1, "category_id": 1}
-    annotations = [
-        shape | {"id": first_id + i, "bbox": box, "area": box[2] * box[3]}
-        for i, box in enumerate(objects)
-    ]
+    annotations = [shape | {"id": first_id + i, "bbox": box, "area": box[2] * box[3]} for i, box in enumerate(objects)]
     results = [shape | {"bbox": box, "score": 1 / (i + 2)} for i, box in enumerate(boxes)]
     categories = [{"id": 1, "frequency": "r"}]
     return {"images": [image], "annotations": annotations, "categories": categories}, results

@@ -41,15 +41,20 @@ def dataset(tmp_path):
                 "images": [{**image, "neg_category_ids": [], "not_exhaustive_category_ids": []}],
                 "annotations": [
                     {
-                        "id": i + 1, "image_id": 7, "category_id": i + 1, "bbox": box, "area": box[2] * box[3],
-                        "iscrowd": 0, "segmentation": [],
+                        "id": i + 1,
+                        "image_id": 7,
+                        "category_id": i + 1,
+                        "bbox": box,
+                        "area": box[2] * box[3],
+                        "iscrowd": 0,
+                        "segmentation": [],
                     }
                     for i, box in enumerate(boxes)
                 ],
                 "categories": [{"id": i + 1, "name": f"c{i}", "frequency": "r"} for i in range(2)],
             }
         )
-    )  # fmt: skip
+    )
     yield [NAME, str(path), str(tmp_path)]
     if NAME in DatasetCatalog.list():
         DatasetCatalog.remove(NAME)

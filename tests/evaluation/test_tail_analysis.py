@@ -118,8 +118,12 @@ def test_the_rows_say_how_often_a_category_was_trained_on(dataset, scene, tmp_pa
     assert not any(r["AP-fixed"] for r in rows)
     bins = analysis["frequency_bins"]
     assert [(b["min_images"], b["max_images"], b["categories"]) for b in bins] == [
-        (1, 1, 1), (4, 10, 1), (31, 100, 2), (101, 300, 1), (1001, 3000, 1),
-    ]  # fmt: skip
+        (1, 1, 1),
+        (4, 10, 1),
+        (31, 100, 2),
+        (101, 300, 1),
+        (1001, 3000, 1),
+    ]
     # The last category has no object.
     assert [b["evaluated"] for b in bins] == [1, 1, 2, 1, 0] and bins[-1]["AP"] is None
     by_category = {r["name"]: r["AP"] for r in rows}

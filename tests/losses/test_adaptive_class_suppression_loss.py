@@ -37,9 +37,7 @@ def reference(logits, gt_classes, draw, threshold, shares):
 
 @pytest.mark.parametrize("threshold, shares", [(0.7, (0.01, 0.1, 1.0)), (0.4, (0.3, 0.5, 0.8))])
 def test_three_steps_equal_the_loop(frequencies, threshold, shares):
-    loss = AdaptiveClassSuppressionLoss(
-        K, frequencies=frequencies, score_threshold=threshold, background_shares=shares
-    )
+    loss = AdaptiveClassSuppressionLoss(K, frequencies=frequencies, score_threshold=threshold, background_shares=shares)
     batches = [a_batch() for _ in range(3)]
     torch.manual_seed(3)
     draws = [torch.rand(40, 4).tolist() for _ in batches]
@@ -53,9 +51,7 @@ def test_three_steps_equal_the_loop(frequencies, threshold, shares):
 
 
 def test_no_threshold_and_all_background_is_sigmoid_cross_entropy_over_k_plus_1(frequencies):
-    loss = AdaptiveClassSuppressionLoss(
-        K, frequencies=frequencies, score_threshold=0.0, background_shares=(1, 1, 1)
-    )
+    loss = AdaptiveClassSuppressionLoss(K, frequencies=frequencies, score_threshold=0.0, background_shares=(1, 1, 1))
     logits, gt_classes = a_batch()
     target = F.one_hot(gt_classes, K + 1).double()
     expected = F.binary_cross_entropy_with_logits(logits, target, reduction="sum") / len(logits)
@@ -63,9 +59,7 @@ def test_no_threshold_and_all_background_is_sigmoid_cross_entropy_over_k_plus_1(
 
 
 def test_nothing_suppressed_trains_positives_only(frequencies):
-    loss = AdaptiveClassSuppressionLoss(
-        K, frequencies=frequencies, score_threshold=1.0, background_shares=(0, 0, 0)
-    )
+    loss = AdaptiveClassSuppressionLoss(K, frequencies=frequencies, score_threshold=1.0, background_shares=(0, 0, 0))
     logits, gt_classes = a_batch()
     loss(logits, gt_classes).backward()
     assert torch.equal(logits.grad != 0, F.one_hot(gt_classes, K + 1).bool())

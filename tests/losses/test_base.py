@@ -138,10 +138,12 @@ def test_the_switch_is_logged_once(focal, batch, log_lines):
 def test_the_key_is_for_any_loss(tiny_cfg):
     loss = build_cls_loss(
         tiny_cfg(
-            "MODEL.ROI_BOX_HEAD.CLS_LOSS.NAME", "InfluenceBalancedLoss",
-            "MODEL.ROI_BOX_HEAD.CLS_LOSS.START_ITER", 3,
+            "MODEL.ROI_BOX_HEAD.CLS_LOSS.NAME",
+            "InfluenceBalancedLoss",
+            "MODEL.ROI_BOX_HEAD.CLS_LOSS.START_ITER",
+            3,
         )
-    )  # fmt: skip
+    )
     assert isinstance(loss, InfluenceBalancedLoss) and loss.start_iter == 3
     with pytest.raises(ValueError, match="START_ITER must be >= 0, got -1"):
         build_cls_loss(tiny_cfg("MODEL.ROI_BOX_HEAD.CLS_LOSS.START_ITER", -1))

@@ -88,9 +88,11 @@ def test_equals_detectron2s_given_the_same_subset(frequencies):
     torch.manual_seed(0)
     subset = loss.draw_subset(gt_classes).nonzero()[:, 0]
     detectron2 = SimpleNamespace(
-        use_fed_loss=True, fed_loss_num_classes=None, fed_loss_cls_weights=None,
+        use_fed_loss=True,
+        fed_loss_num_classes=None,
+        fed_loss_cls_weights=None,
         get_fed_loss_classes=lambda *args, **kwargs: subset,
-    )  # fmt: skip
+    )
     with_background = torch.cat([logits, torch.randn(len(logits), 1)], 1)
     expected = FastRCNNOutputLayers.sigmoid_cross_entropy_loss(detectron2, with_background, gt_classes)
     torch.manual_seed(0)

@@ -48,9 +48,7 @@ def value_and_gradient(loss, logits):
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_cross_entropy_equals_autograd_through_the_formula(batch, name):
     logits, gt_classes = batch
-    actual = value_and_gradient(
-        lambda z: fused.sigmoid_cross_entropy(z, gt_classes, **WEIGHTS[name]), logits
-    )
+    actual = value_and_gradient(lambda z: fused.sigmoid_cross_entropy(z, gt_classes, **WEIGHTS[name]), logits)
     expected = value_and_gradient(lambda z: expected_loss(z, gt_classes, **WEIGHTS[name]), logits)
     torch.testing.assert_close(actual, expected, rtol=1e-11, atol=1e-14)
 
@@ -59,12 +57,8 @@ def test_cross_entropy_equals_autograd_through_the_formula(batch, name):
 @pytest.mark.parametrize("name", ["none", "positive weight", "row weight", "negatives"])
 def test_focal_equals_autograd_through_the_formula(batch, gamma, name):
     logits, gt_classes = batch
-    actual = value_and_gradient(
-        lambda z: fused.sigmoid_focal(z, gt_classes, gamma, **WEIGHTS[name]), logits
-    )
-    expected = value_and_gradient(
-        lambda z: expected_loss(z, gt_classes, gamma, **WEIGHTS[name]), logits
-    )
+    actual = value_and_gradient(lambda z: fused.sigmoid_focal(z, gt_classes, gamma, **WEIGHTS[name]), logits)
+    expected = value_and_gradient(lambda z: expected_loss(z, gt_classes, gamma, **WEIGHTS[name]), logits)
     torch.testing.assert_close(actual, expected, rtol=1e-11, atol=1e-14)
 
 

@@ -47,9 +47,7 @@ def test_gradient_is_the_closed_form(frequencies, batch):
 
 
 def test_tau_zero_is_cross_entropy(frequencies, batch):
-    assert torch.equal(
-        LogitAdjustedLoss(K, frequencies=frequencies, tau=0.0)(*batch), F.cross_entropy(*batch)
-    )
+    assert torch.equal(LogitAdjustedLoss(K, frequencies=frequencies, tau=0.0)(*batch), F.cross_entropy(*batch))
 
 
 def test_uniform_counts_are_cross_entropy(batch):

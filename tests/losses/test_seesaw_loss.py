@@ -36,10 +36,7 @@ class Reference:
             if y == K:
                 continue
             p = softmax(z[:K])
-            S = [
-                min(1, N[k] / N[y]) ** self.p * max(1, p[k] / max(p[y], self.epsilon)) ** self.q
-                for k in range(K)
-            ]
+            S = [min(1, N[k] / N[y]) ** self.p * max(1, p[k] / max(p[y], self.epsilon)) ** self.q for k in range(K)]
             S[y] = 1
             denominator = sum(S[k] * math.exp(z[k]) for k in range(K))
             total -= z[y] - math.log(denominator)

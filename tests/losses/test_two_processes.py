@@ -164,9 +164,7 @@ def rois_of(rank, split):
 
 def run_as_process(rank, folder):
     """Train each loss on this process's RoIs, with the draws of the joined batch, and write down what came out."""
-    dist.init_process_group(
-        "gloo", f"file://{folder}/group", rank=rank, world_size=2, timeout=timedelta(seconds=20)
-    )
+    dist.init_process_group("gloo", f"file://{folder}/group", rank=rank, world_size=2, timeout=timedelta(seconds=20))
     draws = torch.load(folder / "draws.pth")
     results = {}
     for key in draws:

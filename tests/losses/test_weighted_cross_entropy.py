@@ -93,9 +93,7 @@ def test_background_has_the_weight_of_the_argument(frequencies):
 
 def test_background_that_weighs_nothing_alone_in_a_batch(frequencies):
     logits = torch.randn(3, K + 1, requires_grad=True)
-    loss = WeightedCrossEntropy(
-        K, frequencies=frequencies, background_weight=0.0, normalize_by="weights"
-    )
+    loss = WeightedCrossEntropy(K, frequencies=frequencies, background_weight=0.0, normalize_by="weights")
     value = loss(logits, torch.full((3,), K))
     value.backward()
     assert value == 0 and (logits.grad == 0).all()

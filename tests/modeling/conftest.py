@@ -10,16 +10,23 @@ TOPOLOGIES = {
     "res5": (
         "LongTailRes5ROIHeads",
         [
-            "MODEL.BACKBONE.NAME", "build_resnet_backbone",
-            "MODEL.RESNETS.OUT_FEATURES", ["res4"],
-            "MODEL.RESNETS.STEM_OUT_CHANNELS", 8,
-            "MODEL.RESNETS.RES2_OUT_CHANNELS", 8,
-            "MODEL.RESNETS.WIDTH_PER_GROUP", 4,
-            "MODEL.RPN.IN_FEATURES", ["res4"],
-            "MODEL.ROI_HEADS.IN_FEATURES", ["res4"],
+            "MODEL.BACKBONE.NAME",
+            "build_resnet_backbone",
+            "MODEL.RESNETS.OUT_FEATURES",
+            ["res4"],
+            "MODEL.RESNETS.STEM_OUT_CHANNELS",
+            8,
+            "MODEL.RESNETS.RES2_OUT_CHANNELS",
+            8,
+            "MODEL.RESNETS.WIDTH_PER_GROUP",
+            4,
+            "MODEL.RPN.IN_FEATURES",
+            ["res4"],
+            "MODEL.ROI_HEADS.IN_FEATURES",
+            ["res4"],
         ],
     ),
-}  # fmt: skip
+}
 
 
 @pytest.fixture(params=TOPOLOGIES)

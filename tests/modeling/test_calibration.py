@@ -162,9 +162,7 @@ def test_extreme_logits_are_finite(frequencies, calibration_class, loss_class):
 
 def test_a_category_without_a_sample_counts_as_one(calibration_class):
     loss = SoftmaxCrossEntropy(3)
-    offsets = [
-        calibration_class(loss, ClassFrequencies([n, 5, 9], [n, 5, 20])).offset for n in (0, 1)
-    ]
+    offsets = [calibration_class(loss, ClassFrequencies([n, 5, 9], [n, 5, 20])).offset for n in (0, 1)]
     assert torch.equal(*offsets)
 
 
@@ -185,9 +183,7 @@ def test_it_works_without_a_config(frequencies):
 
 
 @pytest.mark.parametrize("loss", ["SoftmaxCrossEntropy", "EqualizationLoss"])
-def test_it_changes_the_scores_of_a_model_and_nothing_else(
-    tiny_cfg, topology, batched_inputs, calibration_class, loss
-):
+def test_it_changes_the_scores_of_a_model_and_nothing_else(tiny_cfg, topology, batched_inputs, calibration_class, loss):
     head, overrides = topology
     choose = ["MODEL.ROI_HEADS.NAME", head, "MODEL.ROI_BOX_HEAD.CLS_LOSS.NAME", loss, *overrides]
     results, states = {}, {}
@@ -235,8 +231,6 @@ def test_wrong_arguments_are_refused(tiny_cfg, frequencies):
 
 
 def test_without_counts_it_says_so(tiny_cfg):
-    cfg = tiny_cfg(
-        NAME, "NorCal", "MODEL.ROI_BOX_HEAD.CLS_LOSS.COUNTS_FILE", "", "DATASETS.TRAIN", ("nowhere",)
-    )
+    cfg = tiny_cfg(NAME, "NorCal", "MODEL.ROI_BOX_HEAD.CLS_LOSS.COUNTS_FILE", "", "DATASETS.TRAIN", ("nowhere",))
     with pytest.raises(ValueError, match="NorCal needs class counts to score: dataset 'nowhere'"):
         build_model(cfg)

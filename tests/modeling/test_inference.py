@@ -203,9 +203,7 @@ def test_nms_rounds_as_stocks_variant_of_that_size(num_candidates):
 def test_torchvision_switches_where_we_do(monkeypatch, device, limit):
     """Torchvision tells the CPU from all other devices."""
     for name in ("vanilla", "coordinate_trick"):
-        monkeypatch.setattr(
-            torchvision.ops.boxes, f"_batched_nms_{name}", lambda *_, name=name: name
-        )
+        monkeypatch.setattr(torchvision.ops.boxes, f"_batched_nms_{name}", lambda *_, name=name: name)
     chosen = []
     for n in (limit // 4, limit // 4 + 1):
         boxes = torch.zeros(n, 4, device=device)
@@ -255,9 +253,7 @@ def test_usual_deltas_are_decoded_only_where_asked_for():
         decoded.append(deltas.numel())
         return TRANSFORM.apply_deltas(deltas, boxes)
 
-    spy = SimpleNamespace(
-        weights=TRANSFORM.weights, scale_clamp=TRANSFORM.scale_clamp, apply_deltas=apply_deltas
-    )
+    spy = SimpleNamespace(weights=TRANSFORM.weights, scale_clamp=TRANSFORM.scale_clamp, apply_deltas=apply_deltas)
     R, K = 200, 20
     boxes = EncodedBoxes(spy, torch.randn(R, 4 * K) * 9, random_boxes(R, 1) * 10)
     fast_rcnn_inference([boxes], [distinct_scores(R, K)], [IMAGE], 0, 0.5, 20)
@@ -266,9 +262,14 @@ def test_usual_deltas_are_decoded_only_where_asked_for():
 
 def make_predictor(K, **kwargs):
     predictor = LongTailFastRCNNOutputLayers(
-        16, box2box_transform=TRANSFORM, num_classes=K, cls_loss=SigmoidCrossEntropy(K),
-        test_score_thresh=1e-4, test_topk_per_image=100, **kwargs,
-    )  # fmt: skip
+        16,
+        box2box_transform=TRANSFORM,
+        num_classes=K,
+        cls_loss=SigmoidCrossEntropy(K),
+        test_score_thresh=1e-4,
+        test_topk_per_image=100,
+        **kwargs,
+    )
     torch.nn.init.normal_(predictor.cls_score.weight)
     return predictor.eval()
 
@@ -282,9 +283,7 @@ def test_predictor_equals_stock(agnostic):
     K = 20
     predictor = make_predictor(K, cls_agnostic_bbox_reg=agnostic)
     deltas, awkward = awkward_deltas(300, 1 if agnostic else K)
-    proposals = make_proposals(
-        awkward, torch.zeros(0, 4), random_boxes(150, 1), clustered_boxes(20, 1)
-    )
+    proposals = make_proposals(awkward, torch.zeros(0, 4), random_boxes(150, 1), clustered_boxes(20, 1))
     logits = torch.randn(470, K) * 2 - 3
     deltas = torch.cat([deltas, torch.randn(170, deltas.shape[1])])
     deltas[460:] = float("nan")
@@ -303,9 +302,7 @@ def test_traced_predictor_follows_its_input():
         (d,), _ = predictor.inference(predictor(features), make_proposals(boxes))
         return d.pred_boxes.tensor, d.scores, d.pred_classes
 
-    traced = torch.jit.trace(
-        detect, (torch.randn(400, 16), random_boxes(400, 1)), check_trace=False
-    )
+    traced = torch.jit.trace(detect, (torch.randn(400, 16), random_boxes(400, 1)), check_trace=False)
     features, boxes = torch.randn(400, 16) * 3, clustered_boxes(400, 1)
     for ours, theirs in zip(detect(features, boxes), traced(features, boxes), strict=True):
         assert torch.equal(ours, theirs)
@@ -313,10 +310,17 @@ def test_traced_predictor_follows_its_input():
 
 def test_cascade_equals_stock(tiny_cfg, batched_inputs):
     cfg = tiny_cfg(
-        "MODEL.ROI_HEADS.NAME", "LongTailCascadeROIHeads", "MODEL.RPN.POST_NMS_TOPK_TEST", 400,
-        "MODEL.ROI_BOX_HEAD.CLS_LOSS.NAME", "SigmoidCrossEntropy",
-        "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 1e-4, "TEST.DETECTIONS_PER_IMAGE", 30,
-    )  # fmt: skip
+        "MODEL.ROI_HEADS.NAME",
+        "LongTailCascadeROIHeads",
+        "MODEL.RPN.POST_NMS_TOPK_TEST",
+        400,
+        "MODEL.ROI_BOX_HEAD.CLS_LOSS.NAME",
+        "SigmoidCrossEntropy",
+        "MODEL.ROI_HEADS.SCORE_THRESH_TEST",
+        1e-4,
+        "TEST.DETECTIONS_PER_IMAGE",
+        30,
+    )
     model = build_model(cfg).eval()
     for predictor in model.roi_heads.box_predictor:
         torch.nn.init.normal_(predictor.cls_score.weight, std=0.1)

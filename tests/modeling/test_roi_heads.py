@@ -103,9 +103,11 @@ def test_prior_is_the_initial_score(tiny_cfg):
 def test_the_last_class_gets_its_box_loss(tiny_cfg, agnostic):
     """The original took column K - 1 for background, so its last class was never regressed."""
     cfg = tiny_cfg(
-        "MODEL.ROI_BOX_HEAD.CLS_LOSS.NAME", "EqualizationLoss",
-        "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", agnostic,
-    )  # fmt: skip
+        "MODEL.ROI_BOX_HEAD.CLS_LOSS.NAME",
+        "EqualizationLoss",
+        "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG",
+        agnostic,
+    )
     (predictor,) = predictors(build(cfg))
     boxes = torch.tensor([[10.0, 10, 30, 30]])
     deltas = torch.zeros(1, predictor.bbox_pred.out_features, requires_grad=True)
@@ -120,9 +122,7 @@ def test_named_heads_stand_for_their_loss(tiny_cfg, prefix):
     head = ROI_HEADS_REGISTRY.get(f"{prefix}EQLROIHeads")
     assert head.loss_name == "EqualizationLoss"
     with pytest.raises(ValueError, match=f"{prefix}EQLROIHeads.*SoftmaxCrossEntropy"):
-        head._with_own_loss(
-            tiny_cfg("MODEL.ROI_BOX_HEAD.CLS_LOSS.NAME", "SoftmaxCrossEntropy")
-        )
+        head._with_own_loss(tiny_cfg("MODEL.ROI_BOX_HEAD.CLS_LOSS.NAME", "SoftmaxCrossEntropy"))
 
 
 def test_named_head_builds_its_loss(tiny_cfg):

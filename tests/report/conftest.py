@@ -88,9 +88,13 @@ def analysis(metrics):
     ]
     calibration = {"detections": 100, "precision": 0.17, "score": 0.1, "ece": 0.04, "bias": 0.0, "bins": bins}
     outcome = {
-        "objects": 6, "right": 0.5, "wrong": 0.25, "missed": 0.25, "wrong_by_group": {"r": 0.0, "c": 0.05, "f": 0.2},
+        "objects": 6,
+        "right": 0.5,
+        "wrong": 0.25,
+        "missed": 0.25,
+        "wrong_by_group": {"r": 0.0, "c": 0.05, "f": 0.2},
         "unverified": 0.0,
-    }  # fmt: skip
+    }
     return {
         "format": 1,
         "metrics": metrics,

@@ -15,17 +15,17 @@ import pytest
 pytest.importorskip("plotly")
 pytest.importorskip("jinja2")
 
-from eql_d2.report import read_runs, write_report  # noqa: E402
-from eql_d2.report.calibration import score_calibration  # noqa: E402
-from eql_d2.report.changes import biggest_changes  # noqa: E402
-from eql_d2.report.confusion import confusions  # noqa: E402
-from eql_d2.report.curves import training_curves  # noqa: E402
-from eql_d2.report.examples import rare_examples  # noqa: E402
-from eql_d2.report.frequency import ap_by_frequency  # noqa: E402
-from eql_d2.report.gradients import gradient_ratios  # noqa: E402
-from eql_d2.report.page import SECTIONS  # noqa: E402
-from eql_d2.report.results import results_columns  # noqa: E402
-from eql_d2.report.style import new_plot, set_log_ticks  # noqa: E402
+from eql_d2.report import read_runs, write_report
+from eql_d2.report.calibration import score_calibration
+from eql_d2.report.changes import biggest_changes
+from eql_d2.report.confusion import confusions
+from eql_d2.report.curves import training_curves
+from eql_d2.report.examples import rare_examples
+from eql_d2.report.frequency import ap_by_frequency
+from eql_d2.report.gradients import gradient_ratios
+from eql_d2.report.page import SECTIONS
+from eql_d2.report.results import results_columns
+from eql_d2.report.style import new_plot, set_log_ticks
 
 HOSTILE = "<script>alert('x')</script>"
 DATASET = "eql_d2_test_report_val"
@@ -111,15 +111,21 @@ def test_scores_too_low_for_a_calibration_error_are_drawn(folders):
 def test_confusion_figure_equals_the_evaluators_file(comparison):
     (figure,) = confusions(comparison).figures
     assert {bar.name: list(bar.x) for bar in figure.plot.data} == {
-        "right": [50.0, 50.0], "as rare": [0.0, 0.0], "as common": [5.0, 5.0], "as frequent": [20.0, 20.0],
+        "right": [50.0, 50.0],
+        "as rare": [0.0, 0.0],
+        "as common": [5.0, 5.0],
+        "as frequent": [20.0, 20.0],
         "missed": [25.0, 25.0],
-    }  # fmt: skip
+    }
 
 
 def test_changes_are_between_means_most_gained_first(comparison):
     (figure,) = biggest_changes(comparison).figures
-    bars = {y: (x, before, after) for trace in figure.plot.data
-            for y, x, (_, before, after, _) in zip(trace.y, trace.x, trace.customdata)}  # fmt: skip
+    bars = {
+        y: (x, before, after)
+        for trace in figure.plot.data
+        for y, x, (_, before, after, _) in zip(trace.y, trace.x, trace.customdata)
+    }
     assert bars == {0: (25.0, 15.0, 40.0), 1: (-5.0, 30.0, 25.0), 2: (-5.5, 65.5, 60.0)}
 
 
@@ -184,9 +190,7 @@ def test_a_logarithmic_axis_has_few_ticks(largest, tick):
 
 def test_bare_runs_say_why_there_is_nothing(runs):
     """Runs of before these files: what is missing is said, no plot is empty, and the results are there."""
-    folders = [
-        runs.make(name, head=name, categories=False, analysis=False, gradients=False) for name in ("one", "two")
-    ]
+    folders = [runs.make(name, head=name, categories=False, analysis=False, gradients=False) for name in ("one", "two")]
     comparison = read_runs(folders)
     assert [column.cells for column in results_columns(comparison)][0] == ["37.6", "37.6"]
     for make in SECTIONS:
@@ -265,9 +269,15 @@ def test_the_tool(folders, tmp_path, monkeypatch, capsys):
 # ---- in a browser ----
 
 FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-)  # fmt: skip
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
 
 
 @pytest.fixture

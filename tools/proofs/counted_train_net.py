@@ -1,6 +1,6 @@
 """tools/train_net.py as it is, but for a hook that writes the last finished iteration to a file, whatever comes after.
 
-    python counted_train_net.py FILE --config-file ...   # as train_net.py
+python counted_train_net.py FILE --config-file ...   # as train_net.py
 """
 
 import os

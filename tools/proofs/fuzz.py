@@ -6,7 +6,6 @@ import resource
 import subprocess
 import sys
 from pathlib import Path
-from typing import Dict
 
 from proofs.interruptions import Workshop
 from proofs.runs import ROOT, Failed
@@ -27,7 +26,7 @@ def fuzz(workshop: Workshop) -> dict:
     }
 
 
-def run_fuzz(tests: Path, seed: int, console: Path, cases: int = CASES) -> Dict[str, int]:
+def run_fuzz(tests: Path, seed: int, console: Path, cases: int = CASES) -> dict[str, int]:
     """Run pytest on a file; returns how many cases hypothesis says that it tried, by test.
 
     Raises:
@@ -54,7 +53,7 @@ def run_fuzz(tests: Path, seed: int, console: Path, cases: int = CASES) -> Dict[
     return tried
 
 
-def cases_tried(statistics: str) -> Dict[str, int]:
+def cases_tried(statistics: str) -> dict[str, int]:
     """The cases that passed, by test, of what ``--hypothesis-show-statistics`` prints."""
     _, *parts = re.split(r"^\S+::(\w+):$", statistics, flags=re.MULTILINE)
     return {name: sum(map(int, re.findall(r"(\d+) passing", part))) for name, part in zip(parts[::2], parts[1::2])}

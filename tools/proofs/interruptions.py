@@ -8,9 +8,9 @@ import shlex
 import shutil
 import signal
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, Dict, List
 
 from proofs.runs import PERIOD, Failed, Run, check_equal
 from tqdm import tqdm
@@ -31,8 +31,8 @@ class Workshop:
     folder: Path
     kills: int
     seed: int
-    record: Callable[[str, List[dict]], None]
-    records: Dict[str, List[dict]]
+    record: Callable[[str, list[dict]], None]
+    records: dict[str, list[dict]]
 
     @property
     def max_iter(self) -> int:
@@ -170,7 +170,7 @@ def signals(workshop: Workshop) -> dict:
     }
 
 
-def stop(run: Run, signum: int, moment: str) -> List[str]:
+def stop(run: Run, signum: int, moment: str) -> list[str]:
     """Send a signal; returns the command that the run says to go on by."""
     code, expected = run.kill(signum), 128 + signum
     if code != expected:
@@ -185,9 +185,7 @@ def stop(run: Run, signum: int, moment: str) -> List[str]:
 
 def check_nothing_is_lost(run: Run) -> None:
     if run.checkpoint_iteration() != run.last_finished():
-        raise Failed(
-            f"the checkpoint is of iteration {run.checkpoint_iteration()}, but {run.last_finished()} was done"
-        )
+        raise Failed(f"the checkpoint is of iteration {run.checkpoint_iteration()}, but {run.last_finished()} was done")
 
 
 def check_one_error(run: Run, named: str) -> None:

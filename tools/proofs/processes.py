@@ -4,7 +4,6 @@ import shutil
 import socket
 import sys
 from pathlib import Path
-from typing import Dict, List, Tuple
 
 import torch
 from proofs.interruptions import Workshop
@@ -18,40 +17,55 @@ TOLERANCE = {"losses": 1e-4, "statistics": 1e-4, "weights": 1e-3}
 # What two processes cannot share is switched off: they draw anchors and RoIs each for itself (here all are taken, as
 # many of each image), and batch normalisation is over the images of one.
 OPTIONS = (
-    "DATASETS.TEST", (),
-    "INPUT.MIN_SIZE_TRAIN", (64,),
-    "MODEL.ANCHOR_GENERATOR.SIZES", [[9, 15, 24]],  # 3 for each of 8 x 8 places
-    "MODEL.FPN.NORM", "LN",
-    "MODEL.RESNETS.NORM", "LN",
-    "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 192,
-    "MODEL.ROI_HEADS.NAME", "LongTailROIHeads",
-    "MODEL.ROI_HEADS.POSITIVE_FRACTION", 1.0,
-    "MODEL.ROI_HEADS.PROPOSAL_APPEND_GT", False,
-    "MODEL.RPN.BATCH_SIZE_PER_IMAGE", 192,
-    "MODEL.RPN.NMS_THRESH", 1.0,
-    "MODEL.RPN.POSITIVE_FRACTION", 1.0,
-    "MODEL.RPN.POST_NMS_TOPK_TRAIN", 192,
-    "SOLVER.CHECKPOINT_PERIOD", ITERATIONS // 2,
-    "SOLVER.IMS_PER_BATCH", 4,
-)  # fmt: skip
+    "DATASETS.TEST",
+    (),
+    "INPUT.MIN_SIZE_TRAIN",
+    (64,),
+    "MODEL.ANCHOR_GENERATOR.SIZES",
+    [[9, 15, 24]],  # 3 for each of 8 x 8 places
+    "MODEL.FPN.NORM",
+    "LN",
+    "MODEL.RESNETS.NORM",
+    "LN",
+    "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE",
+    192,
+    "MODEL.ROI_HEADS.NAME",
+    "LongTailROIHeads",
+    "MODEL.ROI_HEADS.POSITIVE_FRACTION",
+    1.0,
+    "MODEL.ROI_HEADS.PROPOSAL_APPEND_GT",
+    False,
+    "MODEL.RPN.BATCH_SIZE_PER_IMAGE",
+    192,
+    "MODEL.RPN.NMS_THRESH",
+    1.0,
+    "MODEL.RPN.POSITIVE_FRACTION",
+    1.0,
+    "MODEL.RPN.POST_NMS_TOPK_TRAIN",
+    192,
+    "SOLVER.CHECKPOINT_PERIOD",
+    ITERATIONS // 2,
+    "SOLVER.IMS_PER_BATCH",
+    4,
+)
 
 
 # ---- each way to start a training: of its commands what comes before the tool, and the tool's arguments ----
 
 
-def one_process() -> List[Tuple[list, list]]:
+def one_process() -> list[tuple[list, list]]:
     return [([], [])]
 
 
-def num_gpus() -> List[Tuple[list, list]]:
+def num_gpus() -> list[tuple[list, list]]:
     return [([], ["--num-gpus", "2", "--dist-url", "auto"])]
 
 
-def torchrun() -> List[Tuple[list, list]]:
+def torchrun() -> list[tuple[list, list]]:
     return [(["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"], [])]
 
 
-def two_machines() -> List[Tuple[list, list]]:
+def two_machines() -> list[tuple[list, list]]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         url = f"tcp://127.0.0.1:{probe.getsockname()[1]}"
@@ -96,17 +110,17 @@ def train(workshop: Workshop, loss: str, way) -> Path:
     return folder
 
 
-def weights_of(path: Path) -> Dict[str, torch.Tensor]:
+def weights_of(path: Path) -> dict[str, torch.Tensor]:
     return torch.load(path, weights_only=True)["model"]
 
 
-def losses_of(folder: Path) -> List[float]:
+def losses_of(folder: Path) -> list[float]:
     """The losses of the last iterations."""
     trainer = torch.load(folder / "model_final.pth", weights_only=True)["trainer"]
     return [value for value, _ in trainer["hooks"]["Resumption"]["metrics"]["total_loss"]["values"]]
 
 
-def differences(one: Path, two: Path) -> Dict[str, float]:
+def differences(one: Path, two: Path) -> dict[str, float]:
     """Of losses, statistics and weights of two trainings the largest relative difference, see TOLERANCE."""
     a, b = (weights_of(folder / "model_final.pth") for folder in (one, two))
     before = weights_of(one / f"model_{ITERATIONS // 2 - 1:07d}.pth")
@@ -119,20 +133,20 @@ def differences(one: Path, two: Path) -> Dict[str, float]:
     }
 
 
-def maximum(values: List[float]) -> float:
+def maximum(values: list[float]) -> float:
     """The largest value, or NaN if there is one."""
     return torch.tensor(values, dtype=torch.float64).max().item()
 
 
-def norm(a: dict, names: List[str]) -> float:
+def norm(a: dict, names: list[str]) -> float:
     return torch.cat([a[name].double().flatten() for name in names]).norm().item()
 
 
-def distance(a: dict, b: dict, names: List[str]) -> float:
+def distance(a: dict, b: dict, names: list[str]) -> float:
     return norm({name: a[name].double() - b[name].double() for name in names}, names)
 
 
-def check(largest: Dict[str, float]) -> None:
+def check(largest: dict[str, float]) -> None:
     """A difference above its tolerance, or none that is a number, is a failure."""
     for name, difference in largest.items():
         if not difference <= TOLERANCE[name]:

@@ -7,12 +7,12 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Callable, List, Optional
 
 import torch
 
-from eql_d2.data.mini_lvis import MiniLVISSpec, ensure
+from eql_d2.mini_lvis.generator import MiniLVISSpec, ensure
 
 ROOT = Path(__file__).parents[2]
 CONFIG = str(ROOT / "configs" / "MiniLVIS" / "eql_faster_rcnn.yaml")
@@ -45,40 +45,59 @@ class Run:
         folder.mkdir(parents=True, exist_ok=True)
         self.console = folder / "console.txt"
         self.counter = folder / "iteration.txt"
-        self.process: Optional[subprocess.Popen] = None
+        self.process: subprocess.Popen | None = None
         self._start_of_output = 0
         ensure(SPEC, data)
         register = [[f"proof_{s}", str(data / f"mini_lvis_{s}.json"), str(data)] for s in ("train", "val")]
-        self.options = [str(option) for option in (
-            "DATASETS.REGISTER", register,
-            "DATASETS.TRAIN", ("proof_train",),
-            "DATASETS.TEST", ("proof_val",),
-            "DATALOADER.NUM_WORKERS", 2,
-            "INPUT.MIN_SIZE_TRAIN", (64, 80, 96),
-            "INPUT.MIN_SIZE_TEST", 64,
-            "INPUT.RANDOM_FLIP", "horizontal",
-            "MODEL.DEVICE", "cpu",
-            "MODEL.WEIGHTS", "",
-            "MODEL.ROI_HEADS.NUM_CLASSES", SPEC.num_categories,
-            "SOLVER.IMS_PER_BATCH", 2,
-            "SOLVER.MAX_ITER", max_iter,
-            "SOLVER.CHECKPOINT_PERIOD", PERIOD,
-            "SOLVER.WARMUP_ITERS", 10,
-            "TEST.EVAL_PERIOD", max_iter // 3,
-            "OUTPUT_DIR", folder,
-            *options,
-        )]  # fmt: skip
+        self.options = [
+            str(option)
+            for option in (
+                "DATASETS.REGISTER",
+                register,
+                "DATASETS.TRAIN",
+                ("proof_train",),
+                "DATASETS.TEST",
+                ("proof_val",),
+                "DATALOADER.NUM_WORKERS",
+                2,
+                "INPUT.MIN_SIZE_TRAIN",
+                (64, 80, 96),
+                "INPUT.MIN_SIZE_TEST",
+                64,
+                "INPUT.RANDOM_FLIP",
+                "horizontal",
+                "MODEL.DEVICE",
+                "cpu",
+                "MODEL.WEIGHTS",
+                "",
+                "MODEL.ROI_HEADS.NUM_CLASSES",
+                SPEC.num_categories,
+                "SOLVER.IMS_PER_BATCH",
+                2,
+                "SOLVER.MAX_ITER",
+                max_iter,
+                "SOLVER.CHECKPOINT_PERIOD",
+                PERIOD,
+                "SOLVER.WARMUP_ITERS",
+                10,
+                "TEST.EVAL_PERIOD",
+                max_iter // 3,
+                "OUTPUT_DIR",
+                folder,
+                *options,
+            )
+        ]
 
-    def start(self, *options: str, resume: bool = True, preexec: Optional[Callable] = None) -> None:
+    def start(self, *options: str, resume: bool = True, preexec: Callable | None = None) -> None:
         """Start the tool, in a process group of its own."""
         arguments = ["--config-file", CONFIG, *self.options, *options]
         self.start_command(self.counted(["--resume", *arguments] if resume else arguments), preexec)
 
-    def counted(self, arguments: List[str]) -> List[str]:
+    def counted(self, arguments: list[str]) -> list[str]:
         """The command of tools/train_net.py with these arguments, and a count of its iterations."""
         return [sys.executable, str(ROOT / "tools" / "proofs" / "counted_train_net.py"), str(self.counter), *arguments]
 
-    def start_command(self, command: List[str], preexec: Optional[Callable] = None) -> None:
+    def start_command(self, command: list[str], preexec: Callable | None = None) -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
         with open(self.console, "ab") as console:
             self._start_of_output = console.tell()
@@ -121,7 +140,7 @@ class Run:
             pass
         return self.process.wait(TIMEOUT)
 
-    def children(self) -> List[int]:
+    def children(self) -> list[int]:
         """The processes that the first one has started: workers of the data loader. (Linux only.)"""
         pid = self.process.pid
         return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
@@ -140,7 +159,7 @@ class Run:
         """The last iteration that was finished by any process, -1 if none."""
         return int((self.counter.read_text() if self.counter.exists() else "") or -1)
 
-    def last_checkpoint(self) -> Optional[str]:
+    def last_checkpoint(self) -> str | None:
         path = self.folder / "last_checkpoint"
         return path.read_text() if path.exists() else None
 
@@ -154,11 +173,11 @@ class Run:
     def started_from(self) -> int:
         return int(re.search(r"Starting training from iteration (\d+)", self.output()).group(1))
 
-    def errors(self) -> List[str]:
+    def errors(self) -> list[str]:
         """The lines in which the present process says what went wrong."""
         return [line for line in self.output().splitlines() if line.startswith("error: ")]
 
-    def metrics(self) -> List[dict]:
+    def metrics(self) -> list[dict]:
         """The lines of metrics.json without clocks; NaN as a string, since it equals nothing.
 
         The first iterations of a process are not timed, so that a line may hold a clock alone, of an iteration before.

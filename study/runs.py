@@ -7,11 +7,11 @@ import threading
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict, List, Tuple
 
-from loss_comparison.plan import Variant
-from loss_comparison.record import record, save
 from tqdm import tqdm
+
+from study.plan import Variant
+from study.record import record, save
 
 RECORDING = threading.Lock()  # it registers datasets, and Detectron2's catalogs are one for all threads
 TRAIN_NET = Path(__file__).parents[1] / "train_net.py"
@@ -37,14 +37,14 @@ class Workshop:
         return self.results / variant.name / f"{seed}.json"
 
 
-def missing_runs(variants: List[Variant], workshop: Workshop) -> List[Tuple[Variant, int]]:
+def missing_runs(variants: list[Variant], workshop: Workshop) -> list[tuple[Variant, int]]:
     """(variant, seed) without a result, each once: all variants of a seed before the next, for an even table."""
     seeds = sorted({seed for variant in variants for seed in variant.seeds})
     runs = {(v.name, seed): (v, seed) for seed in seeds for v in variants if seed in v.seeds}
     return [run for run in runs.values() if not workshop.result(*run).exists()]
 
 
-def train_all(runs: List[Tuple[Variant, int]], jobs: int, workshop: Workshop) -> Dict[str, str]:
+def train_all(runs: list[tuple[Variant, int]], jobs: int, workshop: Workshop) -> dict[str, str]:
     """Train, evaluate and record.
 
     Returns:

@@ -2,7 +2,6 @@
 
 import logging
 from pathlib import Path
-from typing import Dict
 
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -12,7 +11,7 @@ from detectron2.utils import comm
 
 from eql_d2.data import ClassFrequencies
 from eql_d2.data.frequencies import GROUP_NAMES
-from eql_d2.evaluation.panels import GROUP_COLORS, Panels, best_places
+from eql_d2.drawing.panels import GROUP_COLORS, Panels, best_places
 
 logger = logging.getLogger(__name__)
 
@@ -31,13 +30,9 @@ class PredictionPicture(DatasetEvaluator):
         num_images: how many images to draw.
     """
 
-    def __init__(
-        self, dataset_name: str, path, frequencies: ClassFrequencies, num_images: int = 8
-    ):
+    def __init__(self, dataset_name: str, path, frequencies: ClassFrequencies, num_images: int = 8):
         self._path = Path(path)
-        self._images = rarest_images(
-            DatasetCatalog.get(dataset_name), frequencies.image_count.numpy(), num_images
-        )
+        self._images = rarest_images(DatasetCatalog.get(dataset_name), frequencies.image_count.numpy(), num_images)
         names = MetadataCatalog.get(dataset_name).get("thing_classes")  # some are set by loading
         self._panels = Panels(names, frequencies.groups)
         self.reset()
@@ -106,7 +101,7 @@ def rarest_images(dataset_dicts: list, image_count: np.ndarray, num_images: int)
         for a in d["annotations"]
     ]
     candidates.sort()
-    chosen: Dict[object, dict] = {}
+    chosen: dict[object, dict] = {}
     seen = set()
     for new_category_only in (True, False):
         for _, category, i in candidates:

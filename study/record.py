@@ -4,7 +4,6 @@ import json
 import platform
 import statistics
 from pathlib import Path
-from typing import Optional
 
 import torch
 
@@ -75,7 +74,7 @@ def of_groups(scores: dict) -> dict:
     return {group: rounded(scores[group]) for group in GROUPS if group in scores}
 
 
-def rounded(value: Optional[float]) -> Optional[float]:
+def rounded(value: float | None) -> float | None:
     """Five digits: more than any of them means, and a short file. None, where nothing is known, stays."""
     return None if value is None else float(f"{value:.5g}")
 

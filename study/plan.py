@@ -3,12 +3,12 @@
 import functools
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Dict, List, NamedTuple, Optional, Tuple
+from typing import NamedTuple
 
 from eql_d2 import CLS_LOSS_REGISTRY
-from eql_d2.data.mini_lvis import MiniLVISSpec, ensure
 from eql_d2.engine import load_config
 from eql_d2.engine.evaluators import loss_name
+from eql_d2.mini_lvis.generator import MiniLVISSpec, ensure
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "MiniLVIS"
 LOSS = "MODEL.ROI_BOX_HEAD.CLS_LOSS"
@@ -35,10 +35,10 @@ class Variant:
 
     name: str
     config: str
-    overrides: Tuple = ()
-    seeds: Tuple[int, ...] = SEEDS
-    data: Dict[str, float] = field(default_factory=dict)
-    first_stage: Optional[str] = None
+    overrides: tuple = ()
+    seeds: tuple[int, ...] = SEEDS
+    data: dict[str, float] = field(default_factory=dict)
+    first_stage: str | None = None
 
     def but(self, name: str, *overrides, **changes) -> "Variant":
         """The same with more overrides, for the usual number of seeds."""
@@ -46,7 +46,7 @@ class Variant:
             self, name=f"{self.name}-{name}", overrides=self.overrides + overrides, **{"seeds": SEEDS, **changes}
         )
 
-    def arguments(self, seed: int, datasets: Path, output: Path) -> List[str]:
+    def arguments(self, seed: int, datasets: Path, output: Path) -> list[str]:
         """Those of tools/train_net.py for ``<output>/<name>/<seed>``, whose data are made in ``datasets`` first."""
         overrides = ["TEST.FIXED_AP_DETECTIONS_PER_IMAGE", -1, *self.overrides]
         overrides += [*registered(self.data, seed, datasets), "SEED", seed]
@@ -66,13 +66,13 @@ def registered(data: dict, seed: int, datasets: Path) -> list:
 
 
 @functools.cache
-def config_files() -> Dict[str, str]:
+def config_files() -> dict[str, str]:
     """Loss -> its file in configs/MiniLVIS."""
     paths = [path for path in sorted(CONFIGS.glob("*_faster_rcnn.yaml")) if not path.name.startswith("stage2_")]
     return {loss_name(load_config(str(path))): path.name for path in paths}
 
 
-def loss_variants() -> Dict[str, Variant]:
+def loss_variants() -> dict[str, Variant]:
     """Every registered loss: with its file in configs/MiniLVIS, or by its defaults."""
     files = config_files()
     variants = {}
@@ -87,10 +87,10 @@ class Row(NamedTuple):
     """A variant in a study, and the name of the one that it is compared with."""
 
     variant: Variant
-    baseline: Optional[str] = None
+    baseline: str | None = None
 
 
-def studies() -> Dict[str, List[Row]]:
+def studies() -> dict[str, list[Row]]:
     """Study -> its rows, in the order in which they are trained."""
     losses = loss_variants()
     key = softmax, softmax_eql, sigmoid, eql = [losses[name] for name in KEY_LOSSES]
@@ -107,7 +107,7 @@ def studies() -> Dict[str, List[Row]]:
     }
 
 
-def paired(baseline: Variant, loss: Variant, changes: list) -> List[Row]:
+def paired(baseline: Variant, loss: Variant, changes: list) -> list[Row]:
     """Both with each change, compared with one another under it."""
     rows = [Row(baseline), Row(loss, baseline.name)]
     for change in changes:
@@ -115,7 +115,7 @@ def paired(baseline: Variant, loss: Variant, changes: list) -> List[Row]:
     return rows
 
 
-def tails(eql: Variant) -> List[Variant]:
+def tails(eql: Variant) -> list[Variant]:
     tail = f"{LOSS}.{EQL}.TAIL"
     return [eql.but(f"tail-{n}", f"{tail}.GROUPS", None, f"{tail}.MAX_IMAGE_COUNT", n) for n in (3, 30, 100, 500)]
 
@@ -124,7 +124,7 @@ def without_exclusion(eql: Variant) -> Variant:
     return eql.but("with-background", f"{LOSS}.{EQL}.EXCLUDE_BACKGROUND", False)
 
 
-def gammas(softmax_eql: Variant) -> List[Variant]:
+def gammas(softmax_eql: Variant) -> list[Variant]:
     return [softmax_eql.but(f"gamma-{g}", f"{LOSS}.{SOFTMAX_EQL}.GAMMA", g) for g in (0.5, 0.75, 0.95, 1.0)]
 
 
@@ -134,7 +134,7 @@ def with_repeat_factors(loss: Variant) -> Variant:
     return loss.but("RFS", *sampler)
 
 
-def second_stages() -> List[Variant]:
+def second_stages() -> list[Variant]:
     recipes = ("cRT", "crt", SOFTMAX), ("LWS", "lws", SOFTMAX), ("BAGS", "bags", SOFTMAX)
     recipes += (("BALMS", "balanced_softmax", SIGMOID),)
     return [
@@ -162,9 +162,17 @@ def milder_tail(loss: Variant) -> Variant:
 
 def with_masks(loss: Variant) -> Variant:
     head = (
-        "MODEL.MASK_ON", True, "MODEL.ROI_MASK_HEAD.NAME", "MaskRCNNConvUpsampleHead",
-        "MODEL.ROI_MASK_HEAD.NUM_CONV", 2, "MODEL.ROI_MASK_HEAD.CONV_DIM", 48,
-        "MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK", True,
-        "TEST.FIXED_AP_DETECTIONS_PER_IMAGE", 300,  # each has a mask to draw
-    )  # fmt: skip
+        "MODEL.MASK_ON",
+        True,
+        "MODEL.ROI_MASK_HEAD.NAME",
+        "MaskRCNNConvUpsampleHead",
+        "MODEL.ROI_MASK_HEAD.NUM_CONV",
+        2,
+        "MODEL.ROI_MASK_HEAD.CONV_DIM",
+        48,
+        "MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK",
+        True,
+        "TEST.FIXED_AP_DETECTIONS_PER_IMAGE",
+        300,  # each has a mask to draw
+    )
     return loss.but("masks", *head, seeds=FEW_SEEDS)

@@ -4,8 +4,8 @@ import pytest
 import torch
 from PIL import Image
 
-from eql_d2.evaluation import loss_plots
-from eql_d2.evaluation.loss_plots import Probe, build_loss, lvis_frequencies, plot_overview, typical_categories
+from eql_d2.drawing import losses as loss_plots
+from eql_d2.drawing.losses import Probe, build_loss, lvis_frequencies, plot_overview, typical_categories
 
 Z = torch.tensor([-3.0, 0.0, 2.0])
 

@@ -1,6 +1,6 @@
 """The small ResNet of the MiniLVIS configs: trains on a CPU core in minutes."""
 
-from typing import Sequence
+from collections.abc import Sequence
 
 from detectron2.modeling.backbone import BACKBONE_REGISTRY, FPN, ResNet
 from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem

@@ -1,9 +1,9 @@
 #!/usr/bin/env python
 """Train every loss on MiniLVIS under one protocol, and write the tables and figures of docs/benchmark.md.
 
-    python tools/compare_losses.py --list
-    python tools/compare_losses.py --jobs 2
-    python tools/compare_losses.py --studies losses --only EqualizationLoss SigmoidCrossEntropy --seeds 1 2
+    python -m study --list
+    python -m study --jobs 2
+    python -m study --studies losses --only EqualizationLoss SigmoidCrossEntropy --seeds 1 2
 
 A run whose result is there is not made again, and one that was stopped goes on from its last checkpoint. Tables and
 figures are of all results that there are.
@@ -15,13 +15,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-from loss_comparison.digits import train_digits
-from loss_comparison.documents import write_documents
-from loss_comparison.figures import write_figures
-from loss_comparison.plan import studies
-from loss_comparison.runs import Workshop, missing_runs, train_all
-
-from eql_d2.data.builtin import datasets_root
+from eql_d2.data.registration import datasets_root
+from study.digits import train_digits
+from study.documents import write_documents
+from study.figures import write_figures
+from study.plan import studies
+from study.runs import Workshop, missing_runs, train_all
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "benchmark"

@@ -1,4 +1,4 @@
-"""Section `losses` of tools/benchmark.py: one training step of a loss, forward and backward, on its own.
+"""Section `losses` of python -m speed: one training step of a loss, forward and backward, on its own.
 
 Shape shorthand as in eql_d2/losses/base.py; a size is that of the logits in memory.
 """
@@ -149,9 +149,7 @@ def frequencies_of(K: int) -> ClassFrequencies:
 def other_implementations(K: int, frequencies) -> dict:
     """{our loss: {who: (logits, gt_classes) -> scalar}}: fvcore's, and authors' formulas as re-typed below."""
     return {
-        "EqualizationLoss": {
-            "authors' formula": lambda z, y: authors_eql(z, y, frequencies.frequency.to(z.dtype))
-        },
+        "EqualizationLoss": {"authors' formula": lambda z, y: authors_eql(z, y, frequencies.frequency.to(z.dtype))},
         "SigmoidFocalLoss": {"fvcore": fvcore_focal},
         "AsymmetricLoss": {"authors' formula": authors_asl},
         "SoftmaxEqualizationLoss": {
@@ -254,9 +252,7 @@ class AuthorsSeesaw(torch.nn.Module):
 def peak_bytes(step: Step) -> int:
     """What torch's CPU allocator hands out at most at a time in a step, gradient included, logits not."""
     step.logits.grad = None
-    with torch.profiler.profile(
-        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
-    ) as profiler:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
         step()
     events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
     now = peak = 0
@@ -280,8 +276,7 @@ def plot_losses(rows: list[dict], file: str) -> None:
         of_1203 = [
             row
             for row in rows
-            if (row["loss"], row["implementation"]) == (loss, implementation)
-            and row["case"].endswith("x 1203")
+            if (row["loss"], row["implementation"]) == (loss, implementation) and row["case"].endswith("x 1203")
         ]
         R = [int(row["case"].split(" x ")[0]) for row in of_1203]
         style = {OURS: "-o", COMPILED: ":o"}.get(implementation, "--")

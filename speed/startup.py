@@ -1,4 +1,4 @@
-"""Section `startup` of tools/benchmark.py: what happens before the first step, each in a process of its own."""
+"""Section `startup` of python -m speed: what happens before the first step, each in a process of its own."""
 
 import json
 import statistics
@@ -79,9 +79,7 @@ def benchmark_startup(repeats: int) -> list[dict]:
                 for name, (before, measured) in variants.items():
                     code = MEASURE.format(before=before.format(cfg=CFG), measured=measured)
                     results[name].append(run(code, file))
-            medians = {
-                name: [statistics.median(x) for x in zip(*of)] for name, of in results.items()
-            }
+            medians = {name: [statistics.median(x) for x in zip(*of)] for name, of in results.items()}
             first = next(iter(medians.values()))
             for name, (seconds, peak, held) in medians.items():
                 rows.append(
@@ -115,8 +113,7 @@ def write_annotations(file: Path) -> None:
     boxes = rng.integers(1, 300, (num_objects, 4))
     parts = {
         "categories": [
-            {"id": k + 1, "name": f"category {k}", "frequency": "fcr"[k // 401]}
-            for k in range(num_categories)
+            {"id": k + 1, "name": f"category {k}", "frequency": "fcr"[k // 401]} for k in range(num_categories)
         ],
         "images": [
             {

@@ -4,8 +4,8 @@ import pytest
 import torch
 from detectron2.utils.file_io import PathManager
 
-from eql_d2.data.mini_lvis import MiniLVISSpec
-from eql_d2.engine import base_weights
+from eql_d2.mini_lvis import base_weights
+from eql_d2.mini_lvis.generator import MiniLVISSpec
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def test_everything_but_the_classifier_is_kept(monkeypatch, tmp_path, tiny_cfg):
     """The training itself, shortened to two iterations on a small dataset."""
     from detectron2.data import DatasetCatalog, MetadataCatalog
 
-    from eql_d2.data.builtin import register_mini_lvis
+    from eql_d2.mini_lvis.datasets import register_mini_lvis
 
     name = "eql_d2_test_base"
     spec = MiniLVISSpec(num_categories=7, num_train_images=10, num_val_images=3, max_image_count=5, min_val_images=1)

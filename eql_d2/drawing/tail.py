@@ -1,20 +1,20 @@
 """The long tail of a dataset: its category counts, and what each rule of what the tail is selects."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import List, Sequence
 
 import numpy as np
 from tabulate import tabulate
 
 from eql_d2.data import ClassFrequencies, FrequenciesNotFound, TailRule, tail_ratio
 from eql_d2.data.frequencies import GROUP_NAMES
-from eql_d2.evaluation.panels import GROUP_COLORS
+from eql_d2.drawing.panels import GROUP_COLORS
 
 INK = "#1c2430"
 NUM_LAMBDAS = 200  # points of the curve of TR
 
 
-def default_rules(frequencies: ClassFrequencies) -> List[TailRule]:
+def default_rules(frequencies: ClassFrequencies) -> list[TailRule]:
     """The rules in use: LVIS's groups, image counts, and the lambda that is the same as 100 images."""
     rules = [TailRule(groups="r"), TailRule(groups="rc"), TailRule(max_image_count=10), TailRule(max_image_count=100)]
     if frequencies.num_images is None or frequencies.num_images <= 100:

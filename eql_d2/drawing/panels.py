@@ -1,6 +1,6 @@
 """One image with labelled boxes in the colours of their frequency groups, as pixels: ground truth, or predictions."""
 
-from typing import Optional, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ class Panels:
         pixels: longer side of a panel.
     """
 
-    def __init__(self, names: Optional[Sequence[str]], groups: Optional[Sequence[str]], pixels: int = PANEL_PIXELS):
+    def __init__(self, names: Sequence[str] | None, groups: Sequence[str] | None, pixels: int = PANEL_PIXELS):
         self._names, self._groups, self._pixels = names, groups, pixels
 
     def truth(self, image: dict) -> np.ndarray:

@@ -2,23 +2,23 @@
 
 from pathlib import Path
 from statistics import mean
-from typing import Dict, List
 
 import matplotlib
 import numpy as np
-from loss_comparison.documents import Records, losses_of, mean_tail
-from loss_comparison.plan import EQL, KEY_LOSSES, SIGMOID, SOFTMAX, SOFTMAX_EQL, Variant, studies
-from loss_comparison.record import load
-from loss_comparison.seeds import interval, paired_differences, values
+
+from study.documents import Records, losses_of, mean_tail
+from study.plan import EQL, KEY_LOSSES, SIGMOID, SOFTMAX, SOFTMAX_EQL, Variant, studies
+from study.record import load
+from study.seeds import interval, paired_differences, values
 
 matplotlib.use("agg")
-from matplotlib import pyplot as plt  # noqa: E402
+from matplotlib import pyplot as plt
 
 COLORS = {SOFTMAX: "#9a9a9a", SOFTMAX_EQL: "#d1495b", SIGMOID: "#5b8db8", EQL: "#1b3a5c"}
 GROUPS = {"APr": ("rare", "#d1495b"), "APc": ("common", "#edae49"), "APf": ("frequent", "#30638e")}
 
 
-def write_figures(results: Path, folder: Path) -> List[Path]:
+def write_figures(results: Path, folder: Path) -> list[Path]:
     """Draw what there are results for; returns the files."""
     records = load(results)
     folder.mkdir(parents=True, exist_ok=True)
@@ -84,7 +84,7 @@ def draw_ablations(records: Records):
     return figure
 
 
-def draw_curves(axis, records: Records, points: Dict[float, Variant]) -> None:
+def draw_curves(axis, records: Records, points: dict[float, Variant]) -> None:
     """Mean over the seeds that all points have, and each of them as a dot, of the points that there are results for."""
     known = {x: records[v.name] for x, v in points.items() if v.name in records}
     common = set.intersection(*(set(of) for of in known.values()))
@@ -147,7 +147,7 @@ def draw_gradients(records: Records):
     return figure
 
 
-def draw_ratio(axis, of_loss: Dict[int, dict], name: str) -> None:
+def draw_ratio(axis, of_loss: dict[int, dict], name: str) -> None:
     images = np.concatenate([r["categories"]["images"] for r in of_loss.values()])
     positive = np.concatenate([r["categories"]["positive"] for r in of_loss.values()])
     negative = np.concatenate([r["categories"]["negative"] for r in of_loss.values()])

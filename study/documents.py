@@ -1,23 +1,24 @@
 """The tables of results, written into the documents between `<!-- benchmark NAME -->` and `<!-- end -->`."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from statistics import mean
-from typing import Callable, Dict, List
 
-from loss_comparison.digits import digits_table
-from loss_comparison.plan import SIGMOID, SOFTMAX, Row, studies
-from loss_comparison.record import CAPS, GROUPS, load
-from loss_comparison.seeds import difference, spread, values
 from tabulate import tabulate
+
+from study.digits import digits_table
+from study.plan import SIGMOID, SOFTMAX, Row, studies
+from study.record import CAPS, GROUPS, load
+from study.seeds import difference, spread, values
 
 DOCUMENTS = "README.md", "docs/benchmark.md", "docs/losses.md"
 PLACE = re.compile(r"(<!-- benchmark ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 ALL_CAPS = (*map(str, CAPS), "fixed")
-Records = Dict[str, Dict[int, dict]]  # variant -> seed -> record
+Records = dict[str, dict[int, dict]]  # variant -> seed -> record
 
 
-def write_documents(results: Path, root: Path) -> List[Path]:
+def write_documents(results: Path, root: Path) -> list[Path]:
     """Fill every place of the documents below ``root`` anew; returns their paths."""
     records = load(results)
     paths = [root / name for name in DOCUMENTS]
@@ -32,21 +33,21 @@ def table(name: str, records: Records, results: Path) -> str:
     return digits_table(results) if name == "digits" else TABLES[name](records)
 
 
-def markdown(rows: List[dict]) -> str:
+def markdown(rows: list[dict]) -> str:
     return tabulate(rows, headers="keys", tablefmt="pipe", disable_numparse=True)
 
 
-def by_ap(records: Records, names: List[str]) -> List[str]:
+def by_ap(records: Records, names: list[str]) -> list[str]:
     """Best first, by mean AP at the usual cap."""
     known = [name for name in names if name in records]
     return sorted(known, key=lambda name: -mean(values(records[name], "300", "AP").values()))
 
 
-def losses_of(records: Records) -> List[str]:
+def losses_of(records: Records) -> list[str]:
     return by_ap(records, [row.variant.name for row in studies()["losses"]])
 
 
-def averages(records: Dict[int, dict], table: str = "AP") -> Dict[str, object]:
+def averages(records: dict[int, dict], table: str = "AP") -> dict[str, object]:
     """The number of seeds, and mean and spread of each group's AP at the usual cap."""
     return {"seeds": len(records)} | {metric: spread(values(records, "300", metric, table)) for metric in GROUPS}
 
@@ -174,7 +175,7 @@ def tail_table(records: Records) -> str:
     return markdown(rows)
 
 
-def mean_tail(of_variant: Dict[int, dict]) -> tuple:
+def mean_tail(of_variant: dict[int, dict]) -> tuple:
     """Number of tail categories, and TR, their share of all objects (Eq. 5 of the EQL paper), mean over seeds."""
     pairs = []
     for record in of_variant.values():
@@ -193,7 +194,7 @@ def tail_limit(record: dict) -> int:
     return limits[rule] if rule in limits else int(rule.removeprefix("image count <= "))
 
 
-TABLES: Dict[str, Callable[[Records], str]] = {
+TABLES: dict[str, Callable[[Records], str]] = {
     "summary": summary_table,
     "losses": losses_table,
     "caps": caps_table,

@@ -20,9 +20,11 @@ from detectron2.utils.file_io import PathManager
 from iopath.common.file_io import PathHandler, file_lock
 
 from eql_d2 import get_config_file
-from eql_d2.data.builtin import SPECS, datasets_root
-from eql_d2.data.mini_lvis import VERSION
+from eql_d2.data.registration import datasets_root
 from eql_d2.engine.setup import load_config, use_available_device
+from eql_d2.errors import InputError
+from eql_d2.mini_lvis.datasets import SPECS
+from eql_d2.mini_lvis.generator import VERSION
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +41,7 @@ class MiniLVISWeightsHandler(PathHandler):
 
     def _get_local_path(self, path, force=False, **kwargs):
         if path != f"{self.PREFIX}base_weights.pth":
-            raise FileNotFoundError(f"there is no {path}, only {self.PREFIX}base_weights.pth")
+            raise InputError(f"there is no {path}, only {self.PREFIX}base_weights.pth")
         return str(ensure_base_weights())
 
     def _isfile(self, path, **kwargs):
@@ -74,7 +76,7 @@ def ensure_base_weights() -> Path:
                 for k, v in os.environ.items()
                 if k not in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
             }
-            command = [sys.executable, "-m", "eql_d2.engine.base_weights", str(path)]
+            command = [sys.executable, "-m", "eql_d2.mini_lvis.base_weights", str(path)]
             subprocess.run(command, check=True, env=environment)
     return path
 

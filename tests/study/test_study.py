@@ -1,7 +1,6 @@
-"""tools/compare_losses.py: what it plans, that it trains and goes on, and that the documents show its results."""
+"""python -m study: what it plans, that it trains and goes on, and that the documents show its results."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,9 +10,8 @@ from eql_d2 import CLS_LOSS_REGISTRY
 from eql_d2.engine import load_config
 from eql_d2.engine.evaluators import loss_name
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "tools"))
-from loss_comparison import documents, plan, record, runs, seeds  # noqa: E402
+ROOT = Path(__file__).parents[2]
+from study import documents, plan, record, runs, seeds
 
 RESULTS = ROOT / "docs" / "benchmark"
 TINY = {"num_categories": 6, "num_train_images": 12, "num_val_images": 6, "max_image_count": 8, "min_val_images": 2}

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from eql_d2 import ClassFrequencies, TailRule
-from eql_d2.evaluation.tail_plot import default_rules, describe_data
+from eql_d2.drawing.tail import default_rules, describe_data
 
 ROOT = Path(__file__).parents[2]
 

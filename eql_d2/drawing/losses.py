@@ -5,10 +5,10 @@ picture without a change here. Shapes as in :mod:`eql_d2.losses.base`.
 """
 
 import copy
+from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict, Sequence
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from detectron2.config import get_cfg
 
 from eql_d2.config import add_eql_config
 from eql_d2.data.frequencies import GROUP_NAMES, SHIPPED_COUNTS, ClassFrequencies
-from eql_d2.evaluation.panels import GROUP_COLORS
+from eql_d2.drawing.panels import GROUP_COLORS
 from eql_d2.losses import ClassificationLoss, build_cls_loss
 
 COUNTS = SHIPPED_COUNTS["lvis_v1_train"]
@@ -56,7 +56,7 @@ def lvis_frequencies() -> ClassFrequencies:
     return ClassFrequencies.from_counts_file(COUNTS)
 
 
-def typical_categories(frequencies: ClassFrequencies) -> Dict[str, int]:
+def typical_categories(frequencies: ClassFrequencies) -> dict[str, int]:
     """Group letter -> the category of median image count among its group."""
     typical = {}
     for letter in GROUP_NAMES:
@@ -103,8 +103,10 @@ class Probe:
         R dL / dz, which lowers z, for a negative; -R dL / dz, which raises it, for the label.
         """
         labels = {
-            "foreground": self.typical_label, "background": self.loss.num_classes, "label": category,
-        }  # fmt: skip
+            "foreground": self.typical_label,
+            "background": self.loss.num_classes,
+            "label": category,
+        }
         together = self.random and role != "label"  # in one batch, to save time; as labels they would count
         batches = [logits] if together else logits.split(1)
         draws = 1 if not self.random else NUM_DRAWS if together else NUM_LABEL_DRAWS

@@ -10,19 +10,13 @@ from pathlib import Path
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.lvis import load_lvis_json
 
-from eql_d2.data.mini_lvis import MiniLVISSpec, ensure
+from eql_d2.data.registration import datasets_root
+from eql_d2.mini_lvis.generator import MiniLVISSpec, ensure
 
 SPECS = {
     "mini_lvis": MiniLVISSpec(),
-    "mini_lvis_base": MiniLVISSpec(
-        num_categories=80, first_glyph=90, tail_exponent=0.0, num_val_images=100
-    ),
+    "mini_lvis_base": MiniLVISSpec(num_categories=80, first_glyph=90, tail_exponent=0.0, num_val_images=100),
 }
-
-
-def datasets_root() -> Path:
-    """`$DETECTRON2_DATASETS`, or `./datasets`, as Detectron2 has it."""
-    return Path(os.getenv("DETECTRON2_DATASETS", "datasets")).expanduser()
 
 
 def register_mini_lvis(name: str, spec: MiniLVISSpec, root: Path) -> None:

@@ -17,12 +17,10 @@ import pytest
 from PIL import Image
 
 from eql_d2.data import mini_lvis
-from eql_d2.data.mini_lvis import GLYPHS, MiniLVISSpec, ensure, generate, image_count_targets
+from eql_d2.mini_lvis.generator import GLYPHS, MiniLVISSpec, ensure, generate, image_count_targets
 
 REPO = Path(__file__).parents[2]
-SMALL = MiniLVISSpec(
-    num_categories=12, num_train_images=60, num_val_images=20, max_image_count=40, min_val_images=5
-)
+SMALL = MiniLVISSpec(num_categories=12, num_train_images=60, num_val_images=20, max_image_count=40, min_val_images=5)
 TINY = replace(SMALL, num_train_images=12, num_val_images=4, max_image_count=8, min_val_images=1)
 
 # Loads the generator alone, as the package imports torch: argv is the file, the root, the spec.

@@ -1,6 +1,6 @@
 import numpy as np
 
-from eql_d2.evaluation.picture import rarest_images
+from eql_d2.drawing.picture import rarest_images
 
 
 def dataset(*categories_of_images):

@@ -1,9 +1,9 @@
 #!/usr/bin/env python
 """Measure what this package makes fast beside the implementations it replaces.
 
-    python tools/benchmark.py
-    python tools/benchmark.py --sections inference --repeats 5 --output benchmark.json
-    python tools/benchmark.py --sections losses --plot losses.png
+    python -m speed
+    python -m speed --sections inference --repeats 5 --output benchmark.json
+    python -m speed --sections losses --plot losses.png
 
 Time: CPU time of the process, on one core; median of repeats that alternate between the variants.
 Memory (Linux): how far one call raises the peak of the resident set above what is resident before it, in a fresh
@@ -27,8 +27,6 @@ import numpy as np
 import pycocotools.mask as mask_utils
 import torch
 import torchvision
-from benchmarks.losses import benchmark_losses, plot_losses
-from benchmarks.startup import benchmark_startup
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.roi_heads import fast_rcnn
 from tabulate import tabulate
@@ -36,6 +34,8 @@ from tabulate import tabulate
 from eql_d2.evaluation.lvis_evaluation import numpy_of_lvis_api
 from eql_d2.evaluation.lvis_metrics import evaluate_lvis
 from eql_d2.modeling import inference
+from speed.losses import benchmark_losses, plot_losses
+from speed.startup import benchmark_startup
 
 # A case is a function that makes the inputs and returns {variant: function without arguments}. The first variant is
 # what the others are compared with.
@@ -115,9 +115,7 @@ def evaluation_cases() -> dict:
     """LVIS's metrics for a dataset of 1,203 categories, from the annotation file and a list of detections."""
     sizes = (("bbox", 2000, 300), ("bbox", 100, 300), ("segm", 1000, 100))
     return {
-        f"{iou_type}, {images} images x {boxes}": functools.partial(
-            evaluation_variants, iou_type, images, boxes
-        )
+        f"{iou_type}, {images} images x {boxes}": functools.partial(evaluation_variants, iou_type, images, boxes)
         for iou_type, images, boxes in sizes
     }
 
@@ -268,7 +266,7 @@ def peak_memory(section: str, case: str, variant: str) -> float | None:
         return None
     # glibc keeps freed memory below this size resident, where a later call would use it unseen.
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
-    command = [sys.executable, __file__, "--peak-memory", section, case, variant]
+    command = [sys.executable, "-m", "speed", "--peak-memory", section, case, variant]
     result = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
     return float(result.stdout.split()[-1])
 
@@ -290,18 +288,12 @@ def resident_peak() -> int:
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS), help="default: all"
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS), help="default: all")
     parser.add_argument("--repeats", type=int, default=3, help="rounds that count (default: 3)")
     parser.add_argument("--output", help="JSON file to write the rows to")
     parser.add_argument("--plot", help="file to draw the section `losses` to")
-    parser.add_argument(
-        "--peak-memory", nargs=3, metavar=("SECTION", "CASE", "VARIANT"), help=argparse.SUPPRESS
-    )
+    parser.add_argument("--peak-memory", nargs=3, metavar=("SECTION", "CASE", "VARIANT"), help=argparse.SUPPRESS)
     return parser.parse_args()
 
 

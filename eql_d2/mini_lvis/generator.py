@@ -21,6 +21,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from eql_d2.data.frequencies import frequency_letter
+from eql_d2.errors import InputError
+
 logger = logging.getLogger(__name__)
 
 # Ordered by a script over 420 characters: similarity is the correlation of two renderings (the mean
@@ -85,7 +88,7 @@ class MiniLVISSpec:
             most 5.5 * ``num_val_images``. Above it val counts are proportional to training counts.
 
     Raises:
-        ValueError: a value of the wrong type or out of range, or too few images for K categories.
+        InputError: a value of the wrong type or out of range, or too few images for K categories.
     """
 
     num_categories: int = 90
@@ -102,12 +105,10 @@ class MiniLVISSpec:
         self._check_integers()
         t = self.tail_exponent
         if not isinstance(t, (int, float)) or not 0 <= t < math.inf:
-            raise ValueError(
-                f"tail_exponent must be a number >= 0, got {t!r}: 0 is balanced, 1 the default tail"
-            )
+            raise InputError(f"tail_exponent must be a number >= 0, got {t!r}: 0 is balanced, 1 the default tail")
         glyphs_left = len(GLYPHS) - self.first_glyph
         if self.num_categories > glyphs_left:
-            raise ValueError(
+            raise InputError(
                 f"num_categories must be at most {glyphs_left} with first_glyph {self.first_glyph} "
                 f"({len(GLYPHS)} glyphs), got {self.num_categories}: lower one of the two"
             )
@@ -129,12 +130,12 @@ class MiniLVISSpec:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
                 wanted = f"at least {low}" if high == math.inf else f"in [{low}, {high}]"
-                raise ValueError(f"{name} must be an integer {wanted}, got {value!r}")
+                raise InputError(f"{name} must be an integer {wanted}, got {value!r}")
 
     def _check_room(self, name: str, per_image: float):
         needed = math.ceil(self.num_categories / per_image)
         if getattr(self, name) < needed:
-            raise ValueError(
+            raise InputError(
                 f"{name} must be at least {needed} for {self.num_categories} categories, "
                 f"got {getattr(self, name)}: raise it or lower num_categories"
             )
@@ -165,7 +166,7 @@ def ensure(spec: MiniLVISSpec, root: str | Path) -> Path:
         ``root`` as an absolute path.
 
     Raises:
-        ValueError: ``root`` holds something else, or the dataset of another spec.
+        InputError: ``root`` holds something else, or the dataset of another spec.
     """
     root = Path(root).expanduser().resolve()
     return root if _is_complete(spec, root) else generate(spec, root)
@@ -204,16 +205,15 @@ def _is_complete(spec: MiniLVISSpec, root: Path) -> bool:
         return False
     cure = "choose another folder (--output), or delete this one"
     if not (root / SPEC_FILE).is_file():
-        raise ValueError(f"{root} exists and is not a MiniLVIS dataset: {cure}")
+        raise InputError(f"{root} exists and is not a MiniLVIS dataset: {cure}")
     found = json.loads((root / SPEC_FILE).read_text())
     wanted = _spec_record(spec)
     differing = [key for key in wanted if found.get(key) != wanted[key]]
     if differing:
         differences = ", ".join(f"{k} {found.get(k)} (wanted {wanted[k]})" for k in differing)
-        raise ValueError(f"{root} holds another MiniLVIS dataset, with {differences}: {cure}")
+        raise InputError(f"{root} holds another MiniLVIS dataset, with {differences}: {cure}")
     return all(
-        (root / f"mini_lvis_{split}.json").is_file()
-        and len(list((root / split).glob("*.png"))) == num_images
+        (root / f"mini_lvis_{split}.json").is_file() and len(list((root / split).glob("*.png"))) == num_images
         for split, num_images in (("train", spec.num_train_images), ("val", spec.num_val_images))
     )
 
@@ -226,9 +226,7 @@ def _spec_record(spec: MiniLVISSpec) -> dict:
 def _write_dataset(spec: MiniLVISSpec, folder: Path) -> None:
     train_count, val_count = image_count_targets(spec)
     train = _draw_split(spec, folder / "train", train_count, _TRAIN_STREAM, first_image_id=1)
-    val = _draw_split(
-        spec, folder / "val", val_count, _VAL_STREAM, first_image_id=spec.num_train_images + 1
-    )
+    val = _draw_split(spec, folder / "val", val_count, _VAL_STREAM, first_image_id=spec.num_train_images + 1)
     categories = _categories(spec, train["annotations"])
     for name, split in (("train", train), ("val", val)):
         content = {"info": INFO, "licenses": LICENSES, **split, "categories": categories}
@@ -390,13 +388,11 @@ def _warp(rng, mask: _Mask, side: float, max_rotation: float) -> np.ndarray:
     back = np.linalg.inv(linear)
     offset = back @ low + np.array(mask.picture.size) / 2
     affine = (*back[0], offset[0], *back[1], offset[1])
-    warped = mask.picture.transform(
-        (w, h), Image.Transform.AFFINE, affine, Image.Resampling.BILINEAR
-    )
+    warped = mask.picture.transform((w, h), Image.Transform.AFFINE, affine, Image.Resampling.BILINEAR)
     return np.asarray(warped.reduce(SUPERSAMPLING), np.float32) / 255
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _glyph_mask(glyph: str, em: int) -> _Mask:
     """A glyph at a font size of ``em`` pixels."""
     import matplotlib
@@ -410,7 +406,7 @@ def _glyph_mask(glyph: str, em: int) -> _Mask:
     return _Mask.cut(picture)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _occluder_mask(kind: int, side: int) -> _Mask:
     """A bar (kind 0) or a disc (kind 1)."""
     from PIL import Image, ImageDraw
@@ -516,9 +512,7 @@ def _area(polygon: np.ndarray) -> float:
     return abs(float(x @ np.append(y[1:], y[0]) - y @ np.append(x[1:], x[0]))) / 2
 
 
-def _draw_split(
-    spec: MiniLVISSpec, folder: Path, counts: np.ndarray, stream: int, first_image_id: int
-) -> dict:
+def _draw_split(spec: MiniLVISSpec, folder: Path, counts: np.ndarray, stream: int, first_image_id: int) -> dict:
     """Write the images of one split; return its ``images`` and ``annotations`` in LVIS's format."""
     from PIL import Image
     from tqdm import tqdm
@@ -537,9 +531,7 @@ def _draw_split(
         split["images"].append(image)
         for category, polygons in objects:
             annotation_id = len(split["annotations"]) + 1
-            split["annotations"].append(
-                _annotation_record(annotation_id, image["id"], category, polygons)
-            )
+            split["annotations"].append(_annotation_record(annotation_id, image["id"], category, polygons))
     return split
 
 
@@ -560,9 +552,7 @@ def _image_record(image_id: int, split: str, spec: MiniLVISSpec, negatives: list
     }
 
 
-def _annotation_record(
-    annotation_id: int, image_id: int, category: int, polygons: list[np.ndarray]
-) -> dict:
+def _annotation_record(annotation_id: int, image_id: int, category: int, polygons: list[np.ndarray]) -> dict:
     points = np.concatenate(polygons)
     (left, top), (right, bottom) = points.min(0), points.max(0)
     return {
@@ -597,8 +587,3 @@ def _categories(spec: MiniLVISSpec, train_annotations: list[dict]) -> list[dict]
             }
         )
     return records
-
-
-def frequency_letter(image_count: int) -> str:
-    """LVIS's rule: rare, "r", is at most 10 training images; common, "c", at most 100; frequent, "f", more."""
-    return "r" if image_count <= 10 else "c" if image_count <= 100 else "f"
