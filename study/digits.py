@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "long_tailed_digits.py"
+EXAMPLE = Path(__file__).parents[1] / "docs" / "examples" / "long_tailed_digits.py"
 SEEDS = 20
 
 

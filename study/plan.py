@@ -10,7 +10,7 @@ from eql_d2.engine import load_config
 from eql_d2.engine.evaluators import loss_name
 from eql_d2.mini_lvis.generator import MiniLVISSpec, ensure
 
-CONFIGS = Path(__file__).parents[2] / "configs" / "MiniLVIS"
+CONFIGS = Path(__file__).parents[1] / "configs" / "MiniLVIS"
 LOSS = "MODEL.ROI_BOX_HEAD.CLS_LOSS"
 SOFTMAX, SOFTMAX_EQL = "SoftmaxCrossEntropy", "SoftmaxEqualizationLoss"
 SIGMOID, EQL = "SigmoidCrossEntropy", "EqualizationLoss"

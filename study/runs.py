@@ -14,7 +14,7 @@ from study.plan import Variant
 from study.record import record, save
 
 RECORDING = threading.Lock()  # it registers datasets, and Detectron2's catalogs are one for all threads
-TRAIN_NET = Path(__file__).parents[1] / "train_net.py"
+TRAIN_NET = Path(__file__).parents[1] / "tools" / "train_net.py"
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from detectron2.modeling import build_model
 from PIL import Image
 
 from eql_d2.engine import Trainer, check_run, load_config, one_line_errors
+from eql_d2.errors import InputError
 from eql_d2.losses import EqualizationLoss
 
 ROOT = Path(__file__).parents[1]
@@ -126,13 +127,13 @@ def test_unknown_names(run_cfg, key, wrong, right):
 
 def test_unknown_config_key(tmp_path):
     message = r"no config key MODEL\.ROI_HEADS\.LAMDA; did you mean MODEL\.ROI_HEADS\.LAMBDA"
-    with pytest.raises(KeyError, match=message):
+    with pytest.raises(InputError, match=message):
         load_config("", ["MODEL.ROI_HEADS.LAMDA", 0.1])
     path = tmp_path / "config.yaml"
     path.write_text("MODEL:\n  ROI_HEADS:\n    LAMDA: 0.1\n")
-    with pytest.raises(KeyError, match=message):
+    with pytest.raises(InputError, match=message):
         load_config(str(path))
-    with pytest.raises(KeyError, match=r"SigmoidFocalLoss\.GAMA; did you mean .*SigmoidFocalLoss\.GAMMA"):
+    with pytest.raises(InputError, match=r"SigmoidFocalLoss\.GAMA; did you mean .*SigmoidFocalLoss\.GAMMA"):
         load_config("", [f"{NODE}.SigmoidFocalLoss.GAMA", 2.0])
 
 
@@ -174,14 +175,15 @@ def test_nan_stops_training_and_keeps_earlier_checkpoints(run_cfg, tmp_path, mon
 
 
 def test_one_line_errors(capsys, monkeypatch):
-    with pytest.raises(SystemExit, match="1"), one_line_errors(KeyError):
-        raise KeyError("no key 'x'")
+    with pytest.raises(SystemExit, match="1"), one_line_errors():
+        raise InputError("no key 'x'")
     assert capsys.readouterr().err == "error: no key 'x'\n"
-    with pytest.raises(ZeroDivisionError), one_line_errors(ValueError):
-        raise ZeroDivisionError
+    for bug in (ZeroDivisionError, KeyError, ValueError):  # of ours or of a person's own code: with its traceback
+        with pytest.raises(bug), one_line_errors():
+            raise bug
     monkeypatch.setenv("EQL_D2_TRACEBACK", "1")
-    with pytest.raises(ValueError), one_line_errors(ValueError):
-        raise ValueError
+    with pytest.raises(InputError), one_line_errors():
+        raise InputError
 
 
 def test_the_tool_prints_one_line_and_fails(tmp_path):

@@ -24,8 +24,9 @@ from eql_d2 import ClassFrequencies, build_cls_loss
 from eql_d2.data.annotations import read_annotations, run_lengths
 from eql_d2.data.image_errors import ExplainedMapper
 from eql_d2.data.registration import register_dataset
-from eql_d2.engine import SET_UP_ERRORS, Trainer, check_run, load_config
+from eql_d2.engine import Trainer, check_run, load_config
 from eql_d2.engine.checks import explained_dataset_errors
+from eql_d2.errors import InputError
 
 NAME = "eql_d2_hostile"
 SIZE = 24  # pixels of an image's side
@@ -347,7 +348,7 @@ def test_configs(counts_file, folder, config):
         cfg = load_config(str(path), ["MODEL.DEVICE", "cpu", "OUTPUT_DIR", str(folder)])
         check_run(cfg, train=False)
         build_cls_loss(cfg)
-    except SET_UP_ERRORS as error:
+    except InputError as error:
         assert str(error)
 
 
@@ -355,5 +356,5 @@ def test_configs(counts_file, folder, config):
 def test_config_files_that_are_none(folder, text):
     path = folder / "config.yaml"
     path.write_text(text)
-    with pytest.raises(SET_UP_ERRORS):
+    with pytest.raises(InputError):
         load_config(str(path))

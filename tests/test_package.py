@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import eql_d2
+from eql_d2.errors import InputError
 
 ROOT = Path(__file__).parents[1]
 
@@ -18,7 +19,7 @@ def run(*arguments, **kwargs):
 
 def test_configs_are_found():
     assert Path(eql_d2.get_config_file("MiniLVIS/eql_faster_rcnn.yaml")).is_file()
-    with pytest.raises(FileNotFoundError, match="no config 'nothing.yaml'.*MiniLVIS/eql_faster_rcnn.yaml"):
+    with pytest.raises(InputError, match="no config 'nothing.yaml'.*MiniLVIS/eql_faster_rcnn.yaml"):
         eql_d2.get_config_file("nothing.yaml")
 
 

@@ -16,7 +16,9 @@ import torch
 
 from eql_d2 import CLS_LOSS_REGISTRY
 from eql_d2.drawing.losses import plot_loss, plot_overview
+from eql_d2.engine.checks import explained_config_errors
 from eql_d2.engine.errors import one_line_errors
+from eql_d2.engine.setup import default_config
 
 
 def main() -> int:
@@ -34,7 +36,7 @@ def main() -> int:
     args = parser.parse_args()
     torch.set_num_threads(1)  # thousands of small steps, which threads would slow down
     names, output = args.loss or known, Path(args.output)
-    with one_line_errors():
+    with one_line_errors(), explained_config_errors(default_config(), "--opts"):
         for name in names:
             plot_loss(name, output / f"{name}.png", args.opts)
             print(output / f"{name}.png", flush=True)

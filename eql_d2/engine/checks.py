@@ -40,14 +40,30 @@ def explained_config_errors(cfg: CfgNode, source: str):
         raise InputError(f"{source} is no config: sections of `KEY: value` are expected ({error})") from error
     except yaml.YAMLError as error:
         raise InputError(f"{source} is not YAML: {' '.join(str(error).split())}") from error
-    except (KeyError, AssertionError) as error:
-        unknown = re.search(r"Non-existent (?:config )?key: ([\w.]+)", str(error))
-        if unknown is None:
+    except InputError:
+        raise
+    except ValueError as error:  # yacs; it shows all that a section holds
+        mismatch = re.search(r"^Type mismatch .* for config key: ([\w.]+)$", str(error), re.DOTALL)
+        if mismatch is None:
             raise
+        default = value_of(cfg, mismatch.group(1))
+        expected = "a section" if isinstance(default, CfgNode) else f"{type(default).__name__}, such as {default!r}"
+        raise InputError(f"{source}: {mismatch.group(1)} has a value of another type; expected {expected}") from error
+    except (KeyError, AssertionError) as error:
+        unknown = re.search(r"Non-existent (?:config )?key: (.*)", str(error.args[0] if error.args else ""))
+        if unknown is None:  # an odd number of words, a file that is not there
+            raise InputError(f"{source}: {' '.join(map(str, error.args))}") from error
         key = unknown.group(1)
         raise InputError(
-            f"there is no config key {key}{did_you_mean(key, config_keys(cfg)) or ': see eql_d2/config.py'}"
+            f"there is no config key {key or repr(key)}{did_you_mean(key, config_keys(cfg)) or ': see eql_d2/config.py'}"
         ) from error
+
+
+def value_of(cfg: CfgNode, key: str):
+    """What ``cfg`` has at a dotted key."""
+    for name in key.split("."):
+        cfg = cfg[name]
+    return cfg
 
 
 def check_nothing_is_empty(cfg: CfgNode, defaults: CfgNode, prefix: str = "") -> None:

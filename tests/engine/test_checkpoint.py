@@ -13,6 +13,7 @@ from detectron2.utils.file_io import PathManager
 from eql_d2.engine import LongTailCheckpointer
 from eql_d2.engine import checkpoint as checkpoint_module
 from eql_d2.engine.checkpoint import CheckpointError, require_writable
+from eql_d2.errors import InputError
 
 WEIGHT = "roi_heads.box_predictor.cls_score.weight"
 
@@ -151,7 +152,7 @@ def offline(monkeypatch, tmp_path):
 
 def test_weights_that_cannot_be_downloaded(offline):
     name = "detectron2://ImageNetPretrained/MSRA/R-50.pkl"
-    with pytest.raises(FileNotFoundError, match="dl.fbaipublicfiles.com.*put it at") as error:
+    with pytest.raises(InputError, match="dl.fbaipublicfiles.com.*put it at") as error:
         checkpoint_module.require_file(name)
     place = Path(str(error.value).split("put it at ")[1].split(" ")[0])
     assert place.is_relative_to(offline)
@@ -162,7 +163,7 @@ def test_weights_that_cannot_be_downloaded(offline):
 
 
 def test_weights_that_are_not_there(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no\.pth.*no such file.*MODEL\.WEIGHTS"):
+    with pytest.raises(InputError, match=r"no\.pth.*no such file.*MODEL\.WEIGHTS"):
         checkpoint_module.require_file(str(tmp_path / "no.pth"))
 
 

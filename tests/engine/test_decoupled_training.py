@@ -12,6 +12,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 
 from eql_d2.engine import Trainer
+from eql_d2.errors import InputError
 from eql_d2.modeling import LongTailFastRCNNOutputLayers
 
 ROOT = Path(__file__).parents[2]
@@ -107,7 +108,7 @@ def test_learnable_weight_scaling_learns_one_factor_a_logit(make_cfg, first_stag
 def test_frozen_parts_need_the_weights_of_a_first_stage(make_cfg, weights):
     trainer = Trainer(make_cfg("MODEL.WEIGHTS", weights, "MODEL.FREEZE", BODY))
     message = f"MODEL.FREEZE .*MODEL.WEIGHTS is '{weights}'.* OUTPUT_DIR 'output/first"
-    with pytest.raises(FileNotFoundError, match=message):
+    with pytest.raises(InputError, match=message):
         trainer.resume_or_load(resume=False)
 
 

@@ -16,6 +16,7 @@ from torch import nn
 
 from eql_d2.engine import DataError, Trainer, TrainStep, launch_tool
 from eql_d2.engine.launch import distribute
+from eql_d2.errors import InputError
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 import train_net
@@ -33,7 +34,7 @@ class ObservedTrainer(Trainer):
 
     def run_step(self):
         if os.getenv("FAILING_RANK") == str(comm.get_rank()) and self.iter == self.max_iter - 1:
-            raise FloatingPointError("a failure as planned")
+            raise InputError("a failure as planned")
         super().run_step()
 
 

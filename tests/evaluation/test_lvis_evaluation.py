@@ -12,6 +12,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.evaluation import LVISEvaluator as D2LVISEvaluator
 from detectron2.structures import Boxes, Instances
 
+from eql_d2.errors import InputError
 from eql_d2.evaluation.lvis_evaluation import BACKENDS, LVISEvaluator
 from eql_d2.evaluation.lvis_metrics import METRICS
 
@@ -248,7 +249,7 @@ def test_errors_say_what_is_wrong(small_dataset, tmp_path):
     with pytest.raises(ValueError, match=r"outputs have \['proposals'\]"):
         evaluator.process([{"image_id": 1}], [{"proposals": None}])
     (tmp_path / "small.json").unlink()
-    with pytest.raises(FileNotFoundError, match="json_file of dataset 'eql_d2_test_small_lvis'"):
+    with pytest.raises(InputError, match="json_file of dataset 'eql_d2_test_small_lvis'"):
         LVISEvaluator(small_dataset)
 
 

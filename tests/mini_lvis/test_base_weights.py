@@ -4,6 +4,7 @@ import pytest
 import torch
 from detectron2.utils.file_io import PathManager
 
+from eql_d2.errors import InputError
 from eql_d2.mini_lvis import base_weights
 from eql_d2.mini_lvis.generator import MiniLVISSpec
 
@@ -44,7 +45,7 @@ def test_training_is_kept_out_of_torchruns_group(trained, monkeypatch):
 
 
 def test_unknown_weights():
-    with pytest.raises(FileNotFoundError, match="only mini_lvis://base_weights.pth"):
+    with pytest.raises(InputError, match="only mini_lvis://base_weights.pth"):
         PathManager.get_local_path("mini_lvis://other.pth")
 
 

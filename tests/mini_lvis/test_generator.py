@@ -16,7 +16,7 @@ import pycocotools.mask
 import pytest
 from PIL import Image
 
-from eql_d2.data import mini_lvis
+from eql_d2.mini_lvis import generator as mini_lvis
 from eql_d2.mini_lvis.generator import GLYPHS, MiniLVISSpec, ensure, generate, image_count_targets
 
 REPO = Path(__file__).parents[2]
