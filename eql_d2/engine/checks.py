@@ -141,7 +141,7 @@ def check_names(cfg: CfgNode) -> None:
         (LOSS_KEY, loss, CLS_LOSS_REGISTRY),
     ):
         known = sorted(name for name, _ in registry)
-        if name and name not in known:
+        if name not in known and (key, name) != (LOSS_KEY, ""):  # the head says which loss
             raise InputError(
                 f"{key} is '{name}', which is not registered{did_you_mean(name, known) or f'; choose one of {known}'}"
                 f" (one of your own must be imported first)"
