@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from detectron2.evaluation.coco_evaluation import instances_to_coco_json
-from detectron2.structures import Instances
+from detectron2.structures import BoxMode, Instances
 from detectron2.utils.file_io import PathManager
+from pycocotools.mask import encode
 
 from eql_d2.evaluation.lvis_metrics import Detections, best_of_each
 
@@ -43,13 +43,13 @@ class ImagePredictions(NamedTuple):
 
     @classmethod
     def pack(cls, instances: Instances, image_id) -> "ImagePredictions":
-        results = instances_to_coco_json(instances, image_id)
-        rles = [r["segmentation"] for r in results] if instances.has("pred_masks") else None
+        boxes, scores = instances.pred_boxes.tensor.numpy(), instances.scores.numpy()
+        rles = rles_of(instances.pred_masks) if instances.has("pred_masks") else None
         return cls(
             image_id=image_id,
-            category_id=np.array([r["category_id"] for r in results], dtype=np.int64),
-            bbox=_array([r["bbox"] for r in results], instances.pred_boxes.tensor).reshape(-1, 4),
-            score=_array([r["score"] for r in results], instances.scores),
+            category_id=instances.pred_classes.numpy().astype(np.int64),
+            bbox=BoxMode.convert(boxes, BoxMode.XYXY_ABS, BoxMode.XYWH_ABS),
+            score=scores,
             mask_size=rles[0]["size"] if rles else None,
             mask_counts=None if rles is None else [rle["counts"] for rle in rles],
         )
@@ -76,9 +76,16 @@ class ImagePredictions(NamedTuple):
         return results
 
 
-def _array(values: list, like: torch.Tensor) -> np.ndarray:
-    """Python numbers that came from a tensor, in a dtype that holds them exactly."""
-    return np.array(values, dtype=np.float64 if like.dtype == torch.float64 else np.float32)
+def rles_of(masks) -> list:
+    """COCO's compressed RLEs of the masks of an image, with text as counts.
+
+    Args:
+        masks: (n, H, W) bool, or what has its own ``rles()`` (:class:`eql_d2.modeling.masks.PastedMasks`).
+    """
+    if hasattr(masks, "rles"):
+        return masks.rles()
+    columns = np.asfortranarray(np.asarray(masks, dtype=np.uint8).transpose(1, 2, 0))
+    return [{"size": rle["size"], "counts": rle["counts"].decode("ascii")} for rle in encode(columns)]
 
 
 class Masks(Sequence):

@@ -14,6 +14,7 @@ from detectron2.modeling.roi_heads import (
 from eql_d2.errors import InputError
 from eql_d2.modeling.fast_rcnn import LongTailFastRCNNOutputLayers
 from eql_d2.modeling.inference import fast_rcnn_inference
+from eql_d2.modeling.masks import with_unpasted_masks
 
 
 class LongTailMixin:
@@ -33,6 +34,11 @@ class LongTailMixin:
             stock = arguments["box_predictor"]
             arguments["box_predictor"] = LongTailFastRCNNOutputLayers.like(stock, cfg)
         return arguments
+
+    def forward(self, *args, **kwargs):
+        """The stock head's, whose masks are pasted into their images only where somebody looks at them."""
+        instances, losses = super().forward(*args, **kwargs)  # type: ignore[misc]
+        return (instances if self.training else with_unpasted_masks(instances)), losses  # type: ignore[attr-defined]
 
     @classmethod
     def _with_own_loss(cls, cfg):
