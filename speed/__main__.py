@@ -35,6 +35,7 @@ from eql_d2.evaluation.lvis_evaluation import numpy_of_lvis_api
 from eql_d2.evaluation.lvis_metrics import evaluate_lvis
 from eql_d2.modeling import inference
 from speed.losses import benchmark_losses, plot_losses
+from speed.masks import masks_cases
 from speed.startup import benchmark_startup
 
 # A case is a function that makes the inputs and returns {variant: function without arguments}. The first variant is
@@ -105,10 +106,6 @@ def trained_scores(which: torch.Tensor, K: int, generator) -> torch.Tensor:
 def random_scores(which: torch.Tensor, K: int, generator) -> torch.Tensor:
     """(R, K + 1) scores, uniform in (0, 1): all are candidates."""
     return torch.rand(len(which), K + 1, generator=generator)
-
-
-def benchmark_inference(repeats: int) -> list[dict]:
-    return measure("inference", inference_cases(), repeats)
 
 
 def evaluation_cases() -> dict:
@@ -214,14 +211,13 @@ def corners(box: list) -> list:
     return [x, y, x + w, y, x + w, y + h, x, y + h]
 
 
-def benchmark_evaluation(repeats: int) -> list[dict]:
-    return measure("evaluation", evaluation_cases(), repeats)
+def measure_section(section: str, repeats: int) -> list[dict]:
+    return measure(section, CASES[section](), repeats)
 
 
-CASES = {"inference": inference_cases, "evaluation": evaluation_cases}
+CASES = {"inference": inference_cases, "masks": masks_cases, "evaluation": evaluation_cases}
 SECTIONS = {
-    "inference": benchmark_inference,
-    "evaluation": benchmark_evaluation,
+    **{name: functools.partial(measure_section, name) for name in CASES},
     "losses": lambda repeats: benchmark_losses(alternate, repeats),
     "startup": benchmark_startup,
 }

@@ -15,7 +15,7 @@ from detectron2.utils.memory import retry_if_cuda_oom
 from pycocotools.mask import frPyObjects
 from torch.nn import functional as F
 
-CHUNK = 1 << 17  # pixels that are sampled at once, at some 16 bytes each
+CHUNK = 1 << 18  # pixels that are sampled at once, at some 16 bytes each
 OUTSIDE = -3.0  # a place that no mask reaches, in units of half a mask from its centre
 LIKE = 0.25  # heights of one call are within a factor of 2 ** LIKE
 
