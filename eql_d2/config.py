@@ -54,6 +54,17 @@ def add_eql_config(cfg: CfgNode) -> None:
     # classes.
     cfg.MODEL.NEW_CLASSIFIER = False
 
+    # Exponential moving average of the weights, by the names of d2go: what is evaluated and saved is the average.
+    cfg.MODEL_EMA = CfgNode()
+    cfg.MODEL_EMA.ENABLED = False
+    cfg.MODEL_EMA.DECAY = 0.999
+
+    # Large-scale jitter in the place of MIN_SIZE_TRAIN: images are resized by a random factor of SIZE pixels, in
+    # SCALE_RANGE, then cut or padded to SIZE x SIZE. 0 is no LSJ. ViTDet and Detectron2's new_baselines use 1024.
+    lsj = cfg.INPUT.LSJ = CfgNode()
+    lsj.SIZE = 0
+    lsj.SCALE_RANGE = (0.1, 2.0)
+
     # Keys of the original EQL project, so that its YAML files still merge and mean what they meant. LAMBDA
     # and PRIOR_PROB are those of the loss's own node; FREQ_INFO was never read there either.
     cfg.MODEL.ROI_HEADS.LAMBDA = None

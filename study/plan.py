@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from eql_d2 import CLS_LOSS_REGISTRY
 from eql_d2.engine import load_config
-from eql_d2.engine.evaluators import loss_name
+from eql_d2.engine.settings import loss_name
 from eql_d2.mini_lvis.generator import MiniLVISSpec, ensure
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "MiniLVIS"

@@ -11,7 +11,6 @@ from detectron2.utils.events import EventStorage
 
 from eql_d2 import ClassFrequencies, get_config_file
 from eql_d2.engine import load_config
-from eql_d2.engine.lazy import build_lazy_model
 from eql_d2.engine.optimizer import classifier_lr_factor, clipped_sgd
 from eql_d2.engine.trainer import Trainer
 
@@ -82,7 +81,7 @@ def test_image_labels_reach_the_loss(counts):
     cfg.train.device = "cpu"
     predictor = cfg.model.roi_heads.box_predictor
     predictor.image_labels, predictor.cls_loss.unchecked = True, "equalize"
-    model = build_lazy_model(cfg)
+    model = Trainer.build_model(cfg)
     (image,) = inputs(96, 90)
     with EventStorage():
         model([{**image, "checked_categories": [3, 88]}])

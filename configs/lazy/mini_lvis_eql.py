@@ -86,7 +86,7 @@ model = L(GeneralizedRCNN)(
             test_topk_per_image=300,
             cls_loss=L(EqualizationLoss)(
                 num_classes="${...num_classes}",
-                frequencies=L(ClassFrequencies.from_dataset)(name="mini_lvis_train"),
+                frequencies=L(ClassFrequencies.from_dataset)(name="mini_lvis_train", cache_dir="${train.output_dir}"),
                 tail=L(TailRule)(groups="r"),
                 prior_prob=0.01,
             ),

@@ -9,6 +9,7 @@ The position counts the indices drawn, in all processes together; the augmentati
 position). To resume, the batches before are drawn again, which costs microseconds each, and not read.
 """
 
+import copy
 import itertools
 import logging
 import os
@@ -47,8 +48,11 @@ class TrainLoader:
     Args:
         dataset: dataset dicts as a list, or a map-style dataset of them.
         mapper: from a dataset dict to the model's input. Where it returns None, another image of the dataset is drawn.
-        make_sampler: ``(dataset, seed) -> Sampler`` with an endless stream of indices of ``dataset``, which depends
-            only on the seed and the rank. Default: Detectron2's ``TrainingSampler``.
+        sampler: as of Detectron2's loader, an endless stream of indices of ``dataset``: one of Detectron2's samplers,
+            which is given the loader's seed, or another that starts anew each time it is iterated over, and then depends
+            only on the rank. Default: Detectron2's ``TrainingSampler``.
+        make_sampler: in the place of ``sampler``, ``(dataset, seed) -> Sampler``, which depends only on the seed and
+            the rank.
         total_batch_size: images of a batch in all processes together.
         aspect_ratio_grouping: whether a batch holds only images that are wider than high, or only such that are not;
             needs `width` and `height` in the dataset dicts.
@@ -66,6 +70,7 @@ class TrainLoader:
         *,
         mapper: Callable[[dict], dict | None],
         total_batch_size: int,
+        sampler: Sampler | None = None,
         make_sampler: Callable[[Sequence[dict], int], Sampler] | None = None,
         aspect_ratio_grouping: bool = True,
         num_workers: int = 0,
@@ -79,8 +84,10 @@ class TrainLoader:
             )
         if isinstance(dataset, IterableDataset) or not len(dataset):
             raise InputError("the training data must be a list or a map-style dataset, with at least one image")
+        if sampler is not None and make_sampler is not None:
+            raise InputError("TrainLoader takes a sampler or make_sampler, not both")
         self.mapper = mapper
-        self.make_sampler = make_sampler or training_sampler
+        self.make_sampler = make_sampler or (training_sampler if sampler is None else partial(reseeded, sampler))
         self.wider = wider_than_high(dataset) if aspect_ratio_grouping else [False] * len(dataset)
         self.aspect_ratio_grouping = aspect_ratio_grouping
         self.batch_size = total_batch_size // processes
@@ -174,6 +181,20 @@ NOT_YET = object()  # stands for the sampler where Detectron2 is asked for every
 def training_sampler(dataset, seed: int) -> Sampler:
     """Detectron2's ``TrainingSampler``: one shuffle of the dataset after another."""
     return TrainingSampler(len(dataset), seed=seed)
+
+
+def reseeded(sampler: Sampler, dataset, seed: int) -> Sampler:
+    """A copy of one of Detectron2's samplers, which draw by a seed of their own, with this seed; others as they are."""
+    if hasattr(sampler, "_seed"):
+        sampler = copy.copy(sampler)
+        sampler._seed = seed
+    else:
+        logger.warning(
+            "%s has no seed that could be set: a resumed run equals an uninterrupted one only if its stream is the same "
+            "each time",
+            type(sampler).__name__,
+        )
+    return sampler
 
 
 def sampler_from_config(cfg, dataset, seed: int) -> Sampler:

@@ -5,6 +5,7 @@ from eql_d2.engine.checks import check_run
 from eql_d2.engine.errors import one_line_errors
 from eql_d2.engine.interruption import Interrupted, resumable_tool
 from eql_d2.engine.launch import launch_tool
+from eql_d2.engine.settings import RunSettings, settings_of
 from eql_d2.engine.setup import load_config, setup, use_available_device
 from eql_d2.engine.summary import summarize_run
 from eql_d2.engine.train_step import DataError, TrainStep
@@ -14,6 +15,7 @@ __all__ = [
     "DataError",
     "Interrupted",
     "LongTailCheckpointer",
+    "RunSettings",
     "TrainStep",
     "Trainer",
     "check_run",
@@ -21,6 +23,7 @@ __all__ = [
     "load_config",
     "one_line_errors",
     "resumable_tool",
+    "settings_of",
     "setup",
     "summarize_run",
     "use_available_device",

@@ -7,7 +7,7 @@ import os
 import pickle
 import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from typing import IO
 from urllib.parse import urlparse
@@ -44,12 +44,22 @@ class LongTailCheckpointer(DetectionCheckpointer):
 
     Args:
         model, save_dir, checkpointables: as of ``DetectionCheckpointer``.
+        weights_to_save: gives weights by name that are saved in the place of the model's own; None: all are its own.
         new_classifier: leave the classifier out of the weights that a new run starts from, whatever its width. A
             resumed run goes on with its own.
     """
 
-    def __init__(self, model, save_dir="", *, new_classifier: bool = False, **checkpointables):
+    def __init__(
+        self,
+        model,
+        save_dir="",
+        *,
+        new_classifier: bool = False,
+        weights_to_save: Callable[[], dict[str, torch.Tensor]] | None = None,
+        **checkpointables,
+    ):
         super().__init__(model, save_dir, **checkpointables)
+        self.weights_to_save = weights_to_save
         self.new_classifier = new_classifier
         self.saved_iteration: int | None = None  # of the last checkpoint that this object has saved
 
@@ -62,6 +72,8 @@ class LongTailCheckpointer(DetectionCheckpointer):
         if not self.save_dir or not self.save_to_disk:
             return
         data = {"model": self.model.state_dict()}
+        if self.weights_to_save is not None:
+            data["model"].update(self.weights_to_save())
         data.update({key: value.state_dict() for key, value in self.checkpointables.items()})
         data.update(kwargs)
         path = os.path.join(self.save_dir, f"{name}.pth")

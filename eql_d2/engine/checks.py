@@ -14,6 +14,7 @@ from detectron2.utils.file_io import PathManager
 
 from eql_d2.data.annotations import EVALUATED_BY, read_annotations
 from eql_d2.data.registration import datasets_root
+from eql_d2.engine.settings import RunSettings, require_decay, settings_of
 from eql_d2.errors import InputError
 from eql_d2.losses import CLS_LOSS_REGISTRY
 from eql_d2.losses.hyper_parameters import NODE
@@ -89,37 +90,44 @@ def config_keys(cfg: CfgNode, prefix: str = "") -> list[str]:
     return keys
 
 
-def check_run(cfg: CfgNode, train: bool) -> None:
+def check_run(cfg, train: bool) -> None:
     """Check the names and the datasets of a config; cheap but for reading the annotations of the test sets.
 
     Args:
-        train: whether ``DATASETS.TRAIN`` is needed, too.
+        cfg: of a YAML file or a LazyConfig.
+        train: whether the training sets are needed, too.
 
     Raises:
         InputError: an unknown or ignored ROI head or loss, or see :func:`check_dataset` and :func:`check_fixed_ap`.
     """
-    check_names(cfg)
-    if train and not cfg.DATASETS.TRAIN:
-        raise InputError("DATASETS.TRAIN is empty: name a dataset to train on")
-    for name in cfg.DATASETS.TRAIN if train else ():
-        check_dataset(cfg, "DATASETS.TRAIN", name, read=False)  # the data loader is about to read it
-    for name in cfg.DATASETS.TEST:
-        check_dataset(cfg, "DATASETS.TEST", name, read=True)  # or the mistake shows when training is done
-        check_evaluator_type(name)
-    check_fixed_ap(cfg)
+    run = settings_of(cfg)
+    if isinstance(cfg, CfgNode):
+        check_names(cfg)
+        if train and not run.train_sets:
+            raise InputError("DATASETS.TRAIN is empty: name a dataset to train on")
+    require_decay(run)
+    for name in run.train_sets if train else ():
+        check_dataset(run, "train_sets", name, read=False)  # the data loader is about to read it
+    for name in run.test_sets:
+        check_dataset(run, "test_sets", name, read=True)  # or the mistake shows when training is done
+        if isinstance(cfg, CfgNode):
+            check_evaluator_type(name)  # a LazyConfig may have an evaluator of its own
+    check_fixed_ap(run)
 
 
-def check_fixed_ap(cfg: CfgNode) -> None:
+def check_fixed_ap(run: RunSettings) -> None:
     """Fixed AP needs more detections than the standard metrics, and our own evaluation."""
-    key = "TEST.FIXED_AP_DETECTIONS_PER_IMAGE"
-    limit, standard = cfg.TEST.FIXED_AP_DETECTIONS_PER_IMAGE, cfg.TEST.DETECTIONS_PER_IMAGE
+    key = run.keys["fixed_ap_detections"]
+    limit, standard = run.fixed_ap_detections, run.detections_per_image or 0
     if limit > 0 and not 0 <= standard <= limit:
         raise InputError(
-            f"{key} is {limit}, fewer than TEST.DETECTIONS_PER_IMAGE {standard}: raise it, or set -1 for all "
+            f"{key} is {limit}, fewer than {run.keys['detections_per_image']} {standard}: raise it, or set -1 for all "
             f"detections or 0 for no fixed AP"
         )
-    if limit != 0 and cfg.TEST.LVIS_BACKEND != "eql_d2":
-        raise InputError(f"{key} is {limit}, but TEST.LVIS_BACKEND '{cfg.TEST.LVIS_BACKEND}' has no fixed AP: set 0")
+    if limit != 0 and run.lvis_backend != "eql_d2":
+        raise InputError(
+            f"{key} is {limit}, but {run.keys['lvis_backend']} '{run.lvis_backend}' has no fixed AP: set 0"
+        )
 
 
 def check_evaluator_type(name: str) -> str:
@@ -171,32 +179,33 @@ def check_no_key_of_ours(cfg: CfgNode) -> None:
             )
 
 
-def check_first_stage(cfg: CfgNode) -> None:
-    """With ``MODEL.FREEZE`` a new run needs the weights that the frozen parts keep.
+def check_first_stage(run: RunSettings) -> None:
+    """With frozen parts a new run needs the weights that these keep.
 
     Raises:
-        InputError: ``MODEL.WEIGHTS`` is empty, or a file that is not there.
+        InputError: the weights are none, or a file that is not there.
     """
-    weights = cfg.MODEL.WEIGHTS
-    if cfg.MODEL.FREEZE and not (weights and ("://" in weights or PathManager.isfile(weights))):
+    weights = run.weights
+    if run.freeze and not (weights and ("://" in weights or PathManager.isfile(weights))):
         raise InputError(
-            f"MODEL.FREEZE {list(cfg.MODEL.FREEZE)} keeps parts of the model as a first stage of training left them, "
-            f"but its weights are not here: MODEL.WEIGHTS is '{weights}'. Set it to the checkpoint of the first stage, "
-            f"or train that first, with its own config and OUTPUT_DIR "
+            f"{run.keys['freeze']} {list(run.freeze)} keeps parts of the model as a first stage of training left them, "
+            f"but its weights are not here: {run.keys['weights']} is '{weights}'. Set it to the checkpoint of the "
+            f"first stage, or train that first, with its own config and {run.keys['output_dir']} "
             f"'{os.path.dirname(weights) or 'output/first_stage'}'"
         )
 
 
-def check_dataset(cfg: CfgNode, key: str, name: str, read: bool) -> None:
+def check_dataset(run: RunSettings, setting: str, name: str, read: bool) -> None:
     """A dataset must be registered, its annotation file there, and its categories as many as the model's classes.
 
     Args:
-        key: the config key that names the dataset, for messages.
+        setting: "train_sets" or "test_sets".
         read: whether to read the annotation file, to evaluate by, even where the metadata has the categories.
 
     Raises:
         InputError: one of these does not hold, or see :func:`eql_d2.data.annotations.read_annotations`.
     """
+    key = run.keys[setting]
     if name not in DatasetCatalog.list():
         raise InputError(
             f"dataset '{name}' of {key} is not registered{did_you_mean(name, DatasetCatalog.list()) or '.'} "
@@ -217,15 +226,16 @@ def check_dataset(cfg: CfgNode, key: str, name: str, read: bool) -> None:
         content = read_annotations(PathManager.get_local_path(json_file), required)
         classes = content["categories"] if classes is None else classes
     if classes is not None:
-        check_num_classes(cfg, key, name, len(classes))
+        check_num_classes(run, setting, name, len(classes))
 
 
-def check_num_classes(cfg: CfgNode, key: str, name: str, found: int) -> None:
-    """``MODEL.ROI_HEADS.NUM_CLASSES`` must be the number of categories of the dataset."""
-    if found != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
+def check_num_classes(run: RunSettings, setting: str, name: str, found: int) -> None:
+    """The model must have as many classes as the dataset has categories."""
+    key = run.keys["num_classes"]
+    if run.num_classes not in (None, found):
         raise InputError(
-            f"MODEL.ROI_HEADS.NUM_CLASSES is {cfg.MODEL.ROI_HEADS.NUM_CLASSES}, but '{name}' ({key}) has {found} "
-            f"categories: set NUM_CLASSES {found}, or name the right dataset"
+            f"{key} is {run.num_classes}, but '{name}' ({run.keys[setting]}) has {found} categories: set "
+            f"{key.rpartition('.')[2]} {found}, or name the right dataset"
         )
 
 

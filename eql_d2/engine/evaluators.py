@@ -4,48 +4,56 @@ import logging
 import os
 from contextlib import contextmanager
 
+from detectron2.config import instantiate
 from detectron2.data import MetadataCatalog
-from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
-from detectron2.modeling import ROI_HEADS_REGISTRY
+from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, DatasetEvaluators
+from detectron2.evaluation import LVISEvaluator as Detectron2LVISEvaluator
 from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
+from omegaconf import DictConfig, ListConfig
 
 from eql_d2.data import ClassFrequencies
 from eql_d2.data.frequencies import FrequenciesNotFound, TailRule
 from eql_d2.drawing.picture import PredictionPicture
 from eql_d2.engine.checks import check_evaluator_type, check_num_classes
+from eql_d2.engine.settings import RunSettings, settings_of
 from eql_d2.evaluation.coco_evaluation import AnalysedCOCOEvaluator
 from eql_d2.evaluation.lvis_evaluation import LVISEvaluator
 from eql_d2.evaluation.tail_analysis import TailAnalysis
-from eql_d2.losses import CLS_LOSS_REGISTRY
-from eql_d2.losses.hyper_parameters import tail_rule
+from eql_d2.modeling.long_tail import described, target_of
 
 logger = logging.getLogger(__name__)
 
 PICTURE = "ground_truth_and_predictions.png"
+OURS = (LVISEvaluator, AnalysedCOCOEvaluator)
+STOCK = (Detectron2LVISEvaluator, COCOEvaluator)
 
 
 def build_evaluator(cfg, dataset_name: str, output_dir: str) -> DatasetEvaluator:
     """The evaluator that the dataset's ``evaluator_type`` names, and the picture of its rarest objects.
 
-    With fixed AP the model must keep as many detections as :func:`detections_for_fixed_ap` makes it.
+    A LazyConfig's ``dataloader.evaluator`` is taken as it is where it is of a user's own class; Detectron2's for LVIS
+    and COCO become ours, which have the same metrics, with a line in the log. With fixed AP the model must keep as many
+    detections as :func:`detections_for_fixed_ap` makes it.
 
     Raises:
         InputError: a type other than "lvis" and "coco", or a dataset of another number of categories.
     """
-    metadata = MetadataCatalog.get(dataset_name)
+    if isinstance(cfg, DictConfig) and not replaceable(cfg.dataloader.get("evaluator")):
+        return own_evaluator(cfg.dataloader.evaluator)
+    run, metadata = settings_of(cfg), MetadataCatalog.get(dataset_name)
     if metadata.get("thing_classes") is not None:
-        check_num_classes(cfg, "DATASETS.TEST", dataset_name, len(metadata.thing_classes))
-    frequencies = training_frequencies(cfg)
-    tail = tail_of_loss(cfg, frequencies)
-    analysis = TailAnalysis(dataset_name, output_dir, frequencies, tail, cfg.TEST.BOUNDARY_AP)
+        check_num_classes(run, "test_sets", dataset_name, len(metadata.thing_classes))
+    frequencies = training_frequencies(run)
+    tail = tail_of_loss(run, frequencies)
+    analysis = TailAnalysis(dataset_name, output_dir, frequencies, tail, run.boundary_ap)
     arguments = {
         "output_dir": output_dir,
-        "max_dets_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
+        "max_dets_per_image": run.detections_per_image,
         "analysis": analysis,
-        "fixed_ap": cfg.TEST.FIXED_AP_DETECTIONS_PER_IMAGE != 0,
+        "fixed_ap": run.fixed_ap_detections != 0,
     }
     if check_evaluator_type(dataset_name) == "lvis":
-        evaluator = LVISEvaluator(dataset_name, backend=cfg.TEST.LVIS_BACKEND, **arguments)
+        evaluator = LVISEvaluator(dataset_name, backend=run.lvis_backend, **arguments)
     else:
         evaluator = AnalysedCOCOEvaluator(dataset_name, use_fast_impl=False, **arguments)
     if frequencies is None:
@@ -54,24 +62,37 @@ def build_evaluator(cfg, dataset_name: str, output_dir: str) -> DatasetEvaluator
     return DatasetEvaluators([evaluator, picture])
 
 
-def training_frequencies(cfg) -> ClassFrequencies | None:
+def replaceable(node) -> bool:
+    """Whether ours stands in for a LazyConfig's evaluator: for ours, for none, and for Detectron2's, with a line."""
+    if node is None or target_of(node) in OURS:
+        return True
+    if target_of(node) not in STOCK:
+        return False
+    logger.info(
+        "dataloader.evaluator: eql_d2's, with the same metrics, in the place of Detectron2's %s", described(node)
+    )
+    return True
+
+
+def own_evaluator(node) -> DatasetEvaluator:
+    """A user's, or several of them."""
+    if isinstance(node, ListConfig):
+        return DatasetEvaluators([instantiate(n) for n in node])
+    return instantiate(node)
+
+
+def training_frequencies(run: RunSettings) -> ClassFrequencies | None:
     """Counts of the training set, or None, and a warning, where there are none: evaluation does without."""
     try:
-        return ClassFrequencies.from_config(cfg)
+        return run.frequencies()
     except ValueError as error:
         logger.warning("no picture of the predictions, and no counts in the analysis: %s", error)
         return None
 
 
-def loss_name(cfg) -> str:
-    """The classification loss of a config: its head's own, the one it names, or Detectron2's."""
-    head = ROI_HEADS_REGISTRY.get(cfg.MODEL.ROI_HEADS.NAME)
-    return getattr(head, "loss_name", None) or cfg.MODEL.ROI_BOX_HEAD.CLS_LOSS.NAME or "SoftmaxCrossEntropy"
-
-
-def tail_of_loss(cfg, frequencies: ClassFrequencies | None) -> TailRule | None:
-    """The tail rule of the config's classification loss; None where it has none, or cannot be applied to the counts."""
-    rule = tail_rule(cfg, CLS_LOSS_REGISTRY.get(loss_name(cfg)))
+def tail_of_loss(run: RunSettings, frequencies: ClassFrequencies | None) -> TailRule | None:
+    """The tail rule of the classification loss; None where it has none, or cannot be applied to the counts."""
+    rule = run.tail_rule()
     if rule is None or frequencies is None:
         return None
     try:
@@ -83,9 +104,9 @@ def tail_of_loss(cfg, frequencies: ClassFrequencies | None) -> TailRule | None:
 
 
 @contextmanager
-def detections_for_fixed_ap(cfg, model):
+def detections_for_fixed_ap(run: RunSettings, model):
     """Within this context the model keeps ``TEST.FIXED_AP_DETECTIONS_PER_IMAGE`` detections, if that is not 0."""
-    limit = cfg.TEST.FIXED_AP_DETECTIONS_PER_IMAGE
+    limit = run.fixed_ap_detections
     predictors = [m for m in model.modules() if isinstance(m, FastRCNNOutputLayers)] if limit else []
     before = [predictor.test_topk_per_image for predictor in predictors]
     for predictor in predictors:

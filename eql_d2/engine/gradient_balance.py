@@ -17,6 +17,7 @@ from torch.utils.hooks import RemovableHandle
 
 from eql_d2.data import ClassFrequencies
 from eql_d2.data.frequencies import GROUP_NAMES
+from eql_d2.engine.settings import settings_of
 from eql_d2.errors import InputError
 from eql_d2.losses import ClassificationLoss
 from eql_d2.losses.fused import own_entry
@@ -309,18 +310,19 @@ def build_gradient_balance(cfg, model) -> GradientBalance | None:
     None if that is 0, if the model has no box predictor of this package, or, with a warning, if there are no category
     counts.
     """
+    run = settings_of(cfg)
     predictors = [m for m in model.modules() if isinstance(m, LongTailFastRCNNOutputLayers)]
-    if cfg.GRADIENT_BALANCE_PERIOD == 0 or not predictors:
+    if run.gradient_balance_period == 0 or not predictors:
         return None
     try:
-        frequencies = ClassFrequencies.from_config(cfg)
+        frequencies = run.frequencies()
     except ValueError as error:  # training itself may need no counts
         logger.warning("the gradient balance is not logged: %s", error)
         return None
     return GradientBalance(
         predictors,
         frequencies,
-        period=cfg.GRADIENT_BALANCE_PERIOD,
-        checkpoint_period=cfg.SOLVER.CHECKPOINT_PERIOD,
-        output_dir=cfg.OUTPUT_DIR,
+        period=run.gradient_balance_period,
+        checkpoint_period=run.checkpoint_period,
+        output_dir=run.output_dir,
     )

@@ -18,4 +18,4 @@ def clipped_sgd(params, clip_norm: float | None = None, **kwargs) -> torch.optim
     cfg.SOLVER.CLIP_GRADIENTS.ENABLED = clip_norm is not None
     cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = "norm"
     cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE = clip_norm or 0.0
-    return maybe_add_gradient_clipping(cfg, torch.optim.SGD)(params, **kwargs)
+    return maybe_add_gradient_clipping(cfg, torch.optim.SGD)(params, foreach=True, **kwargs)

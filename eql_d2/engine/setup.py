@@ -3,15 +3,18 @@
 import logging
 
 import torch
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode, LazyConfig, get_cfg
 from detectron2.engine import default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
+from omegaconf import DictConfig
 
 from eql_d2.config import add_eql_config
 from eql_d2.data.registration import register_datasets
 from eql_d2.engine.checkpoint import require_writable
 from eql_d2.engine.checks import check_nothing_is_empty, explained_config_errors
+from eql_d2.engine.settings import settings_of, warn_of_unread_keys
+from eql_d2.errors import InputError
 
 logger = logging.getLogger(__name__)
 
@@ -44,24 +47,56 @@ def load_config(config_file: str, opts=()) -> CfgNode:
     return cfg
 
 
-def use_available_device(cfg: CfgNode) -> None:
-    """Set ``MODEL.DEVICE`` to the CPU, and say so, where it names a GPU and there is none."""
-    if torch.device(cfg.MODEL.DEVICE).type == "cuda" and not torch.cuda.is_available():
+def use_available_device(cfg) -> None:
+    """Set the device of a config of either kind to the CPU, and say so, where it names a GPU and there is none."""
+    if torch.device(settings_of(cfg).device).type != "cuda" or torch.cuda.is_available():
+        return
+    if isinstance(cfg, DictConfig):
+        cfg.train.device = "cpu"
+    else:
         cfg.MODEL.DEVICE = "cpu"
-        logger.warning("no CUDA device is available: running on the CPU")
+    logger.warning("no CUDA device is available: running on the CPU")
 
 
-def setup(args) -> CfgNode:
-    """The frozen config of a run, with Detectron2's logger, seed and `config.yaml` set up.
+def load_lazy_config(config_file: str, opts=()) -> DictConfig:
+    """A LazyConfig with `path.key=value` overrides. Its Python code runs; a `config.yaml` of a run may call any, too.
+
+    Raises:
+        InputError: a file that is no LazyConfig for training, or an override that is none.
+    """
+    cfg = LazyConfig.load(config_file)
+    missing = [part for part in ("model", "optimizer", "lr_multiplier", "dataloader", "train") if part not in cfg]
+    if missing:
+        raise InputError(
+            f"{config_file} is no LazyConfig to train by: it lacks {', '.join(missing)}. See docs/modern.md, or "
+            f"Detectron2's common/train.py"
+        )
+    wrong = [opt for opt in opts if "=" not in opt]
+    if wrong:
+        raise InputError(f"{wrong[0]} is no override of a LazyConfig: expected path.key=value, such as train.seed=1")
+    return LazyConfig.apply_overrides(cfg, list(opts))
+
+
+def setup(args):
+    """The config of a run, with Detectron2's logger, seed and `config.yaml` set up.
 
     Args:
-        args: what ``default_argument_parser`` parses.
+        args: what ``default_argument_parser`` parses, where ``config_file`` is YAML,
+            or a LazyConfig if it ends in .py.
+
+    Returns:
+        a frozen CfgNode, or a DictConfig.
     """
-    cfg = load_config(args.config_file, args.opts)
+    is_lazy = args.config_file.endswith(".py")
+    cfg = (load_lazy_config if is_lazy else load_config)(args.config_file, args.opts)
+    output_dir = settings_of(cfg).output_dir
     if comm.is_main_process():
-        require_writable(cfg.OUTPUT_DIR)
-    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="eql_d2")
+        require_writable(output_dir)
+    setup_logger(output_dir, distributed_rank=comm.get_rank(), name="eql_d2")
     use_available_device(cfg)
-    cfg.freeze()
+    if is_lazy:
+        warn_of_unread_keys(cfg)
+    else:
+        cfg.freeze()
     default_setup(cfg, args)
     return cfg

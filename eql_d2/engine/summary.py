@@ -6,6 +6,7 @@ from tabulate import tabulate
 
 from eql_d2.engine.evaluators import PICTURE
 from eql_d2.engine.gradient_balance import GRADIENT_BALANCE_FILE
+from eql_d2.engine.settings import settings_of
 
 
 def summarize_run(cfg, results: dict[str, dict]) -> str:
@@ -14,21 +15,22 @@ def summarize_run(cfg, results: dict[str, dict]) -> str:
     Args:
         results: task -> {metric -> score}, or dataset -> task -> {metric -> score} with several test sets.
     """
-    by_dataset = results if len(cfg.DATASETS.TEST) > 1 else dict.fromkeys(cfg.DATASETS.TEST, results)
+    run = settings_of(cfg)
+    by_dataset = results if len(run.test_sets) > 1 else dict.fromkeys(run.test_sets, results)
     lines = []
     for dataset, tasks in by_dataset.items():
         for task, scores in (tasks or {}).items():
             row = {name: f"{score:.2f}" for name, score in scores.items() if "-" not in name}
             lines += [f"{task} on {dataset}:", tabulate([row], headers="keys", tablefmt="pipe")]
     paths = {
-        "checkpoint": os.path.join(cfg.OUTPUT_DIR, "model_final.pth"),
-        "log": os.path.join(cfg.OUTPUT_DIR, "log.txt"),
-        "curves": os.path.join(cfg.OUTPUT_DIR, "metrics.json"),
-        "gradient balance": os.path.join(cfg.OUTPUT_DIR, GRADIENT_BALANCE_FILE),
-        "config": os.path.join(cfg.OUTPUT_DIR, "config.yaml"),
+        "checkpoint": os.path.join(run.output_dir, "model_final.pth"),
+        "log": os.path.join(run.output_dir, "log.txt"),
+        "curves": os.path.join(run.output_dir, "metrics.json"),
+        "gradient balance": os.path.join(run.output_dir, GRADIENT_BALANCE_FILE),
+        "config": os.path.join(run.output_dir, "config.yaml"),
         **{
-            f"picture of {dataset}": os.path.join(cfg.OUTPUT_DIR, "inference", dataset, PICTURE)
-            for dataset in cfg.DATASETS.TEST
+            f"picture of {dataset}": os.path.join(run.output_dir, "inference", dataset, PICTURE)
+            for dataset in run.test_sets
         },
     }
     lines += [f"{name}: {path}" for name, path in paths.items() if os.path.exists(path)]

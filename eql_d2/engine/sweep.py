@@ -17,18 +17,19 @@ from pathlib import Path
 import numpy as np
 import torch
 import yaml
-from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_test_loader
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import GeneralizedRCNN
 from tqdm import tqdm
 
-from eql_d2.data import ClassFrequencies
 from eql_d2.engine.checkpoint import LongTailCheckpointer
 from eql_d2.engine.checks import check_evaluator_type, check_run
 from eql_d2.engine.evaluators import training_frequencies
-from eql_d2.engine.setup import load_config, use_available_device
+from eql_d2.engine.settings import RunSettings, settings_of
+from eql_d2.engine.setup import load_config, load_lazy_config, use_available_device
+from eql_d2.engine.trainer import Trainer
 from eql_d2.errors import InputError
 from eql_d2.evaluation.categories import Categories
+from eql_d2.evaluation.compare import read_run_config
 from eql_d2.evaluation.lvis_metrics import COCO_MAX_DETS, Detections, GroundTruth, best_of_each, evaluate_lvis
 from eql_d2.evaluation.predictions import ImagePredictions, as_detections, load
 from eql_d2.evaluation.tail_results import percent
@@ -72,13 +73,14 @@ class Sweep:
         """
         folder = Path(folder)
         cfg = config_of_run(folder)
-        limits = list(self.detections or [cfg.TEST.DETECTIONS_PER_IMAGE])
-        thresholds = list(self.thresholds or [cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST])
+        run = settings_of(cfg)
+        limits = list(self.detections or [run.detections_per_image])
+        thresholds = list(self.thresholds or [run.score_threshold])
         rows = []
-        for name in cfg.DATASETS.TEST:
+        for name in run.test_sets:
             DatasetCatalog.get(name)  # which sets the metadata
             if self.strengths is None:
-                check_saved_suffice(cfg, limits, thresholds)
+                check_saved_suffice(run, limits, thresholds)
                 predictions = {"saved": saved_detections(folder, name, self.task)}
             else:
                 most = -1 if -1 in limits else max(limits)
@@ -103,8 +105,8 @@ class Sweep:
         model = model_of_run(cfg, folder)
         predictors = [m for m in model.modules() if isinstance(m, LongTailFastRCNNOutputLayers)]
         if not predictors:
-            raise InputError(f"MODEL.ROI_HEADS.NAME {cfg.MODEL.ROI_HEADS.NAME} is not of eql_d2, so has no calibration")
-        frequencies = ClassFrequencies.from_config(cfg)
+            raise InputError(f"its {type(model.roi_heads).__name__} is not of eql_d2, so has no calibration")
+        frequencies = settings_of(cfg).frequencies()
         calibrations = {
             strength: [
                 CALIBRATIONS[self.calibration](predictor.cls_loss, frequencies, strength).to(model.device)
@@ -115,7 +117,7 @@ class Sweep:
         for predictor in predictors:
             predictor.test_topk_per_image, predictor.test_score_thresh = limit, threshold
         images: dict[float, list[ImagePredictions]] = {strength: [] for strength in strengths}
-        loader = build_detection_test_loader(cfg, dataset_name)
+        loader = Trainer.build_test_loader(cfg, dataset_name)
         for inputs in tqdm(loader, desc=f"{folder.name} on {dataset_name}", unit="batch", mininterval=2):
             for strength, outputs in predict_each(model, predictors, calibrations, inputs):
                 images[strength] += [
@@ -155,10 +157,10 @@ class Scorer:
     task: str
 
     @classmethod
-    def of_dataset(cls, cfg: CfgNode, dataset_name: str, task: str) -> "Scorer":
+    def of_dataset(cls, cfg, dataset_name: str, task: str) -> "Scorer":
         metadata = MetadataCatalog.get(dataset_name)
         truth = GroundTruth.load(metadata.json_file, federated=check_evaluator_type(dataset_name) == "lvis")
-        return cls(truth, Categories.of(truth, metadata, training_frequencies(cfg)).members(), task)
+        return cls(truth, Categories.of(truth, metadata, training_frequencies(settings_of(cfg))).members(), task)
 
     def __call__(self, detections: Detections, threshold: float, limit: int) -> dict:
         """Mean number of detections an image, and AP in percent."""
@@ -170,31 +172,31 @@ class Scorer:
         return {"kept": len(kept.score) / len(self.truth.image_ids), "AP": percent(ap), **of_groups}
 
 
-def config_of_run(folder: Path) -> CfgNode:
-    """Its frozen config, on a device that there is."""
+def config_of_run(folder: Path):
+    """Its config, of either kind, on a device that there is."""
     path = folder / "config.yaml"
-    if not path.is_file():
-        raise InputError("no output folder of tools/train_net.py: it has no config.yaml")
-    cfg = load_config(str(path), ["OUTPUT_DIR", str(folder)])
-    use_available_device(cfg)
-    cfg.freeze()
+    if "dataloader" in read_run_config(folder):
+        cfg = load_lazy_config(str(path), [f"train.output_dir={folder}"])
+        use_available_device(cfg)
+    else:
+        cfg = load_config(str(path), ["OUTPUT_DIR", str(folder)])
+        use_available_device(cfg)
+        cfg.freeze()
     check_run(cfg, train=False)
     return cfg
 
 
-def model_of_run(cfg: CfgNode, folder: Path) -> GeneralizedRCNN:
+def model_of_run(cfg, folder: Path) -> GeneralizedRCNN:
     """The model with the run's final weights, in evaluation mode."""
-    from eql_d2.engine.trainer import Trainer
-
     model, weights = Trainer.build_model(cfg), folder / "model_final.pth"
     with readable(weights):
         LongTailCheckpointer(model).load(str(weights))
     return model.eval()
 
 
-def check_saved_suffice(cfg: CfgNode, limits: list, thresholds: list) -> None:
+def check_saved_suffice(run: RunSettings, limits: list, thresholds: list) -> None:
     """Saved predictions are cut already, so that only less can be asked of them."""
-    limit, threshold = cfg.TEST.DETECTIONS_PER_IMAGE, cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST
+    limit, threshold = run.detections_per_image, run.score_threshold
     most = -1 if -1 in limits else max(limits)
     if min(thresholds) < threshold or (limit >= 0 and not 0 <= most <= limit):
         raise InputError(

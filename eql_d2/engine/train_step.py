@@ -1,5 +1,6 @@
 """One training step: mixed precision, gradient accumulation, and what happens where numbers overflow."""
 
+import copy
 import logging
 import time
 from contextlib import nullcontext
@@ -7,14 +8,15 @@ from functools import reduce
 
 import torch
 import torch.distributed as dist
-from detectron2.config import CfgNode
 from detectron2.engine import SimpleTrainer, TrainerBase, hooks
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 from fvcore.nn.precise_bn import get_bn_modules
+from omegaconf import DictConfig
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from eql_d2.engine.settings import settings_of
 from eql_d2.errors import InputError
 from eql_d2.losses import ClassificationLoss
 
@@ -249,7 +251,10 @@ def mixed_precision(name: str, device: str) -> torch.dtype:
         InputError: another name, or fp16 without a GPU.
     """
     if name not in PRECISIONS:
-        raise InputError(f"SOLVER.AMP.PRECISION is '{name}', expected one of {list(PRECISIONS)}")
+        raise InputError(
+            f"SOLVER.AMP.PRECISION is '{name}', expected one of {list(PRECISIONS)} (in a LazyConfig the key is "
+            f"train.amp.precision)"
+        )
     if name == "fp16" and torch.device(device).type == "cpu":
         raise InputError(
             f"SOLVER.AMP.PRECISION fp16 needs a GPU, but MODEL.DEVICE is {device}: set it to bf16, which runs on the "
@@ -275,9 +280,16 @@ def micro_batch_size(batch_size: int, accumulate_steps: int) -> int:
     return batch_size // accumulate_steps
 
 
-def with_micro_batches(cfg: CfgNode) -> CfgNode:
-    """``cfg`` for the data loader, whose batch is one of ``SOLVER.ACCUMULATE_STEPS`` of an optimizer step."""
+def with_micro_batches(cfg):
+    """``cfg``, of either kind, for the data loader, whose batch is one of those that make an optimizer step."""
+    steps = settings_of(cfg).accumulate_steps
+    if isinstance(cfg, DictConfig):
+        cfg = copy.deepcopy(cfg)
+        loader = cfg.dataloader.train
+        if "total_batch_size" in loader:  # else a loader of a user's own, which gives the micro-batches as they are
+            loader.total_batch_size = micro_batch_size(loader.total_batch_size, steps)
+        return cfg
     cfg = cfg.clone()
     cfg.defrost()
-    cfg.SOLVER.IMS_PER_BATCH = micro_batch_size(cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.ACCUMULATE_STEPS)
+    cfg.SOLVER.IMS_PER_BATCH = micro_batch_size(cfg.SOLVER.IMS_PER_BATCH, steps)
     return cfg

@@ -5,27 +5,26 @@ import os
 import re
 import weakref
 from collections import OrderedDict
+from contextlib import nullcontext
 
-import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetMapper
-from detectron2.engine import DefaultTrainer, TrainerBase, hooks
-from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
+from detectron2.engine import DefaultTrainer, TrainerBase, default_writers, hooks
+from detectron2.evaluation import DatasetEvaluator, inference_on_dataset, print_csv_format, verify_results
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from fvcore.nn.precise_bn import get_bn_modules
+from omegaconf import DictConfig
 
-from eql_d2.data.image_errors import ExplainedMapper
-from eql_d2.data.loading import load_training_dicts
-from eql_d2.data.train_loader import TrainLoader
+from eql_d2.engine import lazy_parts, yaml_parts
 from eql_d2.engine.checkpoint import LongTailCheckpointer
 from eql_d2.engine.checks import check_first_stage, check_run, explained_dataset_errors
+from eql_d2.engine.ema import ModelEMA, require_averaging
 from eql_d2.engine.evaluators import build_evaluator, detections_for_fixed_ap
 from eql_d2.engine.gradient_balance import build_gradient_balance
 from eql_d2.engine.interruption import Interruption, interruptible
 from eql_d2.engine.launch import distribute
-from eql_d2.engine.optimizer import classifier_lr_factor
 from eql_d2.engine.resumption import PreciseBN, Resumption
+from eql_d2.engine.settings import settings_of
 from eql_d2.engine.train_step import (
     TrainStep,
     drop_evaluation_of_a_failure,
@@ -40,11 +39,18 @@ from eql_d2.modeling.test_time_augmentation import LongTailRCNNWithTTA
 
 logger = logging.getLogger(__name__)
 
-WRITE_PERIOD = 20  # iterations between lines of the log and of metrics.json, as in Detectron2
+
+def parts_of(cfg):
+    """The module that builds the parts of a run of this kind of config."""
+    return lazy_parts if isinstance(cfg, DictConfig) else yaml_parts
 
 
 class Trainer(DefaultTrainer):
-    """Trains and evaluates: LVIS or COCO metrics by the dataset's metadata, on GPUs or the CPU."""
+    """Trains and evaluates: LVIS or COCO metrics by the dataset's metadata, on GPUs or the CPU.
+
+    ``cfg`` is the CfgNode of a YAML file or the DictConfig of a LazyConfig, here and in all class methods: the two
+    differ in how the parts are built, and in nothing else.
+    """
 
     def __init__(self, cfg):
         """As ``DefaultTrainer.__init__``, which fixes the checkpointer and CUDA device ids and so is not called.
@@ -60,31 +66,33 @@ class Trainer(DefaultTrainer):
         check_run(cfg, train=True)
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         loader_cfg = with_micro_batches(cfg)
-        amp = cfg.SOLVER.AMP
-        precision = mixed_precision(amp.PRECISION, cfg.MODEL.DEVICE) if amp.ENABLED else None
+        run = self.settings = settings_of(cfg)
+        precision = mixed_precision(run.amp, run.device) if run.amp else None
         model = self.build_model(cfg)
         for module in model.modules():
             if isinstance(module, ClassificationLoss):
                 module.require_frequencies()
         optimizer = self.build_optimizer(cfg, model)
         data_loader = self.build_train_loader(loader_cfg)
-        model = distribute(model, broadcast_buffers=False)
+        model = distribute(model, **run.ddp)
         self._trainer = TrainStep(
             model,
             data_loader,
             optimizer,
             precision=precision,
-            accumulate_steps=cfg.SOLVER.ACCUMULATE_STEPS,
+            accumulate_steps=run.accumulate_steps,
         )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self._ema = None if run.ema_decay is None else ModelEMA(model, run.ema_decay)
         self.checkpointer = LongTailCheckpointer(
             model,
-            cfg.OUTPUT_DIR,
-            new_classifier=cfg.MODEL.NEW_CLASSIFIER,
+            run.output_dir,
+            new_classifier=run.new_classifier,
+            weights_to_save=self._ema and self._ema.current,
             trainer=weakref.proxy(self),
         )
         self.start_iter = 0
-        self.max_iter = cfg.SOLVER.MAX_ITER
+        self.max_iter = run.max_iter
         self.cfg = cfg
         self.register_hooks(self.build_hooks())
 
@@ -95,9 +103,16 @@ class Trainer(DefaultTrainer):
             InputError: the weights are not there; see :func:`eql_d2.engine.checks.check_first_stage` too.
         """
         if not (resume and self.checkpointer.has_checkpoint()):
-            check_first_stage(self.cfg)
+            check_first_stage(self.settings)
         self._resumption.resumes = resume
-        super().resume_or_load(resume)
+        self.checkpointer.resume_or_load(self.settings.weights, resume=resume)
+        if resume and self.checkpointer.has_checkpoint():
+            self.start_iter = self.iter + 1  # the checkpoint has the iteration that was finished
+
+    def load_state_dict(self, state_dict):
+        """As Detectron2's; also that of a run of Detectron2's LazyConfig tool, whose trainer has no step within."""
+        require_averaging(state_dict.get("hooks", {}), self._ema is not None)
+        super().load_state_dict(state_dict if "_trainer" in state_dict else {**state_dict, "_trainer": state_dict})
 
     def train(self):
         """Run training; returns the results of the last evaluation, or {} if there was none.
@@ -107,8 +122,13 @@ class Trainer(DefaultTrainer):
             DataError: an image or anything else of the next batch cannot be read; what was trained is saved.
         """
         with self._interruption.handled():
-            super().train()
-        return getattr(self, "_last_eval_results", None) or {}
+            TrainerBase.train(self, self.start_iter, self.max_iter)
+        if self._ema is not None:
+            self._ema.apply()  # all is saved, and this is the model that was evaluated
+        results = getattr(self, "_last_eval_results", None) or {}
+        if self.settings.expected_results and comm.is_main_process():
+            verify_results(self.cfg, results)
+        return results
 
     def run_step(self):
         """One iteration.
@@ -123,8 +143,8 @@ class Trainer(DefaultTrainer):
             reason = re.sub(r"np\.float64\((.*?)\)", r"\1", " ".join(str(error).split()))
             raise Diverged(
                 f"training stopped at iteration {self.iter}: {reason} (classification loss: {self._loss_names()}). "
-                f"Checkpoints made before are in {self.cfg.OUTPUT_DIR}. Lower SOLVER.BASE_LR, warm up longer, or clip "
-                f"gradients (SOLVER.CLIP_GRADIENTS)"
+                f"Checkpoints made before are in {self.settings.output_dir}. Lower SOLVER.BASE_LR, warm up longer, or "
+                f"clip gradients (SOLVER.CLIP_GRADIENTS)"
             ) from error
 
     def after_train(self):
@@ -139,49 +159,81 @@ class Trainer(DefaultTrainer):
     def build_hooks(self):
         """Detectron2's, with interruption and exact resumption.
 
-        And the gradient balance, by ``GRADIENT_BALANCE_PERIOD``, and test-time augmentation if ``TEST.AUG.ENABLED``.
+        And the gradient balance, by ``GRADIENT_BALANCE_PERIOD``, the average of the weights, by ``MODEL_EMA``, and
+        test-time augmentation if ``TEST.AUG.ENABLED``.
         """
-        cfg = self.cfg
-        balance = build_gradient_balance(cfg, self.model)  # before the checkpoint, which has its sums; None is no hook
+        run = self.settings
+        balance = build_gradient_balance(self.cfg, self.model)  # before the checkpoint, which has its sums; or None
         before = [hooks.IterationTimer(), hooks.LRScheduler(), balance]
-        if cfg.TEST.PRECISE_BN.ENABLED and get_bn_modules(self.model):
+        if run.precise_bn_iterations and get_bn_modules(self.model):
             before.append(self._build_precise_bn())
+        before.append(self._ema)
         if comm.is_main_process():
-            before.append(hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD))
+            saving = hooks.PeriodicCheckpointer(
+                self.checkpointer, run.checkpoint_period, max_to_keep=run.checkpoints_kept
+            )
+            before.append(saving)
         self._interruption = Interruption(self.checkpointer)
         # If these fail or are interrupted there is a checkpoint.
-        behind = [hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._test_in_training)]
-        if cfg.TEST.AUG.ENABLED:
+        behind = [hooks.EvalHook(run.eval_period, self._test_in_training)]
+        if run.test_time_augmentation:
             behind.append(hooks.EvalHook(0, self._test_with_tta_after_training))
         if comm.is_main_process():
-            behind.append(hooks.PeriodicWriter(self.build_writers(), period=WRITE_PERIOD))
-        self._resumption = Resumption(self.data_loader, cfg.OUTPUT_DIR, behind, WRITE_PERIOD)
+            behind.append(hooks.PeriodicWriter(self.build_writers(), period=run.write_period))
+        self._resumption = Resumption(self.data_loader, run.output_dir, behind, run.write_period)
         return [self._resumption, *before, self._interruption, *behind]
+
+    def build_writers(self):
+        """Detectron2's."""
+        return default_writers(self.settings.output_dir, self.max_iter)
 
     def _build_precise_bn(self):
         """It runs as often as evaluation, on a stream of images of its own, read in this process to save memory."""
         cfg = with_micro_batches(self.cfg)
         cfg.DATALOADER.NUM_WORKERS = 0
         loader = self.build_train_loader(cfg)
-        return PreciseBN(cfg.TEST.EVAL_PERIOD, self.model, loader, cfg.TEST.PRECISE_BN.NUM_ITER)
+        return PreciseBN(self.settings.eval_period, self.model, loader, self.settings.precise_bn_iterations)
+
+    def _weights_of_evaluation(self):
+        return nullcontext() if self._ema is None else self._ema.applied()
 
     def _test_in_training(self):
-        self._last_eval_results = self.test(self.cfg, self.model)
+        with self._weights_of_evaluation():
+            self._last_eval_results = self.test(self.cfg, self.model)
         return self._last_eval_results
 
     def _test_with_tta_after_training(self):
-        results = self.test_with_tta(self.cfg, self.model)
+        with self._weights_of_evaluation():
+            results = self.test_with_tta(self.cfg, self.model)
         self._last_eval_results = merge_results(self._last_eval_results, results)
         return results
 
     @classmethod
     def test(cls, cfg, model, evaluators=None):
-        """Detectron2's, with the detections that fixed AP needs if ``FIXED_AP_DETECTIONS_PER_IMAGE`` asks for it.
+        """Evaluate on every test set, with the detections that fixed AP needs if the config asks for it.
 
         SIGTERM and SIGINT end it at once.
+
+        Args:
+            evaluators: one, or one for each test set, in the place of those of :meth:`build_evaluator`.
+
+        Returns:
+            task -> {metric: score}; with several test sets dataset -> task -> {metric: score}. None in other processes
+            than the main one.
         """
-        with interruptible(), detections_for_fixed_ap(cfg, model):
-            return super().test(cfg, model, evaluators)
+        run = settings_of(cfg)
+        if isinstance(evaluators, DatasetEvaluator):
+            evaluators = [evaluators]
+        results = OrderedDict()
+        with interruptible(), detections_for_fixed_ap(run, model):
+            for i, name in enumerate(run.test_sets):
+                loader = cls.build_test_loader(cfg, name)
+                evaluator = evaluators[i] if evaluators else cls.build_evaluator(cfg, name)
+                results[name] = inference_on_dataset(model, loader, evaluator)
+                if comm.is_main_process():
+                    logger.info("Evaluation results for %s in csv format:", name)
+                    print_csv_format(results[name])
+        return next(iter(results.values())) if len(results) == 1 else results
 
     @classmethod
     def test_with_tta(cls, cfg, model):
@@ -203,14 +255,16 @@ class Trainer(DefaultTrainer):
     @classmethod
     def evaluate(cls, cfg, model):
         """:meth:`test`, and :meth:`test_with_tta` too if ``TEST.AUG.ENABLED``."""
-        results = cls.test(cfg, model)
-        if cfg.TEST.AUG.ENABLED:
+        run, results = settings_of(cfg), cls.test(cfg, model)
+        if run.test_time_augmentation:
             results = merge_results(results, cls.test_with_tta(cfg, model))
         return results
 
     @staticmethod
     def auto_scale_workers(cfg, num_workers: int):
-        """Detectron2's, which also scales the iterations at which a loss changes."""
+        """Detectron2's, which also scales the iterations at which a loss changes. A LazyConfig has no such key."""
+        if isinstance(cfg, DictConfig):
+            return cfg
         scaled = DefaultTrainer.auto_scale_workers(cfg, num_workers)
         factor = scaled.SOLVER.MAX_ITER / cfg.SOLVER.MAX_ITER
         if factor != 1:
@@ -221,49 +275,36 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_model(cls, cfg):
-        """Detectron2's, with the parts of ``MODEL.FREEZE`` frozen, and told of image labels if its losses want them."""
-        return tell_image_labels(freeze(super().build_model(cfg), cfg.MODEL.FREEZE))
+        """The config's, with the parts of ``MODEL.FREEZE`` frozen, and told of image labels if its losses want them."""
+        model = tell_image_labels(freeze(parts_of(cfg).build_model(cfg), settings_of(cfg).freeze))
+        logger.info("Model:\n%s", model)
+        return model
 
     @classmethod
     def build_train_loader(cls, cfg):
-        """A :class:`TrainLoader` of ``DATASETS.TRAIN``.
+        """A :class:`TrainLoader` of the training sets, or a LazyConfig's own loader.
 
         Raises:
             InputError: a broken annotation file, named; or one without the image labels that the config wants.
         """
-        with explained_dataset_errors(cfg.DATASETS.TRAIN):
-            return TrainLoader(
-                cfg,
-                dataset=load_training_dicts(cfg),
-                mapper=ExplainedMapper(DatasetMapper(cfg, True)),
-            )
+        with explained_dataset_errors(settings_of(cfg).train_sets):
+            return parts_of(cfg).build_train_loader(cfg)
 
     @classmethod
     def build_test_loader(cls, cfg, dataset_name):
         """Detectron2's loader; a broken annotation file is an InputError that names it."""
         with explained_dataset_errors([dataset_name]):
-            return super().build_test_loader(cfg, dataset_name)
+            return parts_of(cfg).build_test_loader(cfg, dataset_name)
 
     @classmethod
     def build_optimizer(cls, cfg, model):
-        """Detectron2's SGD, with ``SOLVER.CLASSIFIER_LR_FACTOR`` on the classifier layer."""
-        parameters = get_default_optimizer_params(
-            model,
-            base_lr=cfg.SOLVER.BASE_LR,
-            weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
-            bias_lr_factor=cfg.SOLVER.BIAS_LR_FACTOR,
-            weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
-            lr_factor_func=classifier_lr_factor(cfg.SOLVER.CLASSIFIER_LR_FACTOR),
-        )
-        optimizer = torch.optim.SGD(
-            parameters,
-            lr=cfg.SOLVER.BASE_LR,
-            momentum=cfg.SOLVER.MOMENTUM,
-            nesterov=cfg.SOLVER.NESTEROV,
-            weight_decay=cfg.SOLVER.WEIGHT_DECAY,
-            foreach=True,
-        )
-        return maybe_add_gradient_clipping(cfg, optimizer)
+        """The config's; of a YAML file Detectron2's SGD, with ``SOLVER.CLASSIFIER_LR_FACTOR`` on the classifier."""
+        return parts_of(cfg).build_optimizer(cfg, model)
+
+    @classmethod
+    def build_lr_scheduler(cls, cfg, optimizer):
+        """Detectron2's, with the config's schedule."""
+        return parts_of(cfg).build_lr_scheduler(cfg, optimizer)
 
     @classmethod
     def build_evaluator(cls, cfg, dataset_name, folder="inference"):
@@ -272,7 +313,7 @@ class Trainer(DefaultTrainer):
         Raises:
             InputError: a type other than "lvis" and "coco", or a dataset of another number of categories.
         """
-        output_dir = os.path.join(cfg.OUTPUT_DIR, folder, dataset_name)
+        output_dir = os.path.join(settings_of(cfg).output_dir, folder, dataset_name)
         return build_evaluator(cfg, dataset_name, output_dir)
 
 

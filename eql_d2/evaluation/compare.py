@@ -13,7 +13,22 @@ from eql_d2.errors import InputError
 
 METRICS = ("AP", "APr", "APc", "APf")
 # What differs between runs that are repetitions of one another.
-NOT_PART_OF_A_CONFIGURATION = ("SEED", "OUTPUT_DIR")
+NOT_PART_OF_A_CONFIGURATION = ("SEED", "OUTPUT_DIR", "train.seed", "train.output_dir")
+
+
+class PlainLoader(yaml.SafeLoader):
+    """Reads the Python objects of a LazyConfig's `config.yaml` as plain data: nothing is imported or called."""
+
+
+def _plain(loader: PlainLoader, tag: str, node: yaml.Node):
+    if isinstance(node, yaml.SequenceNode):
+        return loader.construct_sequence(node, deep=True)
+    if isinstance(node, yaml.MappingNode):
+        return loader.construct_mapping(node, deep=True)
+    return node.value or tag.partition(":")[2]  # the name of a class or function
+
+
+PlainLoader.add_multi_constructor("tag:yaml.org,2002:python/", _plain)
 
 
 def compare_runs(folders: Sequence[Path], task: str = "bbox", dataset: str | None = None) -> str:
@@ -54,7 +69,7 @@ def read_run_config(folder: Path) -> dict:
     if not path.is_file():
         raise InputError(f"{folder} is no output folder of tools/train_net.py: it has no config.yaml")
     try:
-        config = yaml.safe_load(path.read_text())
+        config = yaml.load(path.read_text(), Loader=PlainLoader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not a YAML file: {error}") from error
     if not isinstance(config, dict):
@@ -64,14 +79,34 @@ def read_run_config(folder: Path) -> dict:
 
 def configuration_key(config: dict) -> str:
     """Equal for runs that are repetitions of one another."""
-    shared = {key: value for key, value in config.items() if key not in NOT_PART_OF_A_CONFIGURATION}
-    return json.dumps(shared, sort_keys=True)
+    return json.dumps(shared_part(config), sort_keys=True)
+
+
+def shared_part(node, prefix: str = ""):
+    """A config, or a section of it, without what differs between repetitions."""
+    if not isinstance(node, dict):
+        return node
+    return {
+        key: shared_part(value, f"{prefix}{key}.")
+        for key, value in node.items()
+        if f"{prefix}{key}" not in NOT_PART_OF_A_CONFIGURATION
+    }
 
 
 def test_sets(config: dict) -> list[str]:
-    """`DATASETS.TEST`; [] for a config without, as one that was cut off or a LazyConfig."""
-    datasets = config.get("DATASETS")
-    return list(datasets.get("TEST") or ()) if isinstance(datasets, dict) else []
+    """`DATASETS.TEST`, of a LazyConfig `dataloader.test.dataset.names`; [] for a config without."""
+    if isinstance(config.get("dataloader"), dict):
+        names = section(config, "dataloader", "test", "dataset").get("names") or ()
+        return [names] if isinstance(names, str) else list(names)
+    return list(section(config, "DATASETS").get("TEST") or ())
+
+
+def section(config: dict, *keys: str) -> dict:
+    """The section within sections of a config, {} where there is none."""
+    for key in keys:
+        found = config.get(key)
+        config = found if isinstance(found, dict) else {}
+    return config
 
 
 def _scores(folder: Path, task: str, dataset: str | None) -> dict[str, float]:

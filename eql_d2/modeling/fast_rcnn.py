@@ -84,8 +84,11 @@ class LongTailFastRCNNOutputLayers(FastRCNNOutputLayers):
         self.calibration = calibration
         self.image_labels = image_labels
         self.checked: torch.Tensor | None = None  # (N, K) bool of the batch, which a hook sets
-        self.cls_score = build_classifier(self.cls_score.in_features, cls_loss.num_logits, cls_temperature, cls_bias)
-        nn.init.normal_(self.cls_score.weight, std=0.01)
+        stock = self.cls_score
+        with torch.random.fork_rng(devices=[]):
+            self.cls_score = build_classifier(stock.in_features, cls_loss.num_logits, cls_temperature, cls_bias)
+            nn.init.normal_(self.cls_score.weight, std=0.01)
+        self._start_from(stock)
         p = cls_loss.prior_prob
         if cls_bias:
             nn.init.constant_(self.cls_score.bias, 0 if p is None else -math.log((1 - p) / p))
@@ -125,10 +128,14 @@ class LongTailFastRCNNOutputLayers(FastRCNNOutputLayers):
         with torch.random.fork_rng(devices=[]):
             predictor = cls(cfg, stock.cls_score.in_features, box2box_transform=stock.box2box_transform)
         predictor.bbox_pred.load_state_dict(stock.bbox_pred.state_dict())
-        rows = min(predictor.cls_score.out_features, stock.cls_score.out_features)
-        with torch.no_grad():
-            predictor.cls_score.weight[:rows] = stock.cls_score.weight[:rows]
+        predictor._start_from(stock.cls_score)
         return predictor
+
+    @torch.no_grad()
+    def _start_from(self, stock: nn.Linear) -> None:
+        """Take the random rows of Detectron2's classifier; further rows have their own."""
+        rows = min(self.cls_score.out_features, stock.out_features)
+        self.cls_score.weight[:rows] = stock.weight[:rows]
 
     def forward(self, x):
         """

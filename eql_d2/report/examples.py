@@ -12,6 +12,7 @@ from eql_d2.data.registration import register_datasets
 from eql_d2.drawing.panels import Panels, best_places
 from eql_d2.drawing.picture import rarest_images
 from eql_d2.errors import InputError
+from eql_d2.evaluation.compare import section
 from eql_d2.evaluation.saved_predictions import SavedDetections, load_dataset, read_detections
 from eql_d2.report.runs import Comparison
 
@@ -46,7 +47,7 @@ class Examples:
 def rare_examples(comparison: Comparison, num_images: int = 6, progress: Callable = iter) -> Examples:
     """The images of the test set with the rarest objects, as the first run of each configuration sees them."""
     try:
-        register_datasets(comparison.runs[0].config["DATASETS"].get("REGISTER", ()))
+        register_datasets(section(comparison.runs[0].config, "DATASETS").get("REGISTER", ()))
         dicts, names = load_dataset(comparison.dataset)
         images = rarest_images(dicts, image_counts(comparison), num_images)
     except ValueError as error:

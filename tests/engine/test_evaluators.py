@@ -2,7 +2,7 @@
 
 import pytest
 
-from eql_d2.engine import Trainer
+from eql_d2.engine import Trainer, settings_of
 from eql_d2.engine.checks import check_fixed_ap
 from eql_d2.engine.evaluators import detections_for_fixed_ap, tail_of_loss, training_frequencies
 
@@ -10,7 +10,8 @@ KEY = "TEST.FIXED_AP_DETECTIONS_PER_IMAGE"
 
 
 def tail(cfg):
-    rule = tail_of_loss(cfg, training_frequencies(cfg))
+    run = settings_of(cfg)
+    rule = tail_of_loss(run, training_frequencies(run))
     return rule and str(rule)
 
 
@@ -31,7 +32,7 @@ def test_other_losses_have_no_tail(tiny_cfg, head, loss):
 def test_without_counts_there_is_no_tail(tiny_cfg):
     cfg = tiny_cfg("MODEL.ROI_HEADS.NAME", "EQLROIHeads", "MODEL.ROI_BOX_HEAD.CLS_LOSS.COUNTS_FILE", "")
     cfg.DATASETS.TRAIN = ("a_dataset_that_is_not_here",)
-    assert training_frequencies(cfg) is None and tail(cfg) is None
+    assert training_frequencies(settings_of(cfg)) is None and tail(cfg) is None
 
 
 def test_counts_that_lack_the_number_of_images_have_no_tail_by_share(tiny_cfg, frequencies, tmp_path):
@@ -46,21 +47,21 @@ def test_the_model_keeps_more_detections_only_while_it_is_tested(tiny_cfg, head)
     model = Trainer.build_model(cfg)
     predictor = model.roi_heads.box_predictor
     predictors = list(predictor) if head.startswith("Cascade") else [predictor]
-    with pytest.raises(RuntimeError), detections_for_fixed_ap(cfg, model):
+    with pytest.raises(RuntimeError), detections_for_fixed_ap(settings_of(cfg), model):
         assert {p.test_topk_per_image for p in predictors} == {-1}
         raise RuntimeError
     assert {p.test_topk_per_image for p in predictors} == {300}
     cfg.merge_from_list([KEY, 0])
-    with detections_for_fixed_ap(cfg, model):
+    with detections_for_fixed_ap(settings_of(cfg), model):
         assert {p.test_topk_per_image for p in predictors} == {300}
 
 
 def test_limits_that_make_no_sense(tiny_cfg):
     for limit in (0, -1, 300, 5000):
-        check_fixed_ap(tiny_cfg(KEY, limit))
+        check_fixed_ap(settings_of(tiny_cfg(KEY, limit)))
     with pytest.raises(ValueError, match=f"{KEY} is 100, fewer than TEST.DETECTIONS_PER_IMAGE 300"):
-        check_fixed_ap(tiny_cfg(KEY, 100))
+        check_fixed_ap(settings_of(tiny_cfg(KEY, 100)))
     with pytest.raises(ValueError, match=f"{KEY} is 5000, fewer than TEST.DETECTIONS_PER_IMAGE -1"):
-        check_fixed_ap(tiny_cfg(KEY, 5000, "TEST.DETECTIONS_PER_IMAGE", -1))
+        check_fixed_ap(settings_of(tiny_cfg(KEY, 5000, "TEST.DETECTIONS_PER_IMAGE", -1)))
     with pytest.raises(ValueError, match="TEST.LVIS_BACKEND 'lvis' has no fixed AP"):
-        check_fixed_ap(tiny_cfg(KEY, -1, "TEST.LVIS_BACKEND", "lvis"))
+        check_fixed_ap(settings_of(tiny_cfg(KEY, -1, "TEST.LVIS_BACKEND", "lvis")))

@@ -12,7 +12,6 @@ from detectron2.data import DatasetMapper
 from detectron2.engine import HookBase
 
 from eql_d2.engine import DataError, Interrupted, Trainer
-from eql_d2.engine.lazy import build_lazy_trainer
 from eql_d2.engine.resumption import move_later_lines
 from eql_d2.engine.train_step import with_micro_batches
 
@@ -309,11 +308,11 @@ def test_a_lazy_config_resumes_exactly(datasets, tmp_path):
         cfg.train.update(max_iter=8, init_checkpoint="", output_dir=str(tmp_path / folder), device="cpu")
         cfg.train.checkpointer.period = 3
         torch.manual_seed(0)
-        trainer, start, interruption = build_lazy_trainer(cfg, resume)
+        trainer = Trainer(cfg)
+        trainer.resume_or_load(resume)
         if stop_at:
             trainer.register_hooks([SignalAt(stop_at, signal.SIGTERM)])
-        with interruption.handled():
-            trainer.train(start, cfg.train.max_iter)
+        trainer.train()
         return torch.load(tmp_path / folder / "model_final.pth", weights_only=True)["model"]
 
     whole = train_lazy("whole")

@@ -15,7 +15,7 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 from eql_d2 import CLS_LOSS_REGISTRY, get_config_file
-from eql_d2.engine import DataError, Trainer, TrainStep, lazy
+from eql_d2.engine import DataError, Trainer, TrainStep
 from eql_d2.engine.train_step import (
     MAX_SKIPPED_IN_A_ROW,
     last_line,
@@ -312,7 +312,7 @@ def test_the_lazy_trainer_takes_the_same_step(tmp_path):
     cfg = LazyConfig.load(get_config_file("lazy/mini_lvis_eql.py"))
     cfg.train.update(device="cpu", output_dir=str(tmp_path), init_checkpoint="", accumulate_steps=2)
     cfg.train.amp.update(enabled=True)
-    trainer = lazy.build_lazy_trainer(cfg, resume=False)[0]
-    assert type(trainer) is TrainStep
-    assert trainer.precision is torch.bfloat16 and trainer.accumulate_steps == 2
+    trainer = Trainer(cfg)
+    step = trainer._trainer
+    assert step.precision is torch.bfloat16 and step.accumulate_steps == 2
     assert len(next(iter(trainer.data_loader))) == 2

@@ -8,7 +8,7 @@ from scipy import stats
 
 from eql_d2 import CLS_LOSS_REGISTRY
 from eql_d2.engine import load_config
-from eql_d2.engine.evaluators import loss_name
+from eql_d2.engine.settings import loss_name
 
 ROOT = Path(__file__).parents[2]
 from study import documents, plan, record, runs, seeds

@@ -1,0 +1,121 @@
+"""The parts of a run that a LazyConfig asks for; :mod:`eql_d2.engine.yaml_parts` has the same for a YAML config.
+
+A config has ``model``, ``optimizer``, ``lr_multiplier``, ``dataloader`` and ``train``, as Detectron2's own. What else
+it may have is :data:`eql_d2.engine.settings.LAZY_DEFAULTS`.
+"""
+
+import copy
+import logging
+
+import torch
+from detectron2.config import instantiate
+from detectron2.data import build_detection_train_loader
+from detectron2.data.samplers import TrainingSampler
+from detectron2.solver import LRMultiplier
+from omegaconf import DictConfig, ListConfig
+from torch import nn
+
+from eql_d2.data.image_errors import ExplainedMapper
+from eql_d2.data.seeding import seeded
+from eql_d2.data.train_loader import TrainLoader
+from eql_d2.engine.extras import explained_missing_package, require_shapely
+from eql_d2.engine.settings import settings_of
+from eql_d2.modeling.activation_checkpoint import checkpoint_activations
+from eql_d2.modeling.long_tail import described, target_of
+
+logger = logging.getLogger(__name__)
+
+__all__ = ["build_lr_scheduler", "build_model", "build_optimizer", "build_test_loader", "build_train_loader"]
+
+# Arguments of build_detection_train_loader that TrainLoader has, too.
+TAKEN = ("dataset", "mapper", "sampler", "total_batch_size", "aspect_ratio_grouping", "num_workers")
+CROPS = ("FixedSizeCrop", "RandomCrop")
+
+
+def build_model(cfg: DictConfig) -> nn.Module:
+    """The model on its device; activation checkpointing is torch's own, in the place of fairscale's."""
+    node = copy.deepcopy(cfg).model  # with what its interpolations refer to
+    backbones = [n for n in config_nodes(node) if n.get("use_act_checkpoint")]
+    for backbone in backbones:
+        backbone.use_act_checkpoint = False
+    with explained_missing_package():
+        model = instantiate(node)
+    if backbones:
+        checkpoint_activations(model)
+    return model.to(settings_of(cfg).device)
+
+
+def build_optimizer(cfg: DictConfig, model: nn.Module) -> torch.optim.Optimizer:
+    node = copy.deepcopy(cfg).optimizer
+    node.params.model = model
+    return instantiate(node)
+
+
+def build_lr_scheduler(cfg: DictConfig, optimizer: torch.optim.Optimizer) -> LRMultiplier:
+    return LRMultiplier(optimizer, instantiate(cfg.lr_multiplier), settings_of(cfg).max_iter)
+
+
+def build_train_loader(cfg: DictConfig):
+    """``dataloader.train``: a :class:`TrainLoader` also where it names Detectron2's loader, which cannot resume.
+
+    A loader of a user's own is taken as it is.
+    """
+    node = cfg.dataloader.train
+    target = target_of(node)
+    if not (target is TrainLoader or replaceable(node)):
+        return instantiate(node)
+    if target is not TrainLoader:
+        logger.info("dataloader.train: TrainLoader in the place of %s, so that the run can be resumed", described(node))
+    require_shapely_for(node.mapper)
+    arguments = {name: instantiate(value) for name, value in node.items() if name != "_target_"}
+    arguments["mapper"] = ExplainedMapper(arguments["mapper"])
+    arguments.setdefault("seed", settings_of(cfg).seed)
+    if arguments.get("sampler") is None:
+        arguments.setdefault("make_sampler", same_shuffle_as_yaml)
+    return TrainLoader(**arguments)
+
+
+def same_shuffle_as_yaml(dataset, seed: int) -> TrainingSampler:
+    """Detectron2 gives the sampler of a YAML file no seed: it draws one."""
+    with seeded(seed):
+        return TrainingSampler(len(dataset))
+
+
+def replaceable(node: DictConfig) -> bool:
+    """Whether a loader's config is one of Detectron2's own with nothing that TrainLoader has not."""
+    if target_of(node) is not build_detection_train_loader:
+        return False
+    foreign = [key for key, value in node.items() if key not in (*TAKEN, "_target_") and value is not None]
+    if foreign:
+        logger.warning(
+            "dataloader.train has %s, which TrainLoader has not: %s stays, and a resumed run does not equal an "
+            "uninterrupted one",
+            foreign,
+            described(node),
+        )
+    return not foreign
+
+
+def build_test_loader(cfg: DictConfig, dataset_name: str):
+    """``dataloader.test``, of one of its datasets."""
+    node = cfg.dataloader.test
+    if len(settings_of(cfg).test_sets) > 1:
+        node = copy.deepcopy(cfg).dataloader.test
+        node.dataset.names = dataset_name
+    return instantiate(node)
+
+
+def require_shapely_for(mapper: DictConfig) -> None:
+    if not (isinstance(mapper, DictConfig) and mapper.get("use_instance_mask")):
+        return
+    if mapper.get("instance_mask_format", "polygon") == "polygon":
+        for augmentation in mapper.get("augmentations") or ():
+            if described(augmentation) in CROPS:
+                require_shapely(described(augmentation))
+
+
+def config_nodes(node) -> list[DictConfig]:
+    """``node`` and all configs within it."""
+    if isinstance(node, DictConfig):
+        return [node, *(n for value in node.values() for n in config_nodes(value))]
+    return [n for value in node for n in config_nodes(value)] if isinstance(node, ListConfig) else []

@@ -1,0 +1,310 @@
+"""What a run is set to, whichever kind of file says so: a YAML file (CfgNode) or a LazyConfig (DictConfig).
+
+Everything in :mod:`eql_d2.engine` reads a config of either kind by :func:`settings_of`; only how the parts of a run are
+built differs (:mod:`eql_d2.engine.yaml_parts`, :mod:`eql_d2.engine.lazy_parts`).
+"""
+
+import difflib
+import inspect
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from detectron2.config import CfgNode, instantiate
+from detectron2.modeling import ROI_HEADS_REGISTRY
+from detectron2.utils.registry import locate
+from omegaconf import DictConfig, ListConfig
+
+from eql_d2.data import ClassFrequencies
+from eql_d2.data.frequencies import FrequenciesNotFound, TailRule
+from eql_d2.errors import InputError
+from eql_d2.losses import CLS_LOSS_REGISTRY
+from eql_d2.losses.hyper_parameters import tail_rule
+from eql_d2.modeling.long_tail import box_predictor_nodes
+
+logger = logging.getLogger(__name__)
+
+# What a message calls a setting: the key that cures it.
+YAML_KEYS = {
+    "num_classes": "MODEL.ROI_HEADS.NUM_CLASSES",
+    "train_sets": "DATASETS.TRAIN",
+    "test_sets": "DATASETS.TEST",
+    "detections_per_image": "TEST.DETECTIONS_PER_IMAGE",
+    "fixed_ap_detections": "TEST.FIXED_AP_DETECTIONS_PER_IMAGE",
+    "lvis_backend": "TEST.LVIS_BACKEND",
+    "weights": "MODEL.WEIGHTS",
+    "output_dir": "OUTPUT_DIR",
+    "freeze": "MODEL.FREEZE",
+    "ema_decay": "MODEL_EMA.DECAY",
+}
+LAZY_KEYS = {
+    "num_classes": "model.roi_heads.num_classes",
+    "train_sets": "dataloader.train.dataset.names",
+    "test_sets": "dataloader.test.dataset.names",
+    "detections_per_image": "dataloader.evaluator.max_dets_per_image",
+    "fixed_ap_detections": "test.fixed_ap_detections_per_image",
+    "lvis_backend": "test.lvis_backend",
+    "weights": "train.init_checkpoint",
+    "output_dir": "train.output_dir",
+    "freeze": "train.freeze",
+    "ema_decay": "train.model_ema.decay",
+}
+
+# Keys of a LazyConfig that this package reads beside those of Detectron2's common/train.py, with their defaults.
+LAZY_DEFAULTS: dict[str, dict[str, Any]] = {
+    "train": {
+        "seed": -1,
+        "accumulate_steps": 1,
+        "freeze": [],
+        "new_classifier": False,
+        "gradient_balance_period": 20,
+        "model_ema": {"enabled": False, "decay": 0.999},
+    },
+    "test": {"fixed_ap_detections_per_image": 0, "boundary_ap": False, "lvis_backend": "eql_d2"},
+}
+DETECTRON2_TRAIN_KEYS = (
+    "output_dir",
+    "init_checkpoint",
+    "max_iter",
+    "amp",
+    "ddp",
+    "checkpointer",
+    "eval_period",
+    "log_period",
+    "device",
+    "cudnn_benchmark",
+)
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """What training and evaluation go by, apart from the parts that they work with.
+
+    Args:
+        keys: setting -> the config key that it comes from, for messages.
+        weights: the checkpoint that a new run starts from, "" for none.
+        seed: >= 0, or None to draw one.
+        amp: "bf16", "fp16", or None for full precision.
+        ddp: arguments of DistributedDataParallel.
+        checkpoints_kept: of the numbered ones, the newest so many; None: all.
+        ema_decay: in (0, 1), or None for no average of the weights.
+        num_classes: K, None where the config does not say.
+        detections_per_image: None for the evaluator's own default.
+        score_threshold: that a detection must exceed, None for the model's own default.
+        frequencies: counts the training set, or raises FrequenciesNotFound.
+        tail_rule: gives that of the classification loss, None where it has none.
+        precise_bn_iterations: 0 for none.
+        expected_results: ``TEST.EXPECTED_RESULTS``.
+    """
+
+    keys: dict[str, str]
+    output_dir: str
+    weights: str
+    device: str
+    seed: int | None
+    max_iter: int
+    amp: str | None
+    accumulate_steps: int
+    freeze: tuple[str, ...]
+    new_classifier: bool
+    checkpoint_period: int
+    eval_period: int
+    write_period: int
+    gradient_balance_period: int
+    ema_decay: float | None
+    num_classes: int | None
+    train_sets: tuple[str, ...]
+    test_sets: tuple[str, ...]
+    detections_per_image: int | None
+    score_threshold: float | None
+    fixed_ap_detections: int
+    boundary_ap: bool
+    lvis_backend: str
+    frequencies: Callable[[], ClassFrequencies]
+    tail_rule: Callable[[], TailRule | None]
+    ddp: dict[str, Any] = field(default_factory=lambda: {"broadcast_buffers": False})
+    checkpoints_kept: int | None = None
+    precise_bn_iterations: int = 0
+    test_time_augmentation: bool = False
+    expected_results: Sequence = ()
+
+
+def settings_of(cfg) -> RunSettings:
+    """The settings of a config: a CfgNode of a YAML file, or a DictConfig of a LazyConfig."""
+    return lazy_settings(cfg) if isinstance(cfg, DictConfig) else yaml_settings(cfg)
+
+
+def yaml_settings(cfg: CfgNode) -> RunSettings:
+    solver, test = cfg.SOLVER, cfg.TEST
+    return RunSettings(
+        keys=YAML_KEYS,
+        output_dir=cfg.OUTPUT_DIR,
+        weights=cfg.MODEL.WEIGHTS,
+        device=cfg.MODEL.DEVICE,
+        seed=cfg.SEED if cfg.SEED >= 0 else None,
+        max_iter=solver.MAX_ITER,
+        amp=solver.AMP.PRECISION if solver.AMP.ENABLED else None,
+        accumulate_steps=solver.ACCUMULATE_STEPS,
+        freeze=tuple(cfg.MODEL.FREEZE),
+        new_classifier=cfg.MODEL.NEW_CLASSIFIER,
+        checkpoint_period=solver.CHECKPOINT_PERIOD,
+        eval_period=test.EVAL_PERIOD,
+        write_period=20,  # as in Detectron2
+        gradient_balance_period=cfg.GRADIENT_BALANCE_PERIOD,
+        ema_decay=cfg.MODEL_EMA.DECAY if cfg.MODEL_EMA.ENABLED else None,
+        num_classes=cfg.MODEL.ROI_HEADS.NUM_CLASSES,
+        train_sets=tuple(cfg.DATASETS.TRAIN),
+        test_sets=tuple(cfg.DATASETS.TEST),
+        detections_per_image=test.DETECTIONS_PER_IMAGE,
+        score_threshold=cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST,
+        fixed_ap_detections=test.FIXED_AP_DETECTIONS_PER_IMAGE,
+        boundary_ap=test.BOUNDARY_AP,
+        lvis_backend=test.LVIS_BACKEND,
+        frequencies=partial(ClassFrequencies.from_config, cfg),
+        tail_rule=lambda: tail_rule(cfg, CLS_LOSS_REGISTRY.get(loss_name(cfg))),
+        precise_bn_iterations=test.PRECISE_BN.NUM_ITER if test.PRECISE_BN.ENABLED else 0,
+        test_time_augmentation=test.AUG.ENABLED,
+        expected_results=test.EXPECTED_RESULTS,
+    )
+
+
+def loss_name(cfg: CfgNode) -> str:
+    """The classification loss of a YAML config: its head's own, the one it names, or Detectron2's."""
+    head = ROI_HEADS_REGISTRY.get(cfg.MODEL.ROI_HEADS.NAME)
+    return getattr(head, "loss_name", None) or cfg.MODEL.ROI_BOX_HEAD.CLS_LOSS.NAME or "SoftmaxCrossEntropy"
+
+
+def lazy_settings(cfg: DictConfig) -> RunSettings:
+    train, test = ({**LAZY_DEFAULTS[part], **(cfg.get(part) or {})} for part in ("train", "test"))
+    amp, ema = train.get("amp") or {}, {**LAZY_DEFAULTS["train"]["model_ema"], **train["model_ema"]}
+    checkpointer = train.get("checkpointer") or {}
+    return RunSettings(
+        keys=LAZY_KEYS,
+        output_dir=train["output_dir"],
+        weights=train.get("init_checkpoint") or "",
+        device=train.get("device", "cuda"),
+        seed=train["seed"] if train["seed"] >= 0 else None,
+        max_iter=train["max_iter"],
+        amp=amp.get("precision", "bf16") if amp.get("enabled") else None,
+        accumulate_steps=train["accumulate_steps"],
+        freeze=tuple(train["freeze"]),
+        new_classifier=train["new_classifier"],
+        checkpoint_period=checkpointer.get("period", 5000),
+        checkpoints_kept=checkpointer.get("max_to_keep"),
+        eval_period=train.get("eval_period", 0),
+        write_period=train.get("log_period", 20),
+        gradient_balance_period=train["gradient_balance_period"],
+        ema_decay=ema["decay"] if ema["enabled"] else None,
+        num_classes=num_classes(cfg.model),
+        train_sets=dataset_names(cfg.dataloader, "train"),
+        test_sets=dataset_names(cfg.dataloader, "test"),
+        detections_per_image=lazy_detections_per_image(cfg),
+        score_threshold=predictor_setting(cfg.model, "test_score_thresh"),
+        fixed_ap_detections=test["fixed_ap_detections_per_image"],
+        boundary_ap=test["boundary_ap"],
+        lvis_backend=test["lvis_backend"],
+        frequencies=partial(lazy_frequencies, cfg),
+        tail_rule=partial(lazy_tail_rule, cfg.model),
+        ddp=dict(train.get("ddp") or {"broadcast_buffers": False}),
+    )
+
+
+def warn_of_unread_keys(cfg: DictConfig) -> None:
+    """A line for each key of ``train`` and ``test`` that nobody reads; a fork's config may well have some."""
+    known = {
+        "train": [*DETECTRON2_TRAIN_KEYS, *LAZY_DEFAULTS["train"]],
+        "test": list(LAZY_DEFAULTS["test"]),
+    }
+    for part, keys in known.items():
+        for key in cfg.get(part) or ():
+            if key not in keys:
+                close = difflib.get_close_matches(key, keys, n=2)
+                hint = f": did you mean {' or '.join(close)}?" if close else ""
+                logger.warning("the config's %s.%s is read by nothing here%s", part, key, hint)
+
+
+def num_classes(model: DictConfig) -> int | None:
+    """K of the ROI heads, or of a model without."""
+    return (model.get("roi_heads") or model).get("num_classes")
+
+
+def dataset_names(dataloader: DictConfig, part: str) -> tuple[str, ...]:
+    """The registered datasets of `dataloader.train` or `dataloader.test`; () for data of a user's own making."""
+    loader = dataloader.get(part) or {}
+    dataset = loader.get("dataset")
+    names = dataset.get("names") if isinstance(dataset, DictConfig) else None
+    if names is None:
+        return ()
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
+def lazy_detections_per_image(cfg: DictConfig) -> int | None:
+    evaluator = cfg.dataloader.get("evaluator")
+    limit = evaluator.get("max_dets_per_image") if isinstance(evaluator, DictConfig) else None
+    if isinstance(limit, int):
+        return limit
+    return predictor_setting(cfg.model, "test_topk_per_image")
+
+
+def predictor_setting(model: DictConfig, name: str):
+    """An argument of the box predictor that detects, the last of a cascade; None where it is not given."""
+    predictors = box_predictor_nodes(model)
+    return predictors[-1].get(name) if predictors else None
+
+
+def lazy_frequencies(cfg: DictConfig) -> ClassFrequencies:
+    """Those of the classification loss, or else counted from the training set."""
+    of_loss = loss_argument(cfg.model, "frequencies")
+    if of_loss is not None:
+        return instantiate(of_loss)
+    names = dataset_names(cfg.dataloader, "train")
+    if not names:
+        raise FrequenciesNotFound(
+            "the model's loss has no frequencies, and dataloader.train.dataset.names names no dataset: nothing to count"
+        )
+    return ClassFrequencies.sum([ClassFrequencies.from_dataset(name, cfg.train.output_dir) for name in names])
+
+
+def lazy_tail_rule(model: DictConfig) -> TailRule | None:
+    """The rule by which the model's loss selects its tail, its default included; None where it has none."""
+    given = loss_argument(model, "tail")
+    if given is not None:
+        return instantiate(given)
+    for predictor in box_predictor_nodes(model):
+        loss = predictor.get("cls_loss")
+        target = loss.get("_target_") if isinstance(loss, DictConfig) else None
+        loss_class = locate(target) if isinstance(target, str) else target
+        defaults = inspect.signature(loss_class).parameters if loss_class else {}
+        if "tail" in defaults and isinstance(defaults["tail"].default, TailRule):
+            return defaults["tail"].default
+    return None
+
+
+def loss_argument(model: DictConfig, name: str):
+    """The argument ``name`` of the first classification loss of a model's config that has it, or None."""
+    for predictor in box_predictor_nodes(model):
+        found = argument_within(predictor.get("cls_loss"), name)
+        if found is not None:
+            return found
+    return None
+
+
+def argument_within(node, name: str):
+    """``node.name``, or that of a node within: a loss may wrap another."""
+    if not isinstance(node, DictConfig | ListConfig):
+        return None
+    if isinstance(node, DictConfig) and node.get(name) is not None:
+        return node.get(name)
+    values = node.values() if isinstance(node, DictConfig) else node
+    return next((found for value in values if (found := argument_within(value, name)) is not None), None)
+
+
+def require_decay(run: RunSettings) -> None:
+    """
+    Raises:
+        InputError: a decay of the weights' average that is not in (0, 1).
+    """
+    if run.ema_decay is not None and not 0 < run.ema_decay < 1:
+        raise InputError(f"{run.keys['ema_decay']} is {run.ema_decay}: expected a number in (0, 1), such as 0.999")

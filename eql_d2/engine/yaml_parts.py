@@ -1,0 +1,84 @@
+"""The parts of a run that a YAML config asks for; :mod:`eql_d2.engine.lazy_parts` has the same for a LazyConfig."""
+
+import detectron2.data.transforms as T
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetMapper, build_detection_test_loader
+from detectron2.data.detection_utils import build_augmentation
+from detectron2.modeling import build_model as build_detectron2_model
+from detectron2.solver import build_lr_scheduler
+from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
+
+from eql_d2.data.image_errors import ExplainedMapper
+from eql_d2.data.loading import load_training_dicts
+from eql_d2.data.train_loader import TrainLoader
+from eql_d2.engine.extras import explained_missing_package, require_shapely
+from eql_d2.engine.optimizer import classifier_lr_factor
+from eql_d2.errors import InputError
+
+__all__ = ["build_lr_scheduler", "build_model", "build_optimizer", "build_test_loader", "build_train_loader"]
+
+
+def build_model(cfg: CfgNode) -> torch.nn.Module:
+    with explained_missing_package():
+        return build_detectron2_model(cfg)
+
+
+def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:
+    """Detectron2's SGD, with ``SOLVER.CLASSIFIER_LR_FACTOR`` on the classifier layer."""
+    parameters = get_default_optimizer_params(
+        model,
+        base_lr=cfg.SOLVER.BASE_LR,
+        weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
+        bias_lr_factor=cfg.SOLVER.BIAS_LR_FACTOR,
+        weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
+        lr_factor_func=classifier_lr_factor(cfg.SOLVER.CLASSIFIER_LR_FACTOR),
+    )
+    optimizer = torch.optim.SGD(
+        parameters,
+        lr=cfg.SOLVER.BASE_LR,
+        momentum=cfg.SOLVER.MOMENTUM,
+        nesterov=cfg.SOLVER.NESTEROV,
+        weight_decay=cfg.SOLVER.WEIGHT_DECAY,
+        foreach=True,
+    )
+    return maybe_add_gradient_clipping(cfg, optimizer)
+
+
+def build_train_loader(cfg: CfgNode) -> TrainLoader:
+    """A :class:`TrainLoader` of ``DATASETS.TRAIN``."""
+    return TrainLoader(cfg, dataset=load_training_dicts(cfg), mapper=ExplainedMapper(training_mapper(cfg)))
+
+
+def build_test_loader(cfg: CfgNode, dataset_name: str):
+    return build_detection_test_loader(cfg, dataset_name)
+
+
+def training_mapper(cfg: CfgNode) -> DatasetMapper:
+    """Detectron2's, with large-scale jitter in the place of its resizing where ``INPUT.LSJ.SIZE`` asks for it."""
+    if cfg.INPUT.LSJ.SIZE == 0:
+        return DatasetMapper(cfg, True)
+    if cfg.MODEL.MASK_ON and cfg.INPUT.MASK_FORMAT == "polygon":
+        require_shapely("INPUT.LSJ")
+    mapper = DatasetMapper(cfg, True, augmentations=large_scale_jitter(cfg))
+    mapper.recompute_boxes = cfg.MODEL.MASK_ON  # a cropped object's box is that of the mask that is left
+    return mapper
+
+
+def large_scale_jitter(cfg: CfgNode) -> list:
+    """Resize by a random factor of the size, cut or pad to the size, flip: "Simple Copy-Paste" (arXiv:2012.07177).
+
+    Raises:
+        InputError: a size below 0, or a range that is none.
+    """
+    size, (low, high) = cfg.INPUT.LSJ.SIZE, cfg.INPUT.LSJ.SCALE_RANGE
+    if size < 0 or not 0 < low <= high:
+        raise InputError(
+            f"INPUT.LSJ.SIZE is {size} and INPUT.LSJ.SCALE_RANGE {(low, high)}: expected a side in pixels (0 is no "
+            f"LSJ), and the least and the greatest factor, above 0"
+        )
+    if cfg.INPUT.CROP.ENABLED:
+        raise InputError("INPUT.CROP.ENABLED and INPUT.LSJ.SIZE are both set, and LSJ crops already: keep one of them")
+    flips = [a for a in build_augmentation(cfg, is_train=True) if isinstance(a, T.RandomFlip)]
+    jitter = T.ResizeScale(min_scale=low, max_scale=high, target_height=size, target_width=size)
+    return [jitter, T.FixedSizeCrop(crop_size=(size, size)), *flips]
