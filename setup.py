@@ -14,6 +14,8 @@ def version() -> str:
 
 REPORT = ["jinja2", "plotly"]  # what tools/report.py makes its page with
 
+VIT = ["shapely", "timm"]  # what ViT, Swin and MViTv2 backbones and the cropping of polygons need
+
 setup(
     name="eql_d2",
     version=version(),
@@ -54,6 +56,7 @@ setup(
     extras_require={
         "plot": ["tensorboard"],  # shows the training curves: tensorboard --logdir output
         "report": REPORT,
-        "test": ["hypothesis", "mypy", "pytest", "pytest-cov", "ruff", "scikit-learn", "selenium", *REPORT],
+        "vit": VIT,
+        "test": ["hypothesis", "mypy", "pytest", "pytest-cov", "ruff", "scikit-learn", "selenium", *REPORT, *VIT],
     },
 )

@@ -187,7 +187,7 @@ def reseeded(sampler: Sampler, dataset, seed: int) -> Sampler:
     """A copy of one of Detectron2's samplers, which draw by a seed of their own, with this seed; others as they are."""
     if hasattr(sampler, "_seed"):
         sampler = copy.copy(sampler)
-        sampler._seed = seed
+        sampler._seed = seed  # type: ignore[attr-defined]
     else:
         logger.warning(
             "%s has no seed that could be set: a resumed run equals an uninterrupted one only if its stream is the same "

@@ -118,7 +118,7 @@ def check_run(cfg, train: bool) -> None:
 def check_fixed_ap(run: RunSettings) -> None:
     """Fixed AP needs more detections than the standard metrics, and our own evaluation."""
     key = run.keys["fixed_ap_detections"]
-    limit, standard = run.fixed_ap_detections, run.detections_per_image or 0
+    limit, standard = run.fixed_ap_detections, run.detections_per_image
     if limit > 0 and not 0 <= standard <= limit:
         raise InputError(
             f"{key} is {limit}, fewer than {run.keys['detections_per_image']} {standard}: raise it, or set -1 for all "

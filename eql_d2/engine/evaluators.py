@@ -3,6 +3,7 @@
 import logging
 import os
 from contextlib import contextmanager
+from typing import Any
 
 from detectron2.config import instantiate
 from detectron2.data import MetadataCatalog
@@ -46,7 +47,7 @@ def build_evaluator(cfg, dataset_name: str, output_dir: str) -> DatasetEvaluator
     frequencies = training_frequencies(run)
     tail = tail_of_loss(run, frequencies)
     analysis = TailAnalysis(dataset_name, output_dir, frequencies, tail, run.boundary_ap)
-    arguments = {
+    arguments: dict[str, Any] = {
         "output_dir": output_dir,
         "max_dets_per_image": run.detections_per_image,
         "analysis": analysis,

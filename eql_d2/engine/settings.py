@@ -91,8 +91,7 @@ class RunSettings:
         checkpoints_kept: of the numbered ones, the newest so many; None: all.
         ema_decay: in (0, 1), or None for no average of the weights.
         num_classes: K, None where the config does not say.
-        detections_per_image: None for the evaluator's own default.
-        score_threshold: that a detection must exceed, None for the model's own default.
+        score_threshold: that a detection must exceed.
         frequencies: counts the training set, or raises FrequenciesNotFound.
         tail_rule: gives that of the classification loss, None where it has none.
         precise_bn_iterations: 0 for none.
@@ -117,8 +116,8 @@ class RunSettings:
     num_classes: int | None
     train_sets: tuple[str, ...]
     test_sets: tuple[str, ...]
-    detections_per_image: int | None
-    score_threshold: float | None
+    detections_per_image: int
+    score_threshold: float
     fixed_ap_detections: int
     boundary_ap: bool
     lvis_backend: str
@@ -201,7 +200,7 @@ def lazy_settings(cfg: DictConfig) -> RunSettings:
         train_sets=dataset_names(cfg.dataloader, "train"),
         test_sets=dataset_names(cfg.dataloader, "test"),
         detections_per_image=lazy_detections_per_image(cfg),
-        score_threshold=predictor_setting(cfg.model, "test_score_thresh"),
+        score_threshold=predictor_setting(cfg.model, "test_score_thresh", 0.0),
         fixed_ap_detections=test["fixed_ap_detections_per_image"],
         boundary_ap=test["boundary_ap"],
         lvis_backend=test["lvis_backend"],
@@ -240,18 +239,18 @@ def dataset_names(dataloader: DictConfig, part: str) -> tuple[str, ...]:
     return (names,) if isinstance(names, str) else tuple(names)
 
 
-def lazy_detections_per_image(cfg: DictConfig) -> int | None:
+def lazy_detections_per_image(cfg: DictConfig) -> int:
     evaluator = cfg.dataloader.get("evaluator")
     limit = evaluator.get("max_dets_per_image") if isinstance(evaluator, DictConfig) else None
     if isinstance(limit, int):
         return limit
-    return predictor_setting(cfg.model, "test_topk_per_image")
+    return predictor_setting(cfg.model, "test_topk_per_image", 100)
 
 
-def predictor_setting(model: DictConfig, name: str):
-    """An argument of the box predictor that detects, the last of a cascade; None where it is not given."""
+def predictor_setting(model: DictConfig, name: str, default):
+    """An argument of the box predictor that detects, the last of a cascade, or Detectron2's default."""
     predictors = box_predictor_nodes(model)
-    return predictors[-1].get(name) if predictors else None
+    return predictors[-1].get(name, default) if predictors else default
 
 
 def lazy_frequencies(cfg: DictConfig) -> ClassFrequencies:

@@ -238,3 +238,25 @@ def test_workers_outlive_signals_to_all_processes():
     for pid in workers:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
+
+
+def test_detectron2s_sampler_argument_is_taken_and_gets_the_loaders_seed():
+    sampler = RandomSubsetTrainingSampler(len(DATASET), 0.5, seed_shuffle=9, seed_subset=1)
+
+    def loader(seed):
+        return TrainLoader(DATASET, mapper=identity, sampler=sampler, total_batch_size=1, seed=seed)
+
+    assert take(loader(4).sampler, 30) == take(loader(4).sampler, 30) != take(loader(5).sampler, 30)
+    assert set(take(loader(4).sampler, 30)) == set(take(sampler, 30))  # its subset stays
+    first = loader(4)
+    second = loader(5)
+    second.load_state_dict(first.state_dict())
+    assert take(second.sampler, 30) == take(first.sampler, 30)
+    with pytest.raises(ValueError, match="a sampler or make_sampler, not both"):
+        TrainLoader(DATASET, mapper=identity, sampler=sampler, make_sampler=lambda *_: sampler, total_batch_size=1)
+
+
+def test_a_sampler_without_a_seed_is_taken_with_a_line(caplog):
+    sampler = torch.utils.data.SequentialSampler(DATASET)
+    assert TrainLoader(DATASET, mapper=identity, sampler=sampler, total_batch_size=1).sampler is sampler
+    assert "SequentialSampler has no seed that could be set" in caplog.text

@@ -1,0 +1,90 @@
+"""Large-scale jitter by YAML keys, and the packages that it and the transformers need."""
+
+import builtins
+import importlib.util
+
+import pytest
+import torch
+from detectron2.config import LazyConfig
+from detectron2.modeling import ViT
+
+from eql_d2 import get_config_file
+from eql_d2.engine import Trainer
+from eql_d2.engine.extras import explained_missing_package
+from eql_d2.engine.lazy_parts import require_shapely_for
+from eql_d2.engine.yaml_parts import build_train_loader, large_scale_jitter, training_mapper
+from eql_d2.errors import InputError
+
+
+@pytest.fixture
+def lsj_cfg(tiny_cfg, datasets):
+    def make(*overrides):
+        return tiny_cfg("DATASETS.TRAIN", (datasets[0],), "INPUT.LSJ.SIZE", 96, *overrides)
+
+    return make
+
+
+def test_images_are_of_the_size_and_scales_of_the_range(lsj_cfg):
+    cfg = lsj_cfg("INPUT.LSJ.SCALE_RANGE", (0.5, 1.5), "INPUT.RANDOM_FLIP", "horizontal")
+    jitter, crop, flip = large_scale_jitter(cfg)
+    assert (jitter.min_scale, jitter.max_scale, jitter.target_height, crop.crop_size) == (0.5, 1.5, 96, (96, 96))
+    batches = iter(build_train_loader(cfg))
+    images = [image for _ in range(4) for image in next(batches)]
+    assert {tuple(image["image"].shape) for image in images} == {(3, 96, 96)}
+    boxes = torch.cat([image["instances"].gt_boxes.tensor for image in images])
+    assert boxes.min() >= 0 and boxes.max() <= 96
+    assert type(flip).__name__ == "RandomFlip"
+
+
+def test_boxes_of_cropped_objects_are_of_what_is_left_of_their_masks(lsj_cfg):
+    assert training_mapper(lsj_cfg("MODEL.MASK_ON", True)).recompute_boxes
+    assert not training_mapper(lsj_cfg()).recompute_boxes  # without masks there is nothing to compute them of
+
+
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        (("INPUT.LSJ.SIZE", -1), "INPUT.LSJ.SIZE is -1"),
+        (("INPUT.LSJ.SCALE_RANGE", (2.0, 1.0)), r"INPUT.LSJ.SCALE_RANGE \(2.0, 1.0\)"),
+        (("INPUT.CROP.ENABLED", True), "INPUT.CROP.ENABLED and INPUT.LSJ.SIZE are both set"),
+    ],
+)
+def test_what_makes_no_sense(lsj_cfg, overrides, message):
+    with pytest.raises(InputError, match=message):
+        training_mapper(lsj_cfg(*overrides))
+
+
+def test_without_shapely(lsj_cfg, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(InputError, match=r"INPUT.LSJ, .* needs shapely, which is not installed: pip install shapely"):
+        training_mapper(lsj_cfg("MODEL.MASK_ON", True))
+    training_mapper(lsj_cfg())
+    training_mapper(lsj_cfg("MODEL.MASK_ON", True, "INPUT.MASK_FORMAT", "bitmask"))
+    cfg = LazyConfig.load(get_config_file("lazy/LVISv1/mask_rcnn_R_50_FPN_100ep_LSJ.py"))
+    with pytest.raises(InputError, match="FixedSizeCrop, .* needs shapely"):
+        require_shapely_for(cfg.dataloader.train.mapper)
+
+
+def test_without_timm(monkeypatch):
+    real = builtins.__import__
+
+    def without(name, *args, **kwargs):
+        if name.partition(".")[0] == "timm":
+            raise ModuleNotFoundError("No module named 'timm'", name="timm")
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(InputError, match=r"needs timm, which is not installed: pip install timm, or .*\[vit\]"):
+        with explained_missing_package():
+            ViT(img_size=32, embed_dim=8, depth=1, num_heads=1)
+    with pytest.raises(ModuleNotFoundError), explained_missing_package():
+        raise ModuleNotFoundError("No module named 'other'", name="other")
+
+
+def test_activation_checkpointing_needs_no_fairscale():
+    cfg = LazyConfig.load(get_config_file("lazy/mini_lvis_vitdet_sigmoid.py"))
+    cfg.train.device = "cpu"
+    cfg.model.backbone.net.use_act_checkpoint = True
+    model = Trainer.build_model(cfg)
+    assert cfg.model.backbone.net.use_act_checkpoint  # the record says what was asked for
+    assert all("forward" in vars(block) for block in model.backbone.net.blocks)
