@@ -57,6 +57,17 @@ setup(
         "plot": ["tensorboard"],  # shows the training curves: tensorboard --logdir output
         "report": REPORT,
         "vit": VIT,
-        "test": ["hypothesis", "mypy", "pytest", "pytest-cov", "ruff", "scikit-learn", "selenium", *REPORT, *VIT],
+        "test": [
+            "hypothesis",
+            "mypy",
+            "pytest",
+            "pytest-cov",
+            "ruff",
+            "scikit-learn",
+            "scipy",
+            "selenium",
+            *REPORT,
+            *VIT,
+        ],
     },
 )

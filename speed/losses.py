@@ -114,7 +114,7 @@ def make_steps(R: int, K: int, dtype: torch.dtype) -> dict:
     features = torch.rand(R, 1024)
     frequencies = frequencies_of(K)
 
-    def bce(z, y):
+    def bce(z, _y):
         return F.binary_cross_entropy_with_logits(z, target.to(z.dtype), reduction="sum") / R
 
     # A step must read the logits and write their gradient, as many bytes as a copy.

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from eql_d2.engine.checkpoint import written_whole
+from eql_d2.data.whole_files import written_whole
 from eql_d2.engine.sweep import Sweep
 from eql_d2.evaluation.compare import METRICS as GROUPS
 from eql_d2.report.runs import read_run

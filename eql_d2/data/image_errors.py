@@ -1,6 +1,6 @@
 """Images that cannot be read: which one it was, and of which dataset entry."""
 
-from eql_d2.errors import InputError
+from eql_d2.errors import InputError, one_line
 
 
 class UnreadableImage(InputError):
@@ -27,7 +27,7 @@ class ExplainedMapper:
         try:
             return self._mapper(dataset_dict)
         except Exception as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
+            reason = one_line(error) or type(error).__name__
             raise UnreadableImage(
                 f"image {dataset_dict.get('image_id')}, {dataset_dict.get('file_name')}, cannot be used: {reason}. "
                 f"Mend the file or its entry in the annotation file, or drop both"

@@ -49,8 +49,8 @@ class TrainLoader:
         dataset: dataset dicts as a list, or a map-style dataset of them.
         mapper: from a dataset dict to the model's input. Where it returns None, another image of the dataset is drawn.
         sampler: as of Detectron2's loader, an endless stream of indices of ``dataset``: one of Detectron2's samplers,
-            which is given the loader's seed, or another that starts anew each time it is iterated over, and then depends
-            only on the rank. Default: Detectron2's ``TrainingSampler``.
+            which is given the loader's seed, or another that starts anew each time it is iterated over, and then
+            depends only on the rank. Default: Detectron2's ``TrainingSampler``.
         make_sampler: in the place of ``sampler``, ``(dataset, seed) -> Sampler``, which depends only on the seed and
             the rank.
         total_batch_size: images of a batch in all processes together.
@@ -183,15 +183,15 @@ def training_sampler(dataset, seed: int) -> Sampler:
     return TrainingSampler(len(dataset), seed=seed)
 
 
-def reseeded(sampler: Sampler, dataset, seed: int) -> Sampler:
+def reseeded(sampler: Sampler, _dataset, seed: int) -> Sampler:
     """A copy of one of Detectron2's samplers, which draw by a seed of their own, with this seed; others as they are."""
     if hasattr(sampler, "_seed"):
         sampler = copy.copy(sampler)
         sampler._seed = seed  # type: ignore[attr-defined]
     else:
         logger.warning(
-            "%s has no seed that could be set: a resumed run equals an uninterrupted one only if its stream is the same "
-            "each time",
+            "%s has no seed that could be set: a resumed run equals an uninterrupted one only if its stream is the "
+            "same each time",
             type(sampler).__name__,
         )
     return sampler
@@ -305,7 +305,7 @@ def tell_of_dead_workers_late() -> None:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
-def obey_only_the_parent(worker_id: int) -> None:
+def obey_only_the_parent(_worker_id: int) -> None:
     """In a worker process born under :func:`signals_blocked`: end at a SIGTERM, but only if the parent sends it."""
     if hasattr(signal, "sigwaitinfo"):
         threading.Thread(target=_exit_at_sigterm_of_the_parent, daemon=True).start()

@@ -1,15 +1,13 @@
 """Checkpoints: written whole or not at all, resumed from the newest that is whole, fitted to the classifier's width."""
 
-import copy
 import glob
 import logging
 import os
 import pickle
 import re
 import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
-from typing import IO
+from collections.abc import Callable
+from contextlib import nullcontext, suppress
 from urllib.parse import urlparse
 
 import torch
@@ -18,14 +16,14 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import Detectron2Handler, PathManager
 from iopath.common.file_io import get_cache_dir
 
-from eql_d2.errors import InputError
-from eql_d2.losses import ClassificationLoss
+from eql_d2.data.whole_files import UNFINISHED, written_whole
+from eql_d2.errors import InputError, one_line
+from eql_d2.losses import keeping_state
 from eql_d2.modeling import LongTailFastRCNNOutputLayers
 from eql_d2.modeling.normed_linear import NormedLinear
 
 logger = logging.getLogger(__name__)
 
-UNFINISHED = ".tmp"  # ends the name of a file that is being written
 NUMBERED = r"model_\d{7}\.pth"  # the checkpoint of an iteration
 
 
@@ -111,19 +109,10 @@ class LongTailCheckpointer(DetectionCheckpointer):
         self._remove_unfinished()
         newest = self._newest_whole() if resume else None
         if newest is None:
-            with self._losses_as_they_are() if "trainer" in self.checkpointables else nullcontext():
+            with keeping_state(self.model) if "trainer" in self.checkpointables else nullcontext():
                 return self.load(path, checkpointables=[])
         self.new_classifier = False
         return self.load(newest)
-
-    @contextmanager
-    def _losses_as_they_are(self) -> Iterator[None]:
-        """What is loaded within this context leaves the state of the losses alone."""
-        losses = [m for m in self.model.modules() if isinstance(m, ClassificationLoss)]
-        states = [copy.deepcopy(loss.state_dict()) for loss in losses]
-        yield
-        for loss, state in zip(losses, states):
-            loss.load_state_dict(state)
 
     def _remove_unfinished(self) -> None:
         """Remove what processes that were killed have left."""
@@ -195,22 +184,6 @@ class LongTailCheckpointer(DetectionCheckpointer):
         return super()._load_model(checkpoint)
 
 
-@contextmanager
-def written_whole(path: str, mode: str) -> Iterator[IO]:
-    """A file that appears under ``path`` when it is complete and on the disk, and not at all if something fails."""
-    unfinished = path + UNFINISHED
-    try:
-        with open(unfinished, mode) as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
-    except BaseException:
-        with suppress(OSError):
-            os.unlink(unfinished)
-        raise
-
-
 def require_writable(folder: str) -> None:
     """Write and remove a small file, so that a run whose output cannot be written ends before it starts.
 
@@ -235,15 +208,17 @@ def require_writable(folder: str) -> None:
 class PlainUnpickler(pickle.Unpickler):
     """Reads numpy arrays and plain Python, as the files of model zoos hold, and refuses to call anything else."""
 
-    PLAIN = {
-        ("_codecs", "encode"),
-        ("builtins", "bytearray"),
-        ("collections", "OrderedDict"),
-        ("numpy", "dtype"),
-        ("numpy", "ndarray"),
-        *((f"numpy.{core}.multiarray", name) for core in ("core", "_core") for name in ("_reconstruct", "scalar")),
-        *((f"numpy.{core}.numeric", "_frombuffer") for core in ("core", "_core")),
-    }
+    PLAIN = frozenset(
+        {
+            ("_codecs", "encode"),
+            ("builtins", "bytearray"),
+            ("collections", "OrderedDict"),
+            ("numpy", "dtype"),
+            ("numpy", "ndarray"),
+            *((f"numpy.{core}.multiarray", name) for core in ("core", "_core") for name in ("_reconstruct", "scalar")),
+            *((f"numpy.{core}.numeric", "_frombuffer") for core in ("core", "_core")),
+        }
+    )
 
     def find_class(self, module, name):
         if (module, name) not in self.PLAIN:
@@ -263,10 +238,10 @@ def require_plain_pickle(path: str) -> None:
             raise not_plain(path, error, "pickle.load") from error
 
 
-def not_plain(path: str, error: Exception, reader: str) -> ValueError:
+def not_plain(path: str, error: Exception, reader: str) -> InputError:
     """The error for a checkpoint with other objects, which could run any code."""
-    return ValueError(
-        f"{path} is no checkpoint of tensors and plain Python ({' '.join(str(error).split())[:200]}). If you trust "
+    return InputError(
+        f"{path} is no checkpoint of tensors and plain Python ({one_line(error)}). If you trust "
         f"where it comes from, load it with {reader} and save its 'model' alone"
     )
 
@@ -281,7 +256,7 @@ def what_is_broken(path: str) -> str | None:
             damaged = file.testzip()
         return damaged and f"checksum of {damaged}"
     except Exception as error:  # whatever a broken file gives rise to
-        return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        return f"{type(error).__name__}: {one_line(error)}"
 
 
 def require_file(path: str) -> None:

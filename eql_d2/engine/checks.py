@@ -1,6 +1,5 @@
 """What a run is checked for before it starts, so that a mistake costs a line and not an evening."""
 
-import difflib
 import os
 import re
 from collections.abc import Iterable
@@ -15,17 +14,11 @@ from detectron2.utils.file_io import PathManager
 from eql_d2.data.annotations import EVALUATED_BY, read_annotations
 from eql_d2.data.registration import datasets_root
 from eql_d2.engine.settings import RunSettings, require_decay, settings_of
-from eql_d2.errors import InputError
+from eql_d2.errors import InputError, did_you_mean, one_line
 from eql_d2.losses import CLS_LOSS_REGISTRY
 from eql_d2.losses.hyper_parameters import NODE
 
 HEAD_KEY, LOSS_KEY = "MODEL.ROI_HEADS.NAME", f"{NODE}.NAME"
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """`; did you mean X or Y?` with the names most like ``name``, or an empty string."""
-    close = difflib.get_close_matches(name, list(known), n=3)
-    return f"; did you mean {' or '.join(close)}?" if close else ""
 
 
 @contextmanager
@@ -40,7 +33,7 @@ def explained_config_errors(cfg: CfgNode, source: str):
     except (TypeError, AttributeError) as error:  # Detectron2 and yacs look into what is no section
         raise InputError(f"{source} is no config: sections of `KEY: value` are expected ({error})") from error
     except yaml.YAMLError as error:
-        raise InputError(f"{source} is not YAML: {' '.join(str(error).split())}") from error
+        raise InputError(f"{source} is not YAML: {one_line(error)}") from error
     except InputError:
         raise
     except ValueError as error:  # yacs; it shows all that a section holds
@@ -56,7 +49,8 @@ def explained_config_errors(cfg: CfgNode, source: str):
             raise InputError(f"{source}: {' '.join(map(str, error.args))}") from error
         key = unknown.group(1)
         raise InputError(
-            f"there is no config key {key or repr(key)}{did_you_mean(key, config_keys(cfg)) or ': see eql_d2/config.py'}"
+            f"there is no config key {key or repr(key)}"
+            f"{did_you_mean(key, config_keys(cfg)) or ': see eql_d2/config.py'}"
         ) from error
 
 
@@ -250,5 +244,7 @@ def explained_dataset_errors(names: Iterable[str]):
             if json_file is not None:
                 data = read_annotations(PathManager.get_local_path(json_file))
                 if not data["annotations"]:
-                    raise InputError(f"{json_file} of '{name}' has no object that can be used: nothing to train on")
+                    raise InputError(
+                        f"{json_file} of '{name}' has no object that can be used: nothing to train on"
+                    ) from None
         raise

@@ -17,6 +17,7 @@ from torch.utils.hooks import RemovableHandle
 
 from eql_d2.data import ClassFrequencies
 from eql_d2.data.frequencies import GROUP_NAMES
+from eql_d2.data.whole_files import written_whole
 from eql_d2.engine.settings import settings_of
 from eql_d2.errors import InputError
 from eql_d2.losses import ClassificationLoss
@@ -146,10 +147,8 @@ class GradientBalance(HookBase):
 
     def _write(self) -> None:
         stages = [dict(zip(("positive", "negative"), sums)) for sums in self._total.tolist()]
-        temporary = f"{self._path}.tmp"
-        with open(temporary, "w") as file:
+        with written_whole(self._path) as file:
             json.dump({"iterations": self._iterations, "stages": stages}, file)
-        os.replace(temporary, self._path)
 
     def state_dict(self):
         """The sums until now; with several processes, of which one writes checkpoints, until they were last added up.
@@ -205,7 +204,7 @@ class _Stage:
     def watch(self):
         """Sum from now on, until the returned handle is removed."""
 
-        def after_forward(loss, args, kwargs, value):
+        def after_forward(_loss, args, kwargs, value):
             self._after_loss(value, *args, **kwargs)
 
         return self._predictor.cls_loss.register_forward_hook(after_forward, with_kwargs=True)

@@ -115,7 +115,7 @@ def interruptible():
 def passing_on_signals():
     """For a process that only starts others and waits: within this context they are sent what it receives."""
 
-    def pass_on(signum, frame):
+    def pass_on(signum, _frame):
         children = [child.pid for child in multiprocessing.active_children() if child.pid]
         if not children:
             raise Interrupted(signum)

@@ -16,7 +16,7 @@ from torch import nn
 
 from eql_d2.engine.errors import one_line_errors
 from eql_d2.engine.interruption import passing_on_signals
-from eql_d2.errors import InputError
+from eql_d2.errors import InputError, one_line
 
 # What torchrun tells each process that it starts. Only a process of a group has a LOCAL_RANK, so its presence decides;
 # cluster managers set some of the others for whole machines.
@@ -87,7 +87,7 @@ def lost_process_errors():
             raise
         raise LostProcess(
             f"lost another process of this run; if it has failed, its own messages, on its machine, say why "
-            f"({' '.join(str(error).split())})"
+            f"({one_line(error)})"
         ) from error
 
 

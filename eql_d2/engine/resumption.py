@@ -1,6 +1,5 @@
 """What makes a resumed run equal an uninterrupted one: random numbers, the data's place, metrics, missed hooks."""
 
-import copy
 import json
 import logging
 import os
@@ -14,7 +13,7 @@ from fvcore.nn.precise_bn import get_bn_modules
 from eql_d2.data.seeding import seed_generators
 from eql_d2.data.train_loader import TrainLoader
 from eql_d2.engine.train_step import average_running_statistics
-from eql_d2.losses import ClassificationLoss
+from eql_d2.losses import keeping_state
 
 logger = logging.getLogger(__name__)
 
@@ -153,14 +152,11 @@ class PreciseBN(hooks.PreciseBN):
     def __init__(self, period: int, model, data_loader: TrainLoader, num_iter: int):
         super().__init__(period, model, data_loader, num_iter)
         self.stream = data_loader
-        self.losses = [m for m in model.modules() if isinstance(m, ClassificationLoss)]
 
     def update_stats(self):
-        before = [copy.deepcopy(loss.state_dict()) for loss in self.losses]
-        super().update_stats()
+        with keeping_state(self._model):
+            super().update_stats()
         average_running_statistics(get_bn_modules(self._model))  # each process has seen images of its own
-        for loss, state in zip(self.losses, before):
-            loss.load_state_dict(state)
 
     def state_dict(self) -> dict:
         return {"stream": self.stream.state_dict()}

@@ -4,7 +4,6 @@ Everything in :mod:`eql_d2.engine` reads a config of either kind by :func:`setti
 built differs (:mod:`eql_d2.engine.yaml_parts`, :mod:`eql_d2.engine.lazy_parts`).
 """
 
-import difflib
 import inspect
 import logging
 from collections.abc import Callable, Sequence
@@ -19,7 +18,7 @@ from omegaconf import DictConfig, ListConfig
 
 from eql_d2.data import ClassFrequencies
 from eql_d2.data.frequencies import FrequenciesNotFound, TailRule
-from eql_d2.errors import InputError
+from eql_d2.errors import InputError, did_you_mean
 from eql_d2.losses import CLS_LOSS_REGISTRY
 from eql_d2.losses.hyper_parameters import tail_rule
 from eql_d2.modeling.long_tail import box_predictor_nodes
@@ -219,9 +218,7 @@ def warn_of_unread_keys(cfg: DictConfig) -> None:
     for part, keys in known.items():
         for key in cfg.get(part) or ():
             if key not in keys:
-                close = difflib.get_close_matches(key, keys, n=2)
-                hint = f": did you mean {' or '.join(close)}?" if close else ""
-                logger.warning("the config's %s.%s is read by nothing here%s", part, key, hint)
+                logger.warning("the config's %s.%s is read by nothing here%s", part, key, did_you_mean(key, keys))
 
 
 def num_classes(model: DictConfig) -> int | None:

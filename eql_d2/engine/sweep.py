@@ -27,7 +27,7 @@ from eql_d2.engine.evaluators import training_frequencies
 from eql_d2.engine.settings import RunSettings, settings_of
 from eql_d2.engine.setup import load_config, load_lazy_config, use_available_device
 from eql_d2.engine.trainer import Trainer
-from eql_d2.errors import InputError
+from eql_d2.errors import InputError, one_line
 from eql_d2.evaluation.categories import Categories
 from eql_d2.evaluation.compare import read_run_config
 from eql_d2.evaluation.lvis_metrics import COCO_MAX_DETS, Detections, GroundTruth, best_of_each, evaluate_lvis
@@ -244,5 +244,5 @@ def sweep_runs(folders: Sequence, sweep: Sweep) -> tuple:
         try:
             rows += sweep.rows(folder)
         except InputError as error:
-            skipped[str(folder)] = " ".join(str(error).split())
+            skipped[str(folder)] = one_line(error)
     return rows, skipped

@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from eql_d2.engine.settings import settings_of
 from eql_d2.errors import InputError
-from eql_d2.losses import ClassificationLoss
+from eql_d2.losses import losses_of
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ class TrainStep(SimpleTrainer):
         self.device_type = next(model.parameters()).device.type
         self.grad_scaler = torch.amp.GradScaler(self.device_type, enabled=precision is torch.float16)
         self.batch_norms = get_bn_modules(model)
-        self.losses = [m for m in model.modules() if isinstance(m, ClassificationLoss)]
+        self.losses = losses_of(model)
         for loss in self.losses:
             loss.calls_per_iteration = accumulate_steps
         self.skipped_steps = 0

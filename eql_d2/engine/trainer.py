@@ -31,8 +31,8 @@ from eql_d2.engine.train_step import (
     mixed_precision,
     with_micro_batches,
 )
-from eql_d2.errors import InputError
-from eql_d2.losses import ClassificationLoss
+from eql_d2.errors import InputError, one_line
+from eql_d2.losses import losses_of
 from eql_d2.modeling.freeze import freeze
 from eql_d2.modeling.image_labels import tell_image_labels
 from eql_d2.modeling.test_time_augmentation import LongTailRCNNWithTTA
@@ -69,9 +69,8 @@ class Trainer(DefaultTrainer):
         run = self.settings = settings_of(cfg)
         precision = mixed_precision(run.amp, run.device) if run.amp else None
         model = self.build_model(cfg)
-        for module in model.modules():
-            if isinstance(module, ClassificationLoss):
-                module.require_frequencies()
+        for loss in losses_of(model):
+            loss.require_frequencies()
         optimizer = self.build_optimizer(cfg, model)
         data_loader = self.build_train_loader(loader_cfg)
         model = distribute(model, **run.ddp)
@@ -140,7 +139,7 @@ class Trainer(DefaultTrainer):
         try:
             super().run_step()
         except FloatingPointError as error:
-            reason = re.sub(r"np\.float64\((.*?)\)", r"\1", " ".join(str(error).split()))
+            reason = re.sub(r"np\.float64\((.*?)\)", r"\1", one_line(error))
             raise Diverged(
                 f"training stopped at iteration {self.iter}: {reason} (classification loss: {self._loss_names()}). "
                 f"Checkpoints made before are in {self.settings.output_dir}. Lower SOLVER.BASE_LR, warm up longer, or "
@@ -153,8 +152,7 @@ class Trainer(DefaultTrainer):
         super().after_train()
 
     def _loss_names(self) -> str:
-        losses = (m for m in self.model.modules() if isinstance(m, ClassificationLoss))
-        return ", ".join(sorted({type(loss).__name__ for loss in losses})) or "Detectron2's own"
+        return ", ".join(sorted({type(loss).__name__ for loss in losses_of(self.model)})) or "Detectron2's own"
 
     def build_hooks(self):
         """Detectron2's, with interruption and exact resumption.

@@ -1,5 +1,7 @@
 """Balanced group softmax (BAGS)."""
 
+import itertools
+
 import torch
 from detectron2.config import configurable
 from detectron2.utils import comm
@@ -63,7 +65,7 @@ class BalancedGroupSoftmaxLoss(ClassificationLoss):
         others_ratio: float = 8.0,
     ):
         super().__init__(num_classes)
-        if any(low >= high for low, high in zip(bounds, bounds[1:])):
+        if any(low >= high for low, high in itertools.pairwise(bounds)):
             raise InputError(f"bounds must ascend, got {bounds}")
         if not 0 <= others_ratio < float("inf"):
             raise InputError(f"others_ratio must be in [0, inf), got {others_ratio}")

@@ -8,8 +8,10 @@ Shape shorthand of this package:
     gt_classes: (R,) int64 labels in [0, K]
 """
 
+import copy
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from detectron2.utils.logger import log_first_n
@@ -304,3 +306,17 @@ class SoftmaxLoss(ClassificationLoss):
 def at_least_fp32(x: torch.Tensor) -> torch.Tensor:
     """fp16 and bf16 to fp32; fp32 and float64 as they are."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def losses_of(model: nn.Module) -> list[ClassificationLoss]:
+    """The losses within a model, in its order: one for each stage of a cascade."""
+    return [module for module in model.modules() if isinstance(module, ClassificationLoss)]
+
+
+@contextmanager
+def keeping_state(model: nn.Module) -> Iterator[None]:
+    """Whatever happens to ``model`` within this context, its losses come out of it with the state they had."""
+    states = [(loss, copy.deepcopy(loss.state_dict())) for loss in losses_of(model)]
+    yield
+    for loss, state in states:
+        loss.load_state_dict(state)

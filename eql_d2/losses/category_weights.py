@@ -48,7 +48,7 @@ def category_weighted_sigmoid(
         buffer.scatter_(1, column, own)
         return buffer if unknown is None else buffer.masked_fill_(unknown, 0)
 
-    def formula(logits, with_gradient):
+    def formula(logits, _with_gradient):
         # Of the own entries, -z; a RoI without one has a z that is weighed by 0, and may be anything finite.
         own = -logits.gather(1, column).masked_fill_(~is_positive, 0)
         buffer = torch.empty_like(logits)

@@ -17,7 +17,7 @@ from detectron2.utils.logger import log_first_n
 # Terms: log(1 + e^z), p and 1 - p, with p = sigmoid(z) -> l(z) and l'(z).
 
 
-def cross_entropy(softplus, p, not_p):
+def cross_entropy(softplus, p, _not_p):
     """l(z) = log(1 + e^z) and l'(z) = p."""
     return softplus, p
 

@@ -21,6 +21,7 @@ from iopath.common.file_io import PathHandler, file_lock
 
 from eql_d2 import get_config_file
 from eql_d2.data.registration import datasets_root
+from eql_d2.data.whole_files import written_whole
 from eql_d2.engine.setup import load_config, use_available_device
 from eql_d2.errors import InputError
 from eql_d2.mini_lvis.datasets import SPECS
@@ -92,9 +93,8 @@ def train_base_weights(path: Path) -> None:
     trainer.resume_or_load(resume=True)
     trainer.train()
     weights = {k: v for k, v in trainer.model.state_dict().items() if ".cls_score." not in k}
-    temporary = path.with_suffix(".tmp")
-    torch.save({"model": weights}, temporary)
-    os.replace(temporary, path)
+    with written_whole(path, "wb") as file:
+        torch.save({"model": weights}, file)
 
 
 if __name__ == "__main__":

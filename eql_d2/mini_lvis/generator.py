@@ -470,7 +470,7 @@ def _visible_objects(layers: list[_Layer], image_size: int):
         uncovered[layer.window] *= 1 - layer.alpha
         if layer.category is None:
             continue
-        polygons = [p + (layer.left, layer.top) for p in _outlines(visible)]
+        polygons = [np.add(p, (layer.left, layer.top)) for p in _outlines(visible)]
         if not polygons or visible.sum() < MIN_VISIBLE * layer.alpha.sum():
             return None
         objects.append((layer.category, polygons))

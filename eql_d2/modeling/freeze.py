@@ -1,13 +1,12 @@
 """Training of a part of a model, the rest of which stays as it is."""
 
 from collections.abc import Sequence
-from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from eql_d2.errors import InputError
+from eql_d2.errors import InputError, did_you_mean
 
 KEY = "MODEL.FREEZE"
 
@@ -45,10 +44,9 @@ def require_match(model: nn.Module, pattern: str) -> None:
     names = [*modules, *(name for name, _ in model.named_parameters())]
     if any(fnmatchcase(name, pattern) for name in names):
         return
-    near = get_close_matches(pattern, names, n=3)
     raise InputError(
         f"{KEY}: '{pattern}' matches no module and no parameter of the model"
-        f"{'; did you mean ' + ' or '.join(near) + '?' if near else '.'} The modules are "
+        f"{did_you_mean(pattern, names) or '.'} The modules are "
         f"{[name for name in modules if name.count('.') < 2]} and those in them"
     )
 
@@ -60,5 +58,5 @@ def is_named(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(o, pattern) for o in outer for pattern in patterns)
 
 
-def _stay_in_eval(module: nn.Module, args: tuple) -> None:
+def _stay_in_eval(module: nn.Module, _args: tuple) -> None:
     module.eval()

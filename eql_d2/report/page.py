@@ -1,6 +1,5 @@
 """One HTML page that holds a whole report: its figures, pictures and plotly.js are inside, and it loads nothing."""
 
-import os
 from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
@@ -10,6 +9,7 @@ from markupsafe import Markup
 from plotly import io as plotly_io
 from plotly.offline import get_plotlyjs
 
+from eql_d2.data.whole_files import written_whole
 from eql_d2.report.calibration import score_calibration
 from eql_d2.report.changes import biggest_changes
 from eql_d2.report.confusion import confusions
@@ -37,9 +37,8 @@ def write_report(comparison: Comparison, path: Path, num_images: int = 6, progre
     html = render(comparison, sections, rare_examples(comparison, num_images, progress))
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(html, encoding="utf-8")
-    os.replace(temporary, path)
+    with written_whole(path) as file:
+        file.write(html)
 
 
 def render(comparison: Comparison, sections: list[Section], examples) -> str:

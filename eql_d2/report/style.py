@@ -97,9 +97,3 @@ def set_log_ticks(plot: go.Figure) -> None:
             decades = math.log10(max(values) / min(values))
             few = decades <= MAX_DECADES_OF_THREE_TICKS
             axis.update(dtick="D2" if few else math.ceil(decades / MAX_TICKS), tickformat="~g", minexponent=9)
-
-
-def and_list(words: Sequence[str]) -> str:
-    """`a, b and c`."""
-    words = list(words)
-    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
