@@ -1,5 +1,7 @@
 """Sigmoid focal loss."""
 
+from detectron2.config import configurable
+
 from eql_d2.errors import InputError
 from eql_d2.losses import fused
 from eql_d2.losses.base import SigmoidLoss
@@ -33,6 +35,7 @@ class SigmoidFocalLoss(SigmoidLoss):
 
     compiled = False
 
+    @configurable
     def __init__(
         self,
         num_classes: int,
@@ -49,13 +52,13 @@ class SigmoidFocalLoss(SigmoidLoss):
         self.alpha = alpha
         self.gamma = gamma
 
-    def compute(self, logits, rois):
+    def compute(self, logits, gt_classes, features, negatives):
         loss = fused.sigmoid_focal(
             logits,
-            rois.gt_classes,
+            gt_classes,
             self.gamma,
             positive_weight=self.alpha / (1 - self.alpha),
-            negatives=rois.negatives,
+            negatives=negatives,
             compiled=self.compiled,
         )
         return (1 - self.alpha) * loss

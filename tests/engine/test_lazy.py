@@ -185,6 +185,22 @@ def test_a_vitdet_run_goes_on_where_it_stopped(datasets, tmp_path):
     assert_same_weights(tmp_path / "whole", tmp_path / "stopped")
 
 
+def test_a_checkpoint_of_detectron2s_lazy_tool_resumes(lazy_cfg, tmp_path):
+    """There, and here before LazyConfigs had this trainer, the state of the step is the trainer's own."""
+    lazy_cfg.train.checkpointer.period = 2
+    train(lazy_cfg)
+    whole = model_of(tmp_path / "lazy")
+    path = tmp_path / "lazy" / "model_0000001.pth"
+    checkpoint = torch.load(path, weights_only=True)
+    trainer = checkpoint["trainer"]
+    checkpoint["trainer"] = {**trainer.pop("_trainer"), **trainer}
+    torch.save(checkpoint, path)
+    (tmp_path / "lazy" / "last_checkpoint").write_text(path.name)
+    assert train(lazy_cfg, resume=True)[0].start_iter == 2
+    resumed = model_of(tmp_path / "lazy")
+    assert [name for name in whole if not torch.equal(whole[name], resumed[name])] == []
+
+
 def test_an_evaluator_of_ones_own_stays(lazy_cfg, datasets):
     class Own(Detectron2LVISEvaluator):
         def __init__(self, dataset_name):
