@@ -31,6 +31,14 @@ def frequency_letter(image_count: int) -> str:
     return "r" if image_count <= 10 else "c" if image_count <= 100 else "f"
 
 
+def whole_numbers(values, name: str) -> torch.Tensor:
+    """int64 of a sequence of whole numbers; floats must be whole."""
+    tensor = torch.as_tensor(values)
+    if tensor.dtype.is_floating_point and not (tensor == tensor.round()).all():
+        raise InputError(f"{name} must be whole numbers, got {values!r}")
+    return tensor.to(torch.int64)
+
+
 class FrequenciesNotFound(InputError):
     """No source has the counts that are asked for: a model can score without them, but not train."""
 
@@ -60,7 +68,7 @@ class ClassFrequencies:
         for name in ("image_count", "instance_count"):
             value = getattr(self, name)
             if value is not None:
-                object.__setattr__(self, name, torch.as_tensor(value, dtype=torch.int64))
+                object.__setattr__(self, name, whole_numbers(value, name))
         if not self.groups:
             letters = map(frequency_letter, self.image_count.tolist())
             object.__setattr__(self, "groups", "".join(letters))
@@ -111,6 +119,27 @@ class ClassFrequencies:
                 f"({COUNTS_KEY}; make one with tools/make_class_counts.py)"
             )
         return self.instance_count
+
+    @classmethod
+    def of(cls, counts) -> "ClassFrequencies":
+        """``counts`` as they are, or made of a sequence of samples of each class, as in plain classification.
+
+        There an image has one object, so one number counts both.
+
+        Raises:
+            InputError: neither of the two.
+        """
+        if isinstance(counts, cls):
+            return counts
+        try:
+            samples = whole_numbers(counts, "frequencies")
+            total = int(samples.sum())
+        except (TypeError, RuntimeError) as error:
+            raise InputError(
+                f"frequencies must be ClassFrequencies, or a sequence of the number of samples of each class, got "
+                f"{counts!r}"
+            ) from error
+        return cls(samples, samples, num_images=max(total, 1))
 
     # ---- sources ----
 
@@ -278,7 +307,7 @@ def _annotation_file(metadata) -> str | None:
     return path if os.path.isfile(path) else None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class TailRule:
     """Which categories are the tail: T of the EQL paper (Tan et al., CVPR 2020, Eq. 4), by one of three rules.
 
@@ -294,45 +323,50 @@ class TailRule:
         InputError: more than one rule, or a value out of its range.
     """
 
-    lambda_: float | None = None
-    max_image_count: int | None = None
-    groups: str | None = None
+    kind: str  # "lambda", "image_count" or "groups"
+    value: float | int | str
 
-    def __post_init__(self):
-        given = {k: v for k, v in vars(self).items() if v is not None}
+    def __init__(self, lambda_: float | None = None, max_image_count: int | None = None, groups: str | None = None):
+        given = {"lambda": lambda_, "image_count": max_image_count, "groups": groups}
+        given = {kind: value for kind, value in given.items() if value is not None}
         if len(given) > 1:
             raise InputError(
-                f"a tail has one rule, got {given}: keep one of TAIL.LAMBDA, TAIL.MAX_IMAGE_COUNT and TAIL.GROUPS"
+                f"a tail has one rule, got {given}: keep one of lambda_, max_image_count and groups (TAIL.LAMBDA, "
+                f"TAIL.MAX_IMAGE_COUNT, TAIL.GROUPS)"
             )
-        if not given:
-            object.__setattr__(self, "max_image_count", DEFAULT_MAX_IMAGE_COUNT)
-        for name, value in (("LAMBDA", self.lambda_), ("MAX_IMAGE_COUNT", self.max_image_count)):
-            if value is not None and not isinstance(value, (int, float)):
-                raise InputError(f"TAIL.{name} must be a number, got {value!r}")
-        if self.lambda_ is not None and not 0 < self.lambda_ <= 1:
-            raise InputError(
-                f"lambda is a share of images in (0, 1], got {self.lambda_}: set TAIL.LAMBDA, or for a number of "
-                f"images TAIL.MAX_IMAGE_COUNT"
-            )
-        if self.max_image_count is not None and self.max_image_count < 0:
-            raise InputError(f"TAIL.MAX_IMAGE_COUNT must be >= 0, got {self.max_image_count}")
-        if self.groups is not None and set(str(self.groups)) - set("rcf"):
-            raise InputError(f"TAIL.GROUPS takes letters of 'r', 'c', 'f', got '{self.groups}'")
+        kind, value = next(iter(given.items()), ("image_count", DEFAULT_MAX_IMAGE_COUNT))
+        _check_tail_value(kind, value)
+        object.__setattr__(self, "kind", kind)
+        object.__setattr__(self, "value", value)
+
+    @classmethod
+    def of(cls, tail) -> "TailRule":
+        """``tail`` as it is, or the rule that it stands for: an int is an image count, a float a lambda, a text groups.
+
+        Raises:
+            InputError: none of these.
+        """
+        if isinstance(tail, cls):
+            return tail
+        for kind, of_type in (("max_image_count", int), ("lambda_", float), ("groups", str)):
+            if isinstance(tail, of_type) and not isinstance(tail, bool):
+                return cls(**{kind: tail})
+        raise InputError(f"tail must be a TailRule, an image count, a share of images or letters 'rc', got {tail!r}")
 
     def __str__(self) -> str:
-        if self.lambda_ is not None:
-            return f"share of images < {self.lambda_}"
-        if self.max_image_count is not None:
-            return f"image count <= {self.max_image_count}"
-        return f"groups '{self.groups}'"
+        return {
+            "lambda": f"share of images < {self.value}",
+            "image_count": f"image count <= {self.value}",
+            "groups": f"groups '{self.value}'",
+        }[self.kind]
 
     def mask(self, frequencies: ClassFrequencies) -> torch.Tensor:
         """(K,) bool, True for the tail."""
-        if self.lambda_ is not None:
-            return frequencies.frequency < self.lambda_
-        if self.max_image_count is not None:
-            return frequencies.image_count <= self.max_image_count
-        return torch.tensor([letter in (self.groups or "") for letter in frequencies.groups])
+        if self.kind == "lambda":
+            return frequencies.frequency < self.value
+        if self.kind == "image_count":
+            return frequencies.image_count <= self.value
+        return torch.tensor([letter in str(self.value) for letter in frequencies.groups])
 
     def describe(self, frequencies: ClassFrequencies) -> str:
         """One line: how many categories of each group are tail, and the paper's tail ratio TR (Eq. 5)."""
@@ -343,6 +377,26 @@ class TailRule:
             f"{letters.count('c')} common, {letters.count('f')} frequent "
             f"({self}; tail ratio TR = {tail_ratio(frequencies, tail):.4f}; {frequencies.source})"
         )
+
+
+def _check_tail_value(kind: str, value) -> None:
+    """The value of a rule must be one that its kind can have, or an InputError."""
+    if kind == "groups":
+        if not isinstance(value, str) or set(value) - set("rcf"):
+            raise InputError(f"groups (TAIL.GROUPS) takes letters of 'r', 'c', 'f', got {value!r}")
+    elif not isinstance(value, int | float):
+        name = {"lambda": "lambda_ (TAIL.LAMBDA)", "image_count": "max_image_count (TAIL.MAX_IMAGE_COUNT)"}[kind]
+        raise InputError(f"{name} must be a number, got {value!r}")
+    elif kind == "lambda" and not 0 < value <= 1:
+        raise InputError(
+            f"lambda is a share of images in (0, 1], got {value}: set lambda_ (TAIL.LAMBDA), or for a number of images "
+            f"max_image_count (TAIL.MAX_IMAGE_COUNT)"
+        )
+    elif kind == "image_count" and value < 0:
+        raise InputError(f"max_image_count (TAIL.MAX_IMAGE_COUNT) must be >= 0, got {value}")
+
+
+LVIS_TAIL = TailRule()  # rare and common
 
 
 def tail_ratio(frequencies: ClassFrequencies, tail: torch.Tensor) -> float:

@@ -109,8 +109,8 @@ def _draw_tail_ratio(axis, frequencies: ClassFrequencies, rules: Sequence[TailRu
     axis.plot(lambdas, ratios, color=INK, label="TR: of the image counts")
     axis.plot(lambdas, categories, color=INK, linestyle="--", label="of the categories")
     for place, rule in enumerate(rules):
-        if rule.lambda_ is not None:
-            axis.axvline(rule.lambda_, color=f"C{place % 10}", label=f"lambda {rule.lambda_:g}")
+        if rule.kind == "lambda":
+            axis.axvline(rule.value, color=f"C{place % 10}", label=f"lambda {rule.value:g}")
     axis.set_xscale("log")
     axis.set_xlabel("lambda: categories in a smaller share of the images are tail (log)")
     axis.set_ylabel("share that is tail")

@@ -3,7 +3,6 @@
 import math
 
 import torch
-from detectron2.config import configurable
 
 from eql_d2.data.frequencies import ClassFrequencies
 from eql_d2.errors import InputError
@@ -46,7 +45,6 @@ class AdaptiveClassSuppressionLoss(BackgroundSigmoidLoss):
     background_shares: torch.Tensor  # (4,) in [0, 1], of each group
     group: torch.Tensor  # (K + 1,) int64: rare, common, frequent, background
 
-    @configurable
     def __init__(
         self,
         num_classes: int,
@@ -77,11 +75,11 @@ class AdaptiveClassSuppressionLoss(BackgroundSigmoidLoss):
         """Sigmoid scores; of (R, K) logits with a zero background column."""
         return at_least_fp32(self.checked_width(logits)).sigmoid()
 
-    def compute(self, logits, gt_classes, features, negatives):
-        trained = self.draw_trained(logits, gt_classes)
-        if negatives is not None:
-            trained &= with_known_background(negatives)
-        return fused.sigmoid_cross_entropy(logits, gt_classes, negatives=trained)
+    def compute(self, logits, rois):
+        trained = self.draw_trained(logits, rois.gt_classes)
+        if rois.negatives is not None:
+            trained &= with_known_background(rois.negatives)
+        return fused.sigmoid_cross_entropy(logits, rois.gt_classes, negatives=trained)
 
     @torch.no_grad()
     def draw_trained(self, logits, gt_classes) -> torch.Tensor:

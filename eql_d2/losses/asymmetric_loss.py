@@ -2,13 +2,11 @@
 
 from functools import partial
 
-import torch
-from detectron2.config import configurable
-
 from eql_d2.errors import InputError
-from eql_d2.losses import functional, fused
 from eql_d2.losses.base import SigmoidLoss
 from eql_d2.losses.build import CLS_LOSS_REGISTRY
+from eql_d2.losses.fused import SigmoidSum
+from eql_d2.losses.terms import asymmetric, focal
 
 
 @CLS_LOSS_REGISTRY.register()
@@ -38,7 +36,6 @@ class AsymmetricLoss(SigmoidLoss):
             a bias of 0).
     """
 
-    @configurable
     def __init__(
         self,
         num_classes: int,
@@ -58,29 +55,11 @@ class AsymmetricLoss(SigmoidLoss):
         self.gamma_pos = gamma_pos
         self.margin = margin
 
-    def compute(self, logits, gt_classes, features, negatives):
-        positive = partial(fused.focal, gamma=self.gamma_pos)
-        return fused.sigmoid_loss(self.negative, positive, logits, gt_classes, negatives=negatives)
-
-    def negative(self, z, loss, slope):
-        """L- and its derivative, see :func:`eql_d2.losses.fused.sigmoid_loss`.
-
-        With l = -log(1 - p_m): L- = p_m^gamma_neg l, and where p > margin
-        dL- / dz = p (1 - p) p_m^gamma_neg (1 / (1 - p_m) + gamma_neg l / p_m), whose last factor nears 1 as p_m does 0.
-        """
-        tiny = torch.finfo(z.dtype).tiny
-        p, not_p = z.sigmoid(), z.neg().sigmoid_()  # 1 - p itself would lose digits as p nears 1
-        p_m = (p - self.margin).clamp_(min=0)
-        not_p_m = (not_p + self.margin).clamp_(min=tiny)
-        if self.margin:
-            torch.div(p_m, not_p_m, out=loss).log1p_()
-        else:
-            functional.softplus(z, out=loss)
-        torch.div(loss, p_m.clamp(min=tiny), out=slope).mul_(self.gamma_neg).mul_(not_p)
-        slope.add_(not_p.clamp_(min=tiny).div_(not_p_m)).mul_(p)
-        if self.gamma_neg == 0:  # 0^0 is 1
-            slope.mul_(p_m > 0)
-            return
-        focus = p_m.pow_(self.gamma_neg)
-        loss.mul_(focus)
-        slope.mul_(focus)
+    def compute(self, logits, rois):
+        losses = SigmoidSum(
+            asymmetric,
+            (self.gamma_neg, self.margin),
+            positive_term=partial(focal, gamma=self.gamma_pos),
+            negatives=rois.negatives,
+        )
+        return losses.rows(logits, rois.gt_classes)

@@ -23,8 +23,8 @@ class BackgroundSigmoidLoss(SigmoidLoss):
             return super().checked_width(logits)
         return torch.nn.functional.pad(logits, (0, 1), value=-torch.inf)
 
-    def plain(self, logits, gt_classes, features, negatives):
-        return super().plain(logits, gt_classes, features, with_known_background(negatives))
+    def plain(self, logits, rois):
+        return super().plain(logits, rois._replace(negatives=with_known_background(rois.negatives)))
 
     def probs(self, logits) -> torch.Tensor:
         logits = at_least_fp32(self.checked_width(logits))

@@ -3,15 +3,13 @@
 import itertools
 
 import torch
-from detectron2.config import configurable
-from detectron2.utils import comm
 from torch.nn import functional as F
 
 from eql_d2.data.frequencies import ClassFrequencies
 from eql_d2.errors import InputError
 from eql_d2.losses.base import ClassificationLoss, at_least_fp32
 from eql_d2.losses.build import CLS_LOSS_REGISTRY
-from eql_d2.losses.statistics import sum_over_processes
+from eql_d2.losses.statistics import sum_over_processes, world_size
 
 
 @CLS_LOSS_REGISTRY.register()
@@ -52,10 +50,10 @@ class BalancedGroupSoftmaxLoss(ClassificationLoss):
 
     group: torch.Tensor  # (K + 1,) int64, of each class; in checkpoints
     columns: torch.Tensor  # the others: see _lay_out
+    _trained_otherwise = ""  # why a checkpoint that was loaded can be scored with, but not trained on
     labels: torch.Tensor
     places: torch.Tensor
 
-    @configurable
     def __init__(
         self,
         num_classes: int,
@@ -77,22 +75,46 @@ class BalancedGroupSoftmaxLoss(ClassificationLoss):
             groups = 1 + torch.bucketize(counts, torch.tensor(bounds), right=True)
             return F.pad(groups, (0, 1))
 
-        self.register_derived("group", frequencies, group)
-        self.groups_known = self.group is not None
-        if not self.groups_known:  # until a checkpoint is loaded
-            self.group = torch.zeros(num_classes + 1, dtype=torch.int64)
-        self.register_buffer("group", self.group)
-        self._lay_out()
+        with torch.device("cpu"):  # also for a model without data (meta), since the layout depends on the counts
+            self.register_derived("group", frequencies, group)
+            self.groups_known = self.group is not None
+            if not self.groups_known:  # until a checkpoint is loaded
+                self.group = torch.zeros(num_classes + 1, dtype=torch.int64)
+            self.register_buffer("group", self.group)
+            self._lay_out()
+        self.to(torch.get_default_device())
 
     @property
     def num_logits(self) -> int:
         return self.num_classes + 1 + self.num_groups
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
+        loaded = state_dict.get(f"{prefix}group")
+        if loaded is not None:
+            self._check_groups(loaded)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-        if f"{prefix}group" in state_dict:
+        if loaded is not None and self.group.device.type != "meta":
             self.groups_known = True
             self._lay_out()
+
+    def _check_groups(self, loaded: torch.Tensor) -> None:
+        """What a checkpoint says of the groups must be possible; to train on, also what this loss's own counts say."""
+        name, G = type(self).__name__, self.num_groups
+        if loaded.shape != self.group.shape or loaded.device.type == "meta":
+            return  # torch has its own error for the former
+        categories = loaded[:-1]
+        if loaded[-1] != 0 or not ((categories >= 1) & (categories < G)).all():
+            raise InputError(
+                f"the checkpoint's groups of categories are {sorted(set(loaded.tolist()))}, but {name} with bounds of "
+                f"{G - 2} numbers has the groups 1 to {G - 1}, and 0 for background: set `bounds` (BOUNDS) as it was "
+                f"trained"
+            )
+        if self.groups_known and self.group.device.type != "meta" and not torch.equal(loaded.cpu(), self.group.cpu()):
+            differing = int((loaded.cpu() != self.group.cpu()).sum())
+            self._trained_otherwise = (
+                f"{differing} of {len(categories)} categories are in another group in the checkpoint than by the "
+                f"counts and bounds of this {name}: give the counts and `bounds` (BOUNDS) that it was trained with"
+            )
 
     def _lay_out(self) -> None:
         """Derive where the logits of each group are.
@@ -133,14 +155,16 @@ class BalancedGroupSoftmaxLoss(ClassificationLoss):
         is_object = groups[0][:, -1:]
         return torch.cat([categories * is_object, background], dim=1)
 
-    def compute(self, logits, gt_classes, features, negatives):
-        weights = self.draw_weights(gt_classes).to(logits.dtype)
-        labels = self.labels[:, gt_classes]
-        losses = [  # a sum of products, not "@", which autocast would compute in half precision
-            (F.cross_entropy(z, label, reduction="none") * weight).sum()
+    def compute(self, logits, rois):
+        if self._trained_otherwise:
+            raise InputError(self._trained_otherwise)
+        weights = self.draw_weights(rois.gt_classes).to(logits.dtype)
+        labels = self.labels[:, rois.gt_classes]
+        losses = [
+            F.cross_entropy(z, label, reduction="none") * weight
             for z, label, weight in zip(self.by_group(logits), labels, weights.T)
         ]
-        return torch.stack(losses).sum()
+        return len(logits) * torch.stack(losses).sum(dim=0)
 
     def without_rois(self):
         self.draw_weights(self.group.new_zeros(0))
@@ -149,7 +173,7 @@ class BalancedGroupSoftmaxLoss(ClassificationLoss):
         """(R, G) float64, 1 / N_g where the RoI is kept in the group, else 0; drawn from torch's global generator."""
         groups = torch.arange(self.num_groups, device=gt_classes.device)
         in_group = self.group[gt_classes, None] == groups
-        members = sum_over_processes(in_group.sum(dim=0).double()) / comm.get_world_size()
+        members = sum_over_processes(in_group.sum(dim=0).double()) / world_size()
         others = members.sum() - members
         chance = (self.others_ratio * members / others).clamp(max=1).masked_fill(groups == 0, 1)
         kept = in_group | (torch.rand(in_group.shape, device=chance.device) < chance)

@@ -1,7 +1,6 @@
 """Balanced softmax (BALMS), in its sigmoid form for detection."""
 
 import torch
-from detectron2.config import configurable
 
 from eql_d2.data.frequencies import ClassFrequencies
 from eql_d2.losses import fused
@@ -37,7 +36,6 @@ class BalancedSoftmaxLoss(SigmoidLoss):
 
     adjustment: torch.Tensor  # (K,) float64
 
-    @configurable
     def __init__(self, num_classes: int, *, frequencies: ClassFrequencies, prior_prob: float = 0.001):
         super().__init__(num_classes, prior_prob=prior_prob)
 
@@ -47,7 +45,7 @@ class BalancedSoftmaxLoss(SigmoidLoss):
 
         self.register_derived("adjustment", frequencies, adjustment)
 
-    def compute(self, logits, gt_classes, features, negatives):
-        foreground = (gt_classes < self.num_classes).to(logits.dtype)
+    def compute(self, logits, rois):
+        foreground = (rois.gt_classes < self.num_classes).to(logits.dtype)
         adjusted = torch.addcmul(logits, foreground[:, None], self.adjustment.to(logits.dtype))
-        return fused.sigmoid_cross_entropy(adjusted, gt_classes, negatives=negatives)
+        return fused.sigmoid_cross_entropy(adjusted, rois.gt_classes, negatives=rois.negatives)

@@ -12,9 +12,9 @@ import copy
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
-from detectron2.utils.logger import log_first_n
 from torch import nn
 from torch.nn import functional as F
 
@@ -22,14 +22,30 @@ from eql_d2.data.frequencies import ClassFrequencies, FrequenciesNotFound, TailR
 from eql_d2.errors import InputError
 from eql_d2.losses import fused
 from eql_d2.losses.hyper_parameters import arguments_from_config
+from eql_d2.losses.once import log_once
+from eql_d2.losses.statistics import check_counts_once
+
+
+class RoIs(NamedTuple):
+    """What is known of R RoIs besides their logits.
+
+    Args:
+        gt_classes: (R,) int64 in [0, K]; K is background.
+        features: (R, D) the classifier's input, or None.
+        negatives: (R, K) bool, True where it is known whether the RoI is of the category, or None: all are known.
+    """
+
+    gt_classes: torch.Tensor
+    features: torch.Tensor | None = None
+    negatives: torch.Tensor | None = None
 
 
 class ClassificationLoss(nn.Module):
     """Base of all losses: checks and upcasts its input, then calls :meth:`compute`.
 
     A loss of your own is one file: a subclass of :class:`SigmoidLoss`, :class:`SoftmaxLoss` or this class,
-    registered in ``CLS_LOSS_REGISTRY``, with ``@configurable`` on an ``__init__`` whose hyper-parameters are
-    keyword-only and have defaults. Its config node is derived from that signature.
+    registered in ``CLS_LOSS_REGISTRY``, with an ``__init__`` whose hyper-parameters are keyword-only and have defaults.
+    Its config node is derived from that signature.
 
     Masks and weights that follow from the arguments are non-persistent buffers; what a loss accumulates
     during training is a persistent buffer. Counts and sums are int64 and float64, so a whole-model ``.half()`` is
@@ -40,12 +56,11 @@ class ClassificationLoss(nn.Module):
     """
 
     steps: torch.Tensor  # see count_steps
-    tail_mask: torch.Tensor  # see register_tail_mask
+    tail: torch.Tensor  # see register_tail_mask
     prior_prob: float | None = None  # p in (0, 1): cls_score.bias starts at -log((1 - p) / p); None: at 0
     uses_negatives = False  # whether `negatives` of a call change anything
     needs_negatives = False  # whether a call without them is an error
     start_iter = 0  # see start_at
-    steps_done = 0  # see count_steps
     calls_per_iteration = 1  # where gradients are accumulated, the number of batches: see iterations_done
     compiled: bool | None = None  # whether a step uses torch.compile (CLS_LOSS.COMPILE); None: this loss cannot
 
@@ -66,24 +81,30 @@ class ClassificationLoss(nn.Module):
         """Width of ``cls_score``."""
         raise NotImplementedError
 
-    def forward(self, logits, gt_classes, features=None, negatives=None) -> torch.Tensor:
+    def forward(self, logits, gt_classes, features=None, negatives=None, *, reduction: str = "mean") -> torch.Tensor:
         """
         Args:
             logits: (R, num_logits) float; fp16 and bf16 are computed in fp32, float64 stays. In plain classification,
                 where no RoI is background, (R, K) for a :class:`SoftmaxLoss` too.
-            gt_classes: (R,) int64 in [0, K].
+            gt_classes: (R,) integers in [0, K]; in plain classification in [0, K).
             features: (R, D) the classifier's input, for the losses that weigh by it.
             negatives: (R, K) bool, True where it is known whether the RoI is of the category: its own category, and
                 those that its image was checked for. In a sigmoid loss the others take no part. None: all are
                 known. A softmax has no term of its own for a category, and softmax losses do not use it.
+            reduction: "mean" over the RoIs, their "sum", or "none": (R,), the loss of each.
 
         Returns:
-            Scalar loss, at least fp32. Without RoIs it is zero, with a gradient path (DDP needs one).
+            The loss, at least fp32. Without RoIs it is zero, with a gradient path (DDP needs one).
 
         Raises:
-            InputError: logits of another width than :attr:`num_logits`, no negatives where the loss needs them, or a
-                loss that cannot train because its class frequencies were not found.
+            InputError: logits of another width than :attr:`num_logits`, labels of another number than RoIs or out of
+                range, no negatives where the loss needs them, or a loss that cannot train because its class
+                frequencies were not found. On a GPU, where a question costs a wait, labels out of range are a
+                device-side assertion instead.
         """
+        if reduction not in ("mean", "sum", "none"):
+            raise InputError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}")
+        rois = RoIs(self._checked_labels(logits, gt_classes), features, negatives)
         logits = at_least_fp32(self.checked_width(logits))
         self.require_frequencies()
         if self.needs_negatives and negatives is None:
@@ -94,17 +115,49 @@ class ClassificationLoss(nn.Module):
         if len(logits) == 0:
             if self.has_started:
                 self.without_rois()
-            loss = logits.sum() * 0.0
-        elif self.has_started:
-            loss = self.compute(logits, gt_classes, features, negatives)
+            losses = logits.sum(dim=1)
+        elif self.start_iter > 0 and fused.is_transformed():  # which cannot wait for the answer
+            started = self.reached(self.start_iter)
+            losses = torch.where(started, self.compute(logits, rois), self.plain(logits, rois))
         else:
-            loss = self.plain(logits, gt_classes, features, negatives)
+            losses = self.compute(logits, rois) if self.has_started else self.plain(logits, rois)
+        if losses.shape != logits.shape[:1]:
+            raise InputError(
+                f"{type(self).__name__}.compute must return the loss of each of {len(logits)} RoIs, got the shape "
+                f"{tuple(losses.shape)}"
+            )
         if self.training and "steps" in self._buffers:
             self._count_step()
-        return loss
+        if reduction == "none":
+            return losses
+        return losses.sum() if reduction == "sum" or not len(losses) else losses.mean()
 
-    def compute(self, logits, gt_classes, features, negatives) -> torch.Tensor:
-        """The loss itself, for R > 0 and logits in fp32 or float64; arguments as in :meth:`forward`."""
+    def _checked_labels(self, logits, gt_classes) -> torch.Tensor:
+        """(R,) int64 labels of (R, C) logits, or an InputError."""
+        name, K = type(self).__name__, self.num_classes
+        if gt_classes.dtype.is_floating_point or gt_classes.dtype == torch.bool:
+            raise InputError(f"{name} takes gt_classes of an integer type, got {gt_classes.dtype}")
+        if gt_classes.shape != logits.shape[:1]:
+            raise InputError(
+                f"{name} takes one label for each row of logits: logits are {tuple(logits.shape)}, gt_classes "
+                f"{tuple(gt_classes.shape)}"
+            )
+        gt_classes = gt_classes.long()
+        background = int(logits.shape[1] == self.num_logits)  # (R, K) logits of plain classification have none
+        if not len(gt_classes) or fused.is_transformed() or gt_classes.device.type not in ("cpu", "cuda"):
+            return gt_classes
+        in_range = ((gt_classes >= 0) & (gt_classes < K + background)).all()
+        if gt_classes.device.type == "cuda":  # asked without a wait
+            torch._assert_async(in_range, f"{name}: gt_classes must be in [0, {K + background})")
+        elif not in_range:
+            raise InputError(
+                f"{name} of {K} classes takes labels in [0, {K - 1 + background}]{f' ({K}: background)' * background}, "
+                f"got {int(gt_classes.min())} to {int(gt_classes.max())}"
+            )
+        return gt_classes
+
+    def compute(self, logits, rois: RoIs) -> torch.Tensor:
+        """(R,) the loss of each RoI, whose mean is the loss, for R > 0 and logits in fp32 or float64."""
         raise NotImplementedError
 
     def without_rois(self) -> None:
@@ -113,19 +166,18 @@ class ClassificationLoss(nn.Module):
         Here a loss that exchanges statistics between processes takes part, or the processes that have RoIs would wait.
         """
 
-    def plain(self, logits, gt_classes, features, negatives) -> torch.Tensor:
+    def plain(self, logits, rois: RoIs) -> torch.Tensor:
         """The cross-entropy that a loss which starts later begins with; arguments as in :meth:`compute`."""
         raise NotImplementedError
+
+    def reached(self, iteration: int) -> torch.Tensor:
+        """Scalar bool on the loss's device: whether it has been trained for so many optimizer steps; no wait."""
+        return self.steps >= iteration * self.calls_per_iteration
 
     @property
     def has_started(self) -> bool:
         """Whether :meth:`compute` is at work; before, it is :meth:`plain`."""
-        return self.iterations_done >= self.start_iter
-
-    @property
-    def iterations_done(self) -> int:
-        """How many optimizer steps this loss, if it counts, has been trained for."""
-        return self.steps_done // self.calls_per_iteration
+        return self.start_iter == 0 or self.steps_done >= self.start_iter * self.calls_per_iteration
 
     def start_at(self, start_iter: int) -> "ClassificationLoss":
         """Train with plain cross-entropy for the first ``start_iter`` iterations; returns the loss itself.
@@ -148,29 +200,35 @@ class ClassificationLoss(nn.Module):
         return self
 
     def count_steps(self) -> None:
-        """From now on count the calls in training in ``steps``, a persistent int64 buffer, and in ``steps_done``.
+        """From now on count the calls in training in ``steps``, a persistent int64 buffer.
 
-        With RoIs or without, so that all processes count alike; each stage of a cascade counts its own. ``steps_done``
-        is the same number on the host: reading the buffer would wait for the GPU in every step.
+        With RoIs or without, so that all processes count alike; each stage of a cascade counts its own.
         """
         if "steps" not in self._buffers:
             self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+            self._steps_on_host = 0
+
+    @property
+    def steps_done(self) -> int:
+        """``steps`` as a number; on a GPU one that is kept on the host, since reading the buffer would wait."""
+        return int(self.steps) if self.steps.device.type == "cpu" else self._steps_on_host
 
     def _count_step(self) -> None:
-        if self.steps_done == self.start_iter * self.calls_per_iteration > 0:
-            log_first_n(
+        check_counts_once(type(self).__name__)
+        self.steps += 1
+        if fused.is_transformed():
+            return
+        self._steps_on_host += 1
+        if self._steps_on_host == self.start_iter * self.calls_per_iteration + 1 > 1:
+            log_once(
                 logging.INFO,
                 f"{type(self).__name__} takes over from plain cross-entropy after {self.start_iter} iterations",
-                name=__name__,
-                key="message",
             )
-        self.steps_done += 1
-        self.steps += 1
 
     def _load_from_state_dict(self, *args, **kwargs):
         super()._load_from_state_dict(*args, **kwargs)
-        if "steps" in self._buffers:
-            self.steps_done = int(self.steps)
+        if "steps" in self._buffers and self.steps.device.type != "meta":
+            self._steps_on_host = int(self.steps)
 
     def checked_width(self, logits) -> torch.Tensor:
         """Logits as :meth:`compute` takes them: of width :attr:`num_logits`, or an InputError."""
@@ -197,41 +255,51 @@ class ClassificationLoss(nn.Module):
     ) -> None:
         """Keep ``derive(frequencies)`` as a non-persistent buffer on the model's device.
 
-        A model that only scores is also built where no training annotations are, or only some of the counts:
-        then ``frequencies`` is, or ``derive`` raises, the error that says what was looked for; the buffer
-        is None, and training raises that error.
+        A model that only scores is also built where no training annotations are: then ``frequencies`` is the error
+        that says what was looked for; the buffer is None, and training raises that error.
+
+        Args:
+            frequencies: counts of K categories; a sequence of samples of each class will do.
+
+        Raises:
+            InputError: counts of another number of categories, or without what ``derive`` asks of them.
         """
-        value = None
-        try:
-            if isinstance(frequencies, FrequenciesNotFound):
-                raise frequencies
-            if len(frequencies) != self.num_classes:
-                raise InputError(
-                    f"{type(self).__name__} has {self.num_classes} classes, but {frequencies.source} counts "
-                    f"{len(frequencies)}"
-                )
+        if isinstance(frequencies, FrequenciesNotFound):
+            self._no_frequencies = frequencies
+            self.register_buffer(name, None, persistent=False)
+            return
+        frequencies = ClassFrequencies.of(frequencies)
+        if len(frequencies) != self.num_classes:
+            raise InputError(
+                f"{type(self).__name__} has {self.num_classes} classes, but {frequencies.source} counts "
+                f"{len(frequencies)}"
+            )
+        with torch.device("cpu"):  # so that a model without data (meta) is built, too
             value = derive(frequencies)
-        except FrequenciesNotFound as error:
-            self._no_frequencies = error
-        self.register_buffer(name, value, persistent=False)
+        self.register_buffer(name, value.to(torch.get_default_device()), persistent=False)
 
     def register_tail_mask(self, frequencies: ClassFrequencies | FrequenciesNotFound, tail: TailRule) -> None:
-        """Keep the tail, T of the EQL paper, as the (K,) bool buffer ``tail_mask``, and log what it selects."""
+        """Keep the tail, T of the EQL paper, as :attr:`tail_mask`, and log what it selects."""
+
+        tail = TailRule.of(tail)
 
         def logged_mask(frequencies: ClassFrequencies) -> torch.Tensor:
             mask = tail.mask(frequencies)
-            log_first_n(logging.INFO, tail.describe(frequencies), name=__name__, key="message")
+            log_once(logging.INFO, tail.describe(frequencies))
             if "f" in (g for g, is_tail in zip(frequencies.groups, mask.tolist()) if is_tail):
-                log_first_n(
+                log_once(
                     logging.WARNING,
                     f"the tail rule ({tail}) takes frequent classes (more than 100 images) for tail on "
                     f"{frequencies.source}: a lambda of another dataset?",
-                    name=__name__,
-                    key="message",
                 )
-            return mask
+            return mask.to(torch.uint8)
 
-        self.register_derived("tail_mask", frequencies, logged_mask)
+        self.register_derived("tail", frequencies, logged_mask)
+
+    @property
+    def tail_mask(self) -> torch.Tensor:
+        """(K,) bool; kept as uint8, of which averages of models (``AveragedModel(use_buffers=True)``) can be made."""
+        return self.tail.view(torch.bool)
 
     def require_frequencies(self) -> None:
         """Raise if this loss needs class frequencies to train and was built without."""
@@ -261,8 +329,8 @@ class SigmoidLoss(ClassificationLoss):
     def num_logits(self) -> int:
         return self.num_classes
 
-    def plain(self, logits, gt_classes, features, negatives):
-        return fused.sigmoid_cross_entropy(logits, gt_classes, negatives=negatives)
+    def plain(self, logits, rois):
+        return fused.sigmoid_cross_entropy(logits, rois.gt_classes, negatives=rois.negatives)
 
     def probs(self, logits) -> torch.Tensor:
         """Sigmoid scores and a zero background column, since Detectron2 drops the last column."""
@@ -286,8 +354,8 @@ class SoftmaxLoss(ClassificationLoss):
     def num_logits(self) -> int:
         return self.num_classes + 1
 
-    def plain(self, logits, gt_classes, features, negatives):
-        return F.cross_entropy(logits, gt_classes)
+    def plain(self, logits, rois):
+        return F.cross_entropy(logits, rois.gt_classes, reduction="none")
 
     def checked_width(self, logits) -> torch.Tensor:
         """(R, K) logits get a background that cannot be: -inf, whose exponential is exactly 0."""

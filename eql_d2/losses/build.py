@@ -1,7 +1,8 @@
 """The registry of classification losses."""
 
-from detectron2.utils.registry import Registry
+from fvcore.common.registry import Registry
 
+from eql_d2.data.frequencies import FrequenciesNotFound
 from eql_d2.errors import InputError
 from eql_d2.losses.base import ClassificationLoss
 from eql_d2.losses.hyper_parameters import NODE
@@ -9,8 +10,16 @@ from eql_d2.losses.hyper_parameters import NODE
 CLS_LOSS_REGISTRY = Registry("CLS_LOSS")
 CLS_LOSS_REGISTRY.__doc__ = """
 Classification losses of the box predictor, chosen by ``MODEL.ROI_BOX_HEAD.CLS_LOSS.NAME``: subclasses of
-:class:`ClassificationLoss`, called as ``obj(cfg)``.
+:class:`ClassificationLoss`, built as ``obj(**obj.from_config(cfg))``.
 """
+
+
+def _built(loss_class: type, arguments: dict) -> ClassificationLoss:
+    """A loss of a config; one whose counts lack what it trains by still scores."""
+    try:
+        return loss_class(**arguments)
+    except FrequenciesNotFound as error:
+        return loss_class(**{**arguments, "frequencies": error})
 
 
 def build_cls_loss(cfg) -> ClassificationLoss:
@@ -27,7 +36,8 @@ def build_cls_loss(cfg) -> ClassificationLoss:
             f"{NODE}.NAME is '{name}', but the registered losses are {known}; a loss of your own must be "
             f"imported before add_eql_config(cfg)"
         )
-    loss = CLS_LOSS_REGISTRY.get(name)(cfg)
+    loss_class = CLS_LOSS_REGISTRY.get(name)
+    loss = _built(loss_class, loss_class.from_config(cfg))
     node = cfg.MODEL.ROI_BOX_HEAD.CLS_LOSS
     if loss.start_iter and node.START_ITER not in (0, loss.start_iter):
         raise InputError(

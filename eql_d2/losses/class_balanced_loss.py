@@ -1,7 +1,6 @@
 """Class-balanced loss (effective number of samples)."""
 
 import torch
-from detectron2.config import configurable
 from torch.nn import functional as F
 
 from eql_d2.data.frequencies import ClassFrequencies
@@ -44,7 +43,6 @@ class ClassBalancedLoss(ClassificationLoss):
     scoring: ClassificationLoss  # what the base decides besides the loss: width, prior and scores
     class_weight: torch.Tensor  # (K + 1,) float64
 
-    @configurable
     def __init__(
         self,
         num_classes: int,
@@ -90,22 +88,21 @@ class ClassBalancedLoss(ClassificationLoss):
     def predicted_classes(self, probs):
         return self.scoring.predicted_classes(probs)
 
-    def plain(self, logits, gt_classes, features, negatives):
-        return self.scoring.plain(logits, gt_classes, features, negatives)
+    def plain(self, logits, rois):
+        return self.scoring.plain(logits, rois)
 
-    def compute(self, logits, gt_classes, features, negatives):
+    def compute(self, logits, rois):
         class_weight = self.class_weight.to(logits.dtype)
         if self.base == "softmax":
-            loss = F.cross_entropy(logits, gt_classes, class_weight, reduction="sum")
-            return loss / len(logits)
+            return F.cross_entropy(logits, rois.gt_classes, class_weight, reduction="none")
         weights = {
-            "row_weight": class_weight[gt_classes],
-            "negatives": negatives,
+            "row_weight": class_weight[rois.gt_classes],
+            "negatives": rois.negatives,
             "compiled": self.compiled,
         }
         if self.base == "sigmoid":
-            return fused.sigmoid_cross_entropy(logits, gt_classes, **weights)
-        return fused.sigmoid_focal(logits, gt_classes, self.gamma, **weights)
+            return fused.sigmoid_cross_entropy(logits, rois.gt_classes, **weights)
+        return fused.sigmoid_focal(logits, rois.gt_classes, self.gamma, **weights)
 
 
 def effective_number(counts: torch.Tensor, beta: float) -> torch.Tensor:

@@ -1,7 +1,6 @@
 """Class-dependent temperatures (CDT)."""
 
 import torch
-from detectron2.config import configurable
 from torch.nn import functional as F
 
 from eql_d2.data.frequencies import ClassFrequencies
@@ -32,7 +31,6 @@ class ClassDependentTemperatureLoss(SoftmaxLoss):
 
     temperature: torch.Tensor  # (K + 1,) float64
 
-    @configurable
     def __init__(self, num_classes: int, *, frequencies: ClassFrequencies, gamma: float = 0.1):
         super().__init__(num_classes)
         if not 0 <= gamma < float("inf"):
@@ -44,5 +42,5 @@ class ClassDependentTemperatureLoss(SoftmaxLoss):
 
         self.register_derived("temperature", frequencies, temperature)
 
-    def compute(self, logits, gt_classes, features, negatives):
-        return F.cross_entropy(logits / self.temperature.to(logits.dtype), gt_classes)
+    def compute(self, logits, rois):
+        return F.cross_entropy(logits / self.temperature.to(logits.dtype), rois.gt_classes, reduction="none")

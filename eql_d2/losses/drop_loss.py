@@ -1,9 +1,8 @@
 """DropLoss."""
 
 import torch
-from detectron2.config import configurable
 
-from eql_d2.data.frequencies import ClassFrequencies, TailRule
+from eql_d2.data.frequencies import LVIS_TAIL, ClassFrequencies, TailRule
 from eql_d2.losses import functional
 from eql_d2.losses.build import CLS_LOSS_REGISTRY
 from eql_d2.losses.equalization_loss import EqualizationLoss
@@ -34,22 +33,21 @@ class DropLoss(EqualizationLoss):
         prior_prob: score every category starts with (default of the authors' code).
     """
 
-    @configurable
     def __init__(
         self,
         num_classes: int,
         *,
         frequencies: ClassFrequencies,
-        tail: TailRule = TailRule(),
+        tail: TailRule = LVIS_TAIL,
         prior_prob: float = 0.001,
     ):
         super().__init__(num_classes, frequencies=frequencies, tail=tail, prior_prob=prior_prob)
 
-    def compute(self, logits, gt_classes, features, negatives):
-        trained = ~self.draw_dropped(gt_classes)
-        if negatives is not None:
-            trained &= negatives
-        return super().compute(logits, gt_classes, features, trained)
+    def compute(self, logits, rois):
+        trained = ~self.draw_dropped(rois.gt_classes)
+        if rois.negatives is not None:
+            trained &= rois.negatives
+        return super().compute(logits, rois._replace(negatives=trained))
 
     def without_rois(self):
         self.tail_share(self.tail_mask.new_zeros(0, dtype=torch.int64))

@@ -1,13 +1,13 @@
 """Effective Class-Margin loss (ECM)."""
 
 import torch
-from detectron2.config import configurable
 
 from eql_d2.data.frequencies import ClassFrequencies
 from eql_d2.errors import InputError
 from eql_d2.losses.background_sigmoid import BackgroundSigmoidLoss, with_known_background
 from eql_d2.losses.build import CLS_LOSS_REGISTRY
-from eql_d2.losses.category_weights import category_weighted_sigmoid
+from eql_d2.losses.fused import SigmoidSum
+from eql_d2.losses.terms import cross_entropy
 
 
 @CLS_LOSS_REGISTRY.register()
@@ -39,7 +39,6 @@ class EffectiveClassMarginLoss(BackgroundSigmoidLoss):
 
     imbalance: torch.Tensor  # (K + 1,) float64, a
 
-    @configurable
     def __init__(
         self,
         num_classes: int,
@@ -58,14 +57,13 @@ class EffectiveClassMarginLoss(BackgroundSigmoidLoss):
 
         self.register_derived("imbalance", frequencies, imbalance)
 
-    def compute(self, logits, gt_classes, features, negatives):
+    def compute(self, logits, rois):
         weight = self.imbalance * self.imbalance.reciprocal().log1p()
         offset = -self.imbalance.log() / 4
-        loss, _ = category_weighted_sigmoid(
-            2 * logits + offset.to(logits.dtype),
-            gt_classes,
+        losses = SigmoidSum(
+            cross_entropy,
             positive_weight=weight,
             negative_weight=weight,
-            negatives=with_known_background(negatives),
+            negatives=with_known_background(rois.negatives),
         )
-        return loss
+        return losses.rows(2 * logits + offset.to(logits.dtype), rois.gt_classes)

@@ -1,9 +1,8 @@
 """Equalization Loss (EQL)."""
 
 import torch
-from detectron2.config import configurable
 
-from eql_d2.data.frequencies import ClassFrequencies, TailRule
+from eql_d2.data.frequencies import LVIS_TAIL, ClassFrequencies, TailRule
 from eql_d2.errors import InputError
 from eql_d2.losses import fused
 from eql_d2.losses.base import SigmoidLoss
@@ -49,13 +48,12 @@ class EqualizationLoss(SigmoidLoss):
 
     compiled = False
 
-    @configurable
     def __init__(
         self,
         num_classes: int,
         *,
         frequencies: ClassFrequencies,
-        tail: TailRule = TailRule(),
+        tail: TailRule = LVIS_TAIL,
         unchecked: str = "ignore",
         exclude_background: bool = True,
         prior_prob: float = 0.001,
@@ -68,20 +66,21 @@ class EqualizationLoss(SigmoidLoss):
         self.exclude_background = exclude_background
         self.register_tail_mask(frequencies, tail)
 
-    def compute(self, logits, gt_classes, features, negatives):
-        tail: torch.Tensor | None = self.tail_mask
+    def compute(self, logits, rois):
+        tail, negatives = self.tail_mask, rois.negatives
         if self.unchecked == "equalize" or not self.exclude_background:
-            negatives, tail = self._negatives(logits, gt_classes, negatives), None
+            negatives, tail = self._negatives(rois), None
         return fused.sigmoid_cross_entropy(
             logits,
-            gt_classes,
+            rois.gt_classes,
             tail=tail,
             negatives=negatives,
             compiled=self.compiled,
         )
 
-    def _negatives(self, logits, gt_classes, negatives):
+    def _negatives(self, rois):
         """(R, K) bool: w_ij."""
+        gt_classes, _, negatives = rois
         label = torch.arange(self.num_classes, device=gt_classes.device) == gt_classes[:, None]
         spared = self.tail_mask & ~label
         if self.exclude_background:

@@ -1,14 +1,14 @@
 """Equalization Loss v2 (EQLv2)."""
 
 import torch
-from detectron2.config import configurable
 
 from eql_d2.errors import InputError
 from eql_d2.losses import functional
 from eql_d2.losses.background_sigmoid import BackgroundSigmoidLoss, with_known_background
 from eql_d2.losses.build import CLS_LOSS_REGISTRY
-from eql_d2.losses.category_weights import category_weighted_sigmoid
+from eql_d2.losses.fused import SigmoidSum
 from eql_d2.losses.statistics import GradientSums
+from eql_d2.losses.terms import cross_entropy
 
 
 @CLS_LOSS_REGISTRY.register()
@@ -40,7 +40,6 @@ class EqualizationLossV2(BackgroundSigmoidLoss):
         prior_prob: score every category, and background, starts with.
     """
 
-    @configurable
     def __init__(
         self,
         num_classes: int,
@@ -67,18 +66,19 @@ class EqualizationLossV2(BackgroundSigmoidLoss):
         negative = functional.with_background(negative, 1)
         return 1 + self.alpha * (1 - negative), negative
 
-    def compute(self, logits, gt_classes, features, negatives):
+    def compute(self, logits, rois):
         positive_weight, negative_weight = self.weights()
-        loss, (positive, negative) = category_weighted_sigmoid(
-            logits,
-            gt_classes,
+        losses = SigmoidSum(
+            cross_entropy,
             positive_weight=positive_weight,
             negative_weight=negative_weight,
-            negatives=with_known_background(negatives),
+            negatives=with_known_background(rois.negatives),
+            sums_by_category=self.training,
         )
+        rows = losses.rows(logits, rois.gt_classes)
         if self.training:
-            self.gradients.add(positive[:-1], negative[:-1])
-        return loss
+            self.gradients.add(*(sums[:-1] for sums in losses.pulls))
+        return rows
 
     def without_rois(self):
         if self.training:

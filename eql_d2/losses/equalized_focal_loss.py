@@ -1,12 +1,11 @@
 """Equalized Focal Loss (EFL)."""
 
-from detectron2.config import configurable
-
 from eql_d2.errors import InputError
 from eql_d2.losses.base import SigmoidLoss
 from eql_d2.losses.build import CLS_LOSS_REGISTRY
-from eql_d2.losses.category_weights import category_weighted_sigmoid
+from eql_d2.losses.fused import SigmoidSum
 from eql_d2.losses.statistics import GradientSums
+from eql_d2.losses.terms import focal
 
 
 @CLS_LOSS_REGISTRY.register()
@@ -45,7 +44,6 @@ class EqualizedFocalLoss(SigmoidLoss):
         prior_prob: score every category starts with.
     """
 
-    @configurable
     def __init__(
         self,
         num_classes: int,
@@ -72,20 +70,21 @@ class EqualizedFocalLoss(SigmoidLoss):
         g = self.focal_gradients.ratio(initial=1.0).clamp(max=1)
         return self.gamma + self.scale * (1 - g)
 
-    def compute(self, logits, gt_classes, features, negatives):
+    def compute(self, logits, rois):
         gamma = self.category_gamma()
         factor = gamma / self.gamma
-        loss, (positive, negative) = category_weighted_sigmoid(
-            logits,
-            gt_classes,
+        losses = SigmoidSum(
+            focal,
+            (gamma,),
             positive_weight=self.alpha * factor,
             negative_weight=(1 - self.alpha) * factor,
-            gamma=gamma,
-            negatives=negatives,
+            negatives=rois.negatives,
+            sums_by_category=self.training,
         )
+        rows = losses.rows(logits, rois.gt_classes)
         if self.training:
-            self.focal_gradients.add(positive, negative)
-        return loss
+            self.focal_gradients.add(*losses.pulls)
+        return rows
 
     def without_rois(self):
         if self.training:

@@ -1,7 +1,6 @@
 """Federated loss."""
 
 import torch
-from detectron2.config import configurable
 
 from eql_d2.data.frequencies import ClassFrequencies
 from eql_d2.errors import InputError
@@ -43,7 +42,6 @@ class FederatedLoss(SigmoidLoss):
 
     rate: torch.Tensor  # (K,) float64
 
-    @configurable
     def __init__(
         self,
         num_classes: int,
@@ -65,11 +63,11 @@ class FederatedLoss(SigmoidLoss):
 
         self.register_derived("rate", frequencies, rate)
 
-    def compute(self, logits, gt_classes, features, negatives):
-        trained = self.draw_subset(gt_classes).expand(len(logits), -1)
-        if negatives is not None:
-            trained = trained & negatives
-        return fused.sigmoid_cross_entropy(logits, gt_classes, negatives=trained)
+    def compute(self, logits, rois):
+        trained = self.draw_subset(rois.gt_classes).expand(len(logits), -1)
+        if rois.negatives is not None:
+            trained = trained & rois.negatives
+        return fused.sigmoid_cross_entropy(logits, rois.gt_classes, negatives=trained)
 
     def draw_subset(self, gt_classes) -> torch.Tensor:
         """(K,) bool, a new draw of S, from torch's global generator.
@@ -78,8 +76,8 @@ class FederatedLoss(SigmoidLoss):
         category after the other without replacement. (``torch.multinomial`` waits for the GPU to check its input.)
         """
         present = self.rate.new_zeros(self.num_classes + 1, dtype=torch.bool)
-        present = present.scatter_(0, gt_classes, True)[:-1]
+        present = present.scatter(0, gt_classes, True)[:-1]
         time = torch.empty_like(self.rate).exponential_() / self.rate
         size = min(self.subset_size, self.num_classes)
-        first = time.masked_fill_(present, -1).topk(size, largest=False).indices
+        first = time.masked_fill(present, -1).topk(size, largest=False).indices
         return present.scatter(0, first, True)

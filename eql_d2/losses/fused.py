@@ -1,20 +1,24 @@
 """Losses that make their gradient along with their value, in one pass. Shapes as in :mod:`eql_d2.losses.base`.
 
-A sigmoid loss is one function l of a negative's logit, l(z_ij); only the own entry of a foreground RoI, that of its
+A sigmoid loss is one term l of a negative's logit, l(z_ij); only the own entry of a foreground RoI, that of its
 category, is another, l+(-z_ij). So no (R, K) target or weight is built: every entry is taken for a negative, then the R
 own ones are put in by index. On a CPU this goes by blocks of RoIs, so that what l needs on the way stays in its cache.
+
+Under ``torch.compile`` and the transforms of ``torch.func`` the same sums are left to autograd.
 """
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
+from torch.nn import functional as F
 
 from eql_d2.losses import one_pass
-from eql_d2.losses.functional import softplus
+from eql_d2.losses.terms import Logistic, cross_entropy, focal
 
-BLOCK = 1 << 18  # numbers in a block: 1 MB in fp32, the second-level cache of a core
+BLOCK = 1 << 17  # numbers in a block: a few of its size, 0.5 MB in fp32, fit into the second-level cache of a core
 
 # With AVX-512, torch's log1p has a load that is masked out for all numbers but -0.0. If its page of memory was never
 # touched, such a load is slow, and being masked out it does not touch it: until a -0.0 comes by, log1p takes 20 times
@@ -22,128 +26,172 @@ BLOCK = 1 << 18  # numbers in a block: 1 MB in fp32, the second-level cache of a
 torch.log1p(torch.full((16,), -0.0, device="cpu"))
 
 
-def sigmoid_cross_entropy(logits, gt_classes, *, compiled: bool = False, **weights) -> torch.Tensor:
-    """(1 / R) sum_ij w_ij BCE(z_ij, y_ij): summed over categories, averaged over RoIs.
+def sigmoid_cross_entropy(logits, gt_classes, **weights) -> torch.Tensor:
+    """(R,) sum_j w_ij BCE(z_ij, y_ij). Arguments: see :class:`SigmoidSum`."""
+    return SigmoidSum(cross_entropy, **weights).rows(logits, gt_classes)
 
-    l(z) = log(1 + e^z) and l'(z) = sigmoid(z).
+
+def sigmoid_focal(logits, gt_classes, gamma: float, **weights) -> torch.Tensor:
+    """(R,) sum_j w_ij (1 - p_t)^gamma (-log p_t), where p_t is sigmoid(z_ij) if y_ij = 1, else sigmoid(-z_ij).
+
+    Arguments: see :class:`SigmoidSum`.
+    """
+    return SigmoidSum(focal, (gamma,), **weights).rows(logits, gt_classes)
+
+
+@dataclass
+class SigmoidSum:
+    """(R,) sums over categories of w_ij l_ij, with their gradient: l_ij = l+(-z_ij) where y_ij = 1, else l(z_ij).
 
     Args:
-        logits: (R, K) float32 or float64, R > 0.
-        gt_classes: (R,) int64 in [0, K].
-        compiled: whether to use ``torch.compile``, where it works.
-        weights: w; see :func:`sigmoid_loss`.
-    """
-    in_one_pass = (one_pass.cross_entropy,) if compiled else None
-    return sigmoid_loss(_cross_entropy, _cross_entropy, logits, gt_classes, in_one_pass=in_one_pass, **weights)
-
-
-def sigmoid_focal(logits, gt_classes, gamma: float, *, compiled: bool = False, **weights) -> torch.Tensor:
-    """(1 / R) sum_ij w_ij (1 - p_t)^gamma (-log p_t), where p_t is sigmoid(z_ij) if y_ij = 1, else sigmoid(-z_ij).
-
-    In closed form, value and gradient are finite at any finite logit; fvcore's gradient is NaN at +-1e4 for gamma below
-    1. Arguments as in :func:`sigmoid_cross_entropy`.
-    """
-    term = partial(focal, gamma=gamma)
-    in_one_pass = (one_pass.focal, gamma) if compiled else None
-    return sigmoid_loss(term, term, logits, gt_classes, in_one_pass=in_one_pass, **weights)
-
-
-# Terms: (z, loss, slope) write l(z) and l'(z) to buffers of z's shape. `slope` may be z itself.
-
-
-def _cross_entropy(z, loss, slope):
-    """l(z) = log(1 + e^z) and l'(z) = sigmoid(z)."""
-    softplus(z, out=loss)
-    torch.sigmoid(z, out=slope)
-
-
-def focal(z, loss, slope, gamma):
-    """l(z) = p^gamma log(1 + e^z) and l'(z) = p^(gamma + 1) + gamma (1 - p) l(z), with p = sigmoid(z)."""
-    softplus(z, out=loss)
-    not_p = z.neg().sigmoid_()  # 1 - p itself would lose digits as p nears 1
-    p = torch.sigmoid(z, out=slope)
-    p_gamma = p**gamma
-    loss.mul_(p_gamma)
-    slope.mul_(p_gamma).addcmul_(not_p, loss, value=gamma)
-
-
-def sigmoid_loss(
-    negative: Callable,
-    positive: Callable,
-    logits: torch.Tensor,
-    gt_classes: torch.Tensor,
-    *,
-    tail: torch.Tensor | None = None,
-    positive_weight: float = 1.0,
-    row_weight: torch.Tensor | None = None,
-    negatives: torch.Tensor | None = None,
-    in_one_pass: tuple | None = None,
-) -> torch.Tensor:
-    """(1 / R) sum_ij w_ij l_ij with its gradient: l_ij = l+(-z_ij) where y_ij = 1, else l(z_ij).
-
-    Args:
-        negative, positive: the terms l and l+, elementwise: (z, loss, slope) writes l(z) and l'(z) to the latter two,
-            which have z's shape; slope may be z itself. With a tail, l must be 0 at -inf, and its slope.
-        logits: (R, K) float32 or float64, R > 0.
-        gt_classes: (R,) int64 in [0, K].
+        term: l, as in :mod:`eql_d2.losses.terms`. With a tail, it must be 0 at -inf, and its slope.
+        arguments: what l takes besides the logits: numbers, or (K,) tensors, one number a category.
+        positive_term: l+, with its arguments bound; None: l.
         tail: (K,) bool, categories whose w_ij is 0 in the foreground RoIs of other categories.
-        positive_weight: factor of w_ij where y_ij = 1.
+        positive_weight: factor of w_ij where y_ij = 1; a number or (K,).
+        negative_weight: (K,) factor of w_ij where y_ij = 0; None: 1.
         row_weight: (R,), factor of w_ij for all j.
         negatives: (R, K) bool, False where w_ij is 0.
-        in_one_pass: l, and l+ the same, as :func:`eql_d2.losses.one_pass.loss_and_gradient` takes it, to be compiled.
+        compiled: whether to use ``torch.compile``, where it works.
+        sums_by_category: whether :attr:`pulls` is made.
     """
-    R, K = logits.shape
-    column, foreground = own_entry(gt_classes, K)
-    unknown = None if negatives is None else ~negatives
-    if tail is not None:
-        of_foreground, of_tail = foreground.to(logits.dtype), tail.to(logits.dtype)
 
-    def own_entries(logits):
+    term: Callable
+    arguments: tuple = ()
+    positive_term: Callable | None = None
+    tail: torch.Tensor | None = None
+    positive_weight: float | torch.Tensor = 1.0
+    negative_weight: torch.Tensor | None = None
+    row_weight: torch.Tensor | None = None
+    negatives: torch.Tensor | None = None
+    compiled: bool | None = False
+    sums_by_category: bool = False
+    # (K,) sums of |d rows_i / dz_ij| over a category's own RoIs, and over the others; of the last call of `rows`
+    pulls: tuple[torch.Tensor, torch.Tensor] | None = field(default=None, init=False)
+
+    def rows(self, logits: torch.Tensor, gt_classes: torch.Tensor) -> torch.Tensor:
+        """
+        Args:
+            logits: (R, K) float32 or float64, R > 0.
+            gt_classes: (R,) int64 in [0, K].
+        """
+        if is_transformed():
+            return self._by_autograd(logits, gt_classes)
+        return with_gradient_of(partial(self._made, gt_classes=gt_classes), logits)
+
+    # ---- value and gradient by hand ----
+
+    def _made(self, logits, with_gradient: bool, gt_classes):
+        """(R,) rows and their (R, K) gradient."""
+        if self.compiled and not self.sums_by_category:
+            made = one_pass.rows_and_gradient(self, logits, gt_classes)
+            if made is not None:
+                return made
+        column, foreground = own_entry(gt_classes, logits.shape[1])
+        own = self._own_entries(logits, column, foreground)
+        with_slope = with_gradient or self.sums_by_category
+        gradient = torch.empty_like(logits) if with_slope else None
+        rows = []
+        for place in blocks_of_rows(logits):
+            loss, slope = self._block(logits[place], place, column[place], foreground[place], own)
+            rows.append(loss.sum(dim=1))
+            if gradient is not None:
+                gradient[place] = slope
+        total = torch.cat(rows)
+        if self.row_weight is not None:
+            total = total * self.row_weight
+            if gradient is not None:
+                gradient.mul_(self.row_weight[:, None])
+        if self.sums_by_category:
+            self.pulls = self._pulls(gradient, column, foreground)
+        return total, gradient
+
+    def _block(self, z, place: slice, column, foreground, own):
+        """(r, K) losses and slopes of some rows, weighted by all but the rows' own weight."""
+        if self.tail is not None:  # -inf, in effect: no loss, no slope, and no mask
+            lowest = torch.finfo(z.dtype).min
+            z = torch.addcmul(z, foreground.to(z.dtype), self.tail.to(z.dtype), value=lowest)
+        loss, slope = self.term(Logistic(z), *self._arguments(z))
+        if self.negative_weight is not None:
+            weight = self.negative_weight.to(z.dtype)
+            loss, slope = loss.mul_(weight), slope.mul_(weight)
+        own_loss, own_slope = own
+        loss.scatter_(1, column, own_loss[place])
+        slope.scatter_(1, column, own_slope[place])
+        if self.negatives is not None:
+            unknown = ~self.negatives[place]
+            loss.masked_fill_(unknown, 0)
+            slope.masked_fill_(unknown, 0)
+        return loss, slope
+
+    def _arguments(self, z, column=None) -> list:
+        """Those of the term, (K,) tensors as a row, or at the (R, 1) columns of own entries."""
+        arguments = [a.to(z.dtype) if torch.is_tensor(a) else a for a in self.arguments]
+        return [a[column] if torch.is_tensor(a) and column is not None else a for a in arguments]
+
+    def _own_entries(self, logits, column, foreground):
         """(R, 1) loss and slope: of a foreground RoI a positive's, of background the last column's, a negative's."""
         own = logits.gather(1, column)
-        loss, slope = torch.empty_like(own), torch.empty_like(own)
-        negative(own, loss, slope)
-        positive_loss, positive_slope = torch.empty_like(own), torch.empty_like(own)
-        positive(-own, positive_loss, positive_slope)
-        loss = torch.where(foreground, positive_weight * positive_loss, loss)
-        return loss, torch.where(foreground, -positive_weight * positive_slope, slope)
+        arguments = self._arguments(own, column)
+        loss, slope = self.term(Logistic(own), *arguments)
+        positive = self.positive_term or (lambda logistic: self.term(logistic, *arguments))
+        positive_loss, positive_slope = positive(Logistic(-own))
+        weight = self._at(self.positive_weight, own, column)
+        negative_weight = 1.0 if self.negative_weight is None else self._at(self.negative_weight, own, column)
+        loss = torch.where(foreground, weight * positive_loss, negative_weight * loss)
+        return loss, torch.where(foreground, -weight * positive_slope, negative_weight * slope)
 
-    def put(values, own_values, rows=slice(None)):
-        """Put the own entries in, and 0 where w is 0."""
-        values.scatter_(1, column[rows], own_values[rows])
-        return values if unknown is None else values.masked_fill_(unknown[rows], 0)
+    @staticmethod
+    def _at(weight, own, column):
+        return weight.to(own.dtype)[column] if torch.is_tensor(weight) else weight
 
-    def formula(logits, with_gradient):
-        if in_one_pass is not None:
-            weights = tail, positive_weight, row_weight, negatives
-            compiled = one_pass.loss_and_gradient(in_one_pass, logits, gt_classes, *weights)
-            if compiled is not None:
-                losses, gradients = compiled
-                return losses.sum(), gradients
-        own_loss, own_slope = own_entries(logits)
-        gradient = torch.empty_like(logits) if with_gradient else None
-        sums = []
-        for rows, loss in blocks_of_rows(logits):
-            z, slope = logits[rows], torch.empty_like(loss) if gradient is None else gradient[rows]
-            if tail is not None:  # -inf, in effect: no loss, no slope, and no mask
-                lowest = torch.finfo(z.dtype).min
-                z = torch.addcmul(z, of_foreground[rows], of_tail, value=lowest, out=slope)
-            negative(z, loss, slope)
-            sums.append(put(loss, own_loss, rows).sum(dim=1))
-        loss = torch.cat(sums)
-        if row_weight is not None:
-            loss = loss * row_weight
-        if gradient is not None:
-            put(gradient, own_slope)
-            if row_weight is not None:
-                gradient.mul_(row_weight[:, None])
-        return loss.sum(), gradient
+    @staticmethod
+    def _pulls(gradient, column, foreground):
+        """Sums of the gradient's absolute values over each category's own RoIs and over the others."""
+        own = gradient.gather(1, column)
+        pulled_up = gradient.new_zeros(gradient.shape[1])
+        pulled_up.scatter_add_(0, column[:, 0], own.abs().mul_(foreground)[:, 0])
+        # Left out for a moment, since a difference of sums would lose digits.
+        pushed_down = gradient.scatter_(1, column, own * ~foreground).sum(dim=0)
+        gradient.scatter_(1, column, own)
+        return pulled_up, pushed_down
 
-    return with_gradient_of(formula, logits) / R
+    # ---- the same, for autograd ----
+
+    def _by_autograd(self, logits, gt_classes):
+        K = logits.shape[1]
+        label = torch.arange(K, device=logits.device) == gt_classes[:, None]
+        arguments = self._arguments(logits)
+        if self.positive_term is None:
+            loss, slope = self.term(Logistic(torch.where(label, -logits, logits)), *arguments)
+        else:
+            negative, positive = self.term(Logistic(logits), *arguments), self.positive_term(Logistic(-logits))
+            loss, slope = (torch.where(label, own, other) for own, other in zip(positive, negative, strict=True))
+        weight = self.weight(label, gt_classes, logits)
+        if self.sums_by_category:
+            pull = (weight * slope).detach()
+            self.pulls = (pull * label).sum(dim=0), (pull * ~label).sum(dim=0)
+        return (weight * loss).sum(dim=1)
+
+    def weight(self, label, gt_classes, logits):
+        """w, which broadcasts to (R, K).
+
+        Args:
+            label: (R, K) bool, y.
+        """
+        dtype, K = logits.dtype, logits.shape[1]
+        weight = torch.ones_like(label, dtype=dtype) if self.negative_weight is None else self.negative_weight.to(dtype)
+        if self.tail is not None:
+            weight = weight - (gt_classes[:, None] < K) * self.tail.to(dtype) * weight
+        positive = self.positive_weight
+        weight = torch.where(label, positive.to(dtype) if torch.is_tensor(positive) else positive, weight)
+        if self.row_weight is not None:
+            weight = weight * self.row_weight[:, None]
+        return weight if self.negatives is None else weight * self.negatives
 
 
 def softmax_cross_entropy_without(left_out, logits, gt_classes) -> torch.Tensor:
-    """-(1 / R) sum_i log softmax(z_i)_{y_i}, with a softmax over the classes that are not left out.
+    """(R,) -log softmax(z_i)_{y_i}, with a softmax over the classes that are not left out.
 
     Args:
         left_out: (R, C) bool, never True at a RoI's own class.
@@ -152,20 +200,22 @@ def softmax_cross_entropy_without(left_out, logits, gt_classes) -> torch.Tensor:
     """
     own_column = gt_classes[:, None]
     lowest = torch.finfo(logits.dtype).min
+    if is_transformed():
+        return F.cross_entropy(logits.masked_fill(left_out, lowest), gt_classes, reduction="none")
 
     def formula(logits, with_gradient):
         gradient = torch.empty_like(logits) if with_gradient else None
         log_p = []
-        for rows, z in blocks_of_rows(logits):
+        for rows in blocks_of_rows(logits):
             # -inf, in effect. masked_fill would branch at every entry, and a random mask is hard to predict.
-            torch.add(logits[rows], z.copy_(left_out[rows]), alpha=lowest, out=z)
+            z = torch.add(logits[rows], left_out[rows].to(logits.dtype), alpha=lowest)
             p = torch.softmax(z, dim=1, out=None if gradient is None else gradient[rows])
             log_p.append(own_log_probability(z, p, own_column[rows]))
         if gradient is not None:
             gradient.scatter_add_(1, own_column, gradient.new_full(own_column.shape, -1))
-        return -torch.cat(log_p).sum(), gradient
+        return -torch.cat(log_p)[:, 0], gradient
 
-    return with_gradient_of(formula, logits) / len(logits)
+    return with_gradient_of(formula, logits)
 
 
 def own_log_probability(logits, p, own_column) -> torch.Tensor:
@@ -174,18 +224,12 @@ def own_log_probability(logits, p, own_column) -> torch.Tensor:
     return logits.gather(1, own_column) - logits.amax(dim=1, keepdim=True) + largest_p.log()
 
 
-def blocks_of_rows(x: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
-    """Slices that together are the rows of ``x``, each with a buffer like x[slice], always the same memory.
-
-    On a GPU, where every operation costs a launch, one slice is all of them.
-    """
-    R, C = x.shape
+def blocks_of_rows(x: torch.Tensor) -> Iterator[slice]:
+    """Slices that together are the rows of ``x``; on a GPU, where every operation costs a launch, one of all."""
+    R = len(x)
     number = math.ceil(x.numel() / BLOCK) if x.device.type == "cpu" else 1
     size = math.ceil(R / number)
-    buffer = x.new_empty(size, C)
-    for start in range(0, R, size):
-        stop = min(start + size, R)
-        yield slice(start, stop), buffer[: stop - start]
+    yield from (slice(start, start + size) for start in range(0, R, size))
 
 
 def own_entry(gt_classes: torch.Tensor, num_classes: int):
@@ -196,8 +240,13 @@ def own_entry(gt_classes: torch.Tensor, num_classes: int):
     return gt_classes.clamp(max=num_classes - 1)[:, None], (gt_classes < num_classes)[:, None]
 
 
+def is_transformed() -> bool:
+    """Whether ``torch.compile`` or a transform of ``torch.func`` is at work, which take a loss apart themselves."""
+    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+
+
 def with_gradient_of(formula: Callable, logits: torch.Tensor) -> torch.Tensor:
-    """The scalar of ``formula(logits, with_gradient) -> (scalar, its gradient or None)``, known to autograd.
+    """The (R,) rows of ``formula(logits, with_gradient) -> (rows, (R, C) gradient or None)``, known to autograd.
 
     The gradient is made along with the value, where one is needed. It can be asked for again (``retain_graph``), but
     has no derivative: ``create_graph`` is a RuntimeError.
@@ -210,18 +259,19 @@ def with_gradient_of(formula: Callable, logits: torch.Tensor) -> torch.Tensor:
 class _GradientInForward(torch.autograd.Function):
     @staticmethod
     def forward(ctx, logits, formula):
-        total, ctx.gradient = formula(logits, True)
+        rows, ctx.gradient = formula(logits, True)
         ctx.formula = formula
         ctx.save_for_backward(logits)
-        return total
+        return rows
 
     @staticmethod
     def backward(ctx, grad_output):
         if torch.is_grad_enabled():  # once_differentiable would take the gradient for a constant, and say nothing
             raise RuntimeError(
-                "this loss makes its gradient itself, and that has no derivative: call backward without create_graph"
+                "this loss makes its gradient itself, and that has no derivative: call backward without create_graph, "
+                "or differentiate it with torch.func"
             )
         gradient, ctx.gradient = ctx.gradient, None
         if gradient is None:  # a second backward: the first gave its buffer away
             gradient = ctx.formula(*ctx.saved_tensors, True)[1]
-        return gradient.mul_(grad_output), None
+        return gradient.mul_(grad_output[:, None]), None

@@ -7,8 +7,6 @@ A loss states each hyper-parameter and its default once, in ``__init__``; ``add_
 import inspect
 from typing import Any
 
-from detectron2.config import CfgNode
-
 from eql_d2.data.frequencies import ClassFrequencies, FrequenciesNotFound, TailRule
 from eql_d2.errors import InputError
 
@@ -21,8 +19,10 @@ def defaults(loss_class: type) -> dict[str, Any]:
     return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is not p.empty}
 
 
-def config_node(loss_class: type) -> CfgNode:
-    """The loss's config node, with its defaults."""
+def config_node(loss_class: type):
+    """The loss's config node, a ``CfgNode``, with its defaults."""
+    from detectron2.config import CfgNode  # here, since losses work without Detectron2
+
     node = CfgNode()
     for name, default in defaults(loss_class).items():
         if isinstance(default, TailRule):
@@ -65,7 +65,7 @@ def _refuse_ignored_keys(cfg, name: str) -> None:
     for old, own in (("LAMBDA", "TAIL"), ("PRIOR_PROB", "PRIOR_PROB")):
         value = cfg.MODEL.ROI_HEADS[old]
         if value is not None and own not in losses[name]:
-            able = sorted(other for other, node in losses.items() if isinstance(node, CfgNode) and own in node)
+            able = sorted(other for other, node in losses.items() if isinstance(node, dict) and own in node)
             raise InputError(
                 f"MODEL.ROI_HEADS.{old} is {value}, but {name} has no {own} and would ignore it: drop it, or choose a "
                 f"loss that has one: {', '.join(able)}"

@@ -1,7 +1,6 @@
 """Influence-balanced loss (IB)."""
 
 import torch
-from detectron2.config import configurable
 from torch.nn import functional as F
 
 from eql_d2.data.frequencies import ClassFrequencies
@@ -42,7 +41,6 @@ class InfluenceBalancedLoss(SoftmaxLoss):
 
     class_weight: torch.Tensor  # (K + 1,) float64
 
-    @configurable
     def __init__(
         self,
         num_classes: int,
@@ -62,22 +60,23 @@ class InfluenceBalancedLoss(SoftmaxLoss):
 
         self.register_derived("class_weight", frequencies, class_weight)
 
-    def compute(self, logits, gt_classes, features, negatives):
-        if features is None:
+    def compute(self, logits, rois):
+        if rois.features is None:
             raise InputError(
                 "InfluenceBalancedLoss weighs by the classifier's input: call it with features, the (R, D) "
                 "tensor that the logits were computed from"
             )
-        loss = F.cross_entropy(logits, gt_classes, reduction="none")
-        return (loss * self.weight(loss, gt_classes, features)).mean()
+        loss = F.cross_entropy(logits, rois.gt_classes, reduction="none")
+        return loss * self.weight(logits, rois)
 
-    def weight(self, cross_entropy, gt_classes, features) -> torch.Tensor:
-        """(R,) w, from the (R,) cross-entropy of each RoI."""
+    def weight(self, logits, rois) -> torch.Tensor:
+        """(R,) w."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.detach):
-            foreground = gt_classes < self.num_classes
-            error = -2 * torch.expm1(-cross_entropy)  # ||p - y||_1 = 2 (1 - p_y)
-            feature_norm = at_least_fp32(features).abs().sum(dim=1).to(error.dtype)
-            class_weight = self.class_weight.to(cross_entropy.dtype)[gt_classes]
+            foreground = rois.gt_classes < self.num_classes
+            # ||p - y||_1 = 2 (1 - p_y), from the others' probabilities: 1 - p_y would lose digits as p_y nears 1.
+            error = 2 * logits.softmax(dim=1).scatter(1, rois.gt_classes[:, None], 0).sum(dim=1)
+            feature_norm = at_least_fp32(rois.features).abs().sum(dim=1).to(error.dtype)
+            class_weight = self.class_weight.to(error.dtype)[rois.gt_classes]
             weight = class_weight / (error * feature_norm + EPSILON)
             total = (weight * foreground).sum().clamp(min=torch.finfo(weight.dtype).tiny)
             return torch.where(foreground, weight * (foreground.sum() / total), 1)

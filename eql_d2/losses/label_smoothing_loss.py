@@ -1,7 +1,6 @@
 """Label smoothing."""
 
 import torch
-from detectron2.config import configurable
 from torch.nn import functional as F
 
 from eql_d2.errors import InputError
@@ -30,7 +29,6 @@ class LabelSmoothingLoss(SoftmaxLoss):
         apply_on: "all" RoIs, or "fg" for foreground RoIs only.
     """
 
-    @configurable
     def __init__(self, num_classes: int, *, epsilon: float = 0.1, apply_on: str = "all"):
         super().__init__(num_classes)
         if not 0 <= epsilon < 1:
@@ -44,9 +42,9 @@ class LabelSmoothingLoss(SoftmaxLoss):
         """(R, K) logits stay: without a background C is K, and its share of the mass would cost infinitely much."""
         return logits if logits.shape[1] == self.num_classes else super().checked_width(logits)
 
-    def compute(self, logits, gt_classes, features, negatives):
+    def compute(self, logits, rois):
+        smooth = F.cross_entropy(logits, rois.gt_classes, reduction="none", label_smoothing=self.epsilon)
         if self.apply_on == "all":
-            return F.cross_entropy(logits, gt_classes, label_smoothing=self.epsilon)
-        smooth = F.cross_entropy(logits, gt_classes, reduction="none", label_smoothing=self.epsilon)
-        plain = F.cross_entropy(logits, gt_classes, reduction="none")
-        return torch.where(gt_classes < self.num_classes, smooth, plain).mean()
+            return smooth
+        plain = F.cross_entropy(logits, rois.gt_classes, reduction="none")
+        return torch.where(rois.gt_classes < self.num_classes, smooth, plain)

@@ -3,8 +3,6 @@
 import logging
 
 import torch
-from detectron2.config import configurable
-from detectron2.utils.logger import log_first_n
 from torch.nn import functional as F
 
 from eql_d2.data.frequencies import ClassFrequencies
@@ -13,6 +11,8 @@ from eql_d2.losses import functional
 from eql_d2.losses.base import SoftmaxLoss, at_least_fp32
 from eql_d2.losses.build import CLS_LOSS_REGISTRY
 from eql_d2.losses.class_balanced_loss import effective_number
+from eql_d2.losses.fused import is_transformed
+from eql_d2.losses.once import log_once
 
 
 @CLS_LOSS_REGISTRY.register()
@@ -51,7 +51,6 @@ class LDAMLoss(SoftmaxLoss):
     margin: torch.Tensor  # (K + 1,) float64
     class_weight: torch.Tensor  # (K + 1,) float64
 
-    @configurable
     def __init__(
         self,
         num_classes: int,
@@ -89,25 +88,19 @@ class LDAMLoss(SoftmaxLoss):
         self.register_derived("class_weight", frequencies, class_weight)
         self.count_steps()
 
-    def compute(self, logits, gt_classes, features, negatives):
-        margin = self.margin.to(logits.dtype)[gt_classes]
-        logits = logits.scatter_add(1, gt_classes[:, None], -margin[:, None])
-        loss = F.cross_entropy(self.scale * logits, gt_classes, reduction="none")
-        if self.reweight_iter is not None and self.iterations_done >= self.reweight_iter:
-            self._log_reweighting()
-            loss = loss * self.class_weight.to(loss.dtype)[gt_classes]
-        return loss.mean()
+    def compute(self, logits, rois):
+        margin = self.margin.to(logits.dtype)[rois.gt_classes]
+        logits = logits.scatter_add(1, rois.gt_classes[:, None], -margin[:, None])
+        loss = F.cross_entropy(self.scale * logits, rois.gt_classes, reduction="none")
+        if self.reweight_iter is not None:
+            if not is_transformed() and self.steps_done >= self.reweight_iter * self.calls_per_iteration:
+                log_once(logging.INFO, f"LDAMLoss re-weights from step {self.reweight_iter} on")
+            weight = self.class_weight.to(loss.dtype)[rois.gt_classes]
+            loss = loss * torch.where(self.reached(self.reweight_iter), weight, 1)
+        return loss
 
-    def plain(self, logits, gt_classes, features, negatives):
-        return super().plain(self.scale * logits, gt_classes, features, negatives)
+    def plain(self, logits, rois):
+        return super().plain(self.scale * logits, rois)
 
     def probs(self, logits) -> torch.Tensor:
         return super().probs(self.scale * at_least_fp32(logits))
-
-    def _log_reweighting(self) -> None:
-        log_first_n(
-            logging.INFO,
-            f"LDAMLoss re-weights from step {self.reweight_iter} on",
-            name=__name__,
-            key="message",
-        )

@@ -1,7 +1,6 @@
 """Logit-adjusted softmax cross-entropy."""
 
 import torch
-from detectron2.config import configurable
 from torch.nn import functional as F
 
 from eql_d2.data.frequencies import ClassFrequencies
@@ -36,7 +35,6 @@ class LogitAdjustedLoss(SoftmaxLoss):
 
     adjustment: torch.Tensor  # (K + 1,) float64
 
-    @configurable
     def __init__(self, num_classes: int, *, frequencies: ClassFrequencies, tau: float = 1.0):
         super().__init__(num_classes)
         if not 0 <= tau < float("inf"):
@@ -48,5 +46,5 @@ class LogitAdjustedLoss(SoftmaxLoss):
 
         self.register_derived("adjustment", frequencies, adjustment)
 
-    def compute(self, logits, gt_classes, features, negatives):
-        return F.cross_entropy(logits + self.adjustment.to(logits.dtype), gt_classes)
+    def compute(self, logits, rois):
+        return F.cross_entropy(logits + self.adjustment.to(logits.dtype), rois.gt_classes, reduction="none")

@@ -12,49 +12,34 @@ from collections.abc import Callable
 from functools import cache
 
 import torch
-from detectron2.utils.logger import log_first_n
 
-# Terms: log(1 + e^z), p and 1 - p, with p = sigmoid(z) -> l(z) and l'(z).
-
-
-def cross_entropy(softplus, p, _not_p):
-    """l(z) = log(1 + e^z) and l'(z) = p."""
-    return softplus, p
+from eql_d2.losses.once import log_once
+from eql_d2.losses.terms import Logistic
 
 
-def focal(softplus, p, not_p, gamma: float):
-    """l(z) = p^gamma log(1 + e^z) and l'(z) = p^(gamma + 1) + gamma (1 - p) l(z)."""
-    p_gamma = p**gamma
-    loss = p_gamma * softplus
-    return loss, p * p_gamma + gamma * not_p * loss
-
-
-def loss_and_gradient(
-    term: tuple, logits, gt_classes, tail, positive_weight, row_weight, negatives
-) -> tuple[torch.Tensor, torch.Tensor] | None:
+def rows_and_gradient(losses, logits, gt_classes) -> tuple[torch.Tensor, torch.Tensor] | None:
     """(R,) sum_j w_ij l(+-z_ij) and its (R, K) gradient; None, with one warning, where nothing can be compiled.
 
     Args:
-        term: :func:`cross_entropy` or :func:`focal`, and its further arguments.
-        others: see :func:`eql_d2.losses.fused.sigmoid_loss`.
+        losses: an :class:`eql_d2.losses.fused.SigmoidSum` whose terms of positives and negatives are one.
     """
-    function = _compiled(*term)
+    function = _compiled(losses.term, *losses.arguments)
     if function.broken:
         return None
-    tail = None if tail is None else tail.to(logits.dtype)
-    inputs = logits, gt_classes.int(), tail, positive_weight, row_weight, negatives
+    positive_weight = logits.new_full((), losses.positive_weight)
+    tail = None if losses.tail is None else losses.tail.to(logits.dtype)
+    inputs = logits, gt_classes.int(), tail, positive_weight, losses.row_weight, losses.negatives
     if function.works:
-        return function.call(*inputs)
+        return function(*inputs)
     try:
-        result = function.call(*inputs)
+        result = function(*inputs)
     except Exception as error:  # of any kind: no C++ compiler, one that fails, no Triton, a Python that is too new
         function.broken = True
         reason = str(error).strip().splitlines() or [type(error).__name__]
-        log_first_n(
+        log_once(
             logging.WARNING,
             f"CLS_LOSS.COMPILE: torch.compile does not work here, so the loss runs uncompiled, with the same result: "
             f"{reason[0]}",
-            name=__name__,
         )
         return None
     function.works = True
@@ -68,7 +53,13 @@ class _Function:
 
     def __init__(self, function: Callable):
         # Symbolic sizes: R differs in each step, and each new number would be compiled anew.
-        self.call = torch.compile(function, dynamic=True)
+        self._call = torch.compile(function, dynamic=True)
+
+    def __call__(self, *inputs):
+        # Or a number such as gamma is symbolic too, and the compiler's cache on the disk hands the code that was made
+        # for one gamma to a run with another.
+        with torch._dynamo.config.patch(specialize_float=True):
+            return self._call(*inputs)
 
 
 @cache
@@ -77,7 +68,7 @@ def _compiled(term: Callable, *arguments) -> _Function:
         K = logits.shape[1]
         label = gt_classes[:, None]
         own = torch.arange(K, dtype=torch.int32, device=logits.device) == label
-        loss, slope = term(*_softplus_and_sigmoids(torch.where(own, -logits, logits)), *arguments)
+        loss, slope = term(OneExponential(torch.where(own, -logits, logits)), *arguments)
         weight = torch.ones_like(label, dtype=logits.dtype)
         if tail is not None:
             weight = weight - (label < K) * tail
@@ -91,14 +82,18 @@ def _compiled(term: Callable, *arguments) -> _Function:
     return _Function(function)
 
 
-def _softplus_and_sigmoids(z):
-    """log(1 + e^z), sigmoid(z) and sigmoid(-z)."""
-    e = torch.exp(-z.abs())
-    large = 1 / (1 + e)
-    small = e * large
-    positive = z >= 0
-    softplus = z.clamp(min=0) + _log1p(e)
-    return softplus, torch.where(positive, large, small), torch.where(positive, small, large)
+class OneExponential(Logistic):
+    """A :class:`Logistic` whose three functions come from one exponential."""
+
+    def __init__(self, z: torch.Tensor):
+        e = torch.exp(-z.abs())
+        self.z, self.small, self.large = z, e / (1 + e), 1 / (1 + e)
+        self.softplus = z.clamp(min=0) + _log1p(e)
+        self.p = torch.where(z >= 0, self.large, self.small)
+
+    @property
+    def not_p(self) -> torch.Tensor:
+        return torch.where(self.z >= 0, self.small, self.large)
 
 
 def _log1p(e):

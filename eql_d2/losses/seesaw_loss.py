@@ -3,14 +3,13 @@
 import math
 
 import torch
-from detectron2.config import configurable
 from torch.nn import functional as F
 
 from eql_d2.errors import InputError
 from eql_d2.losses import fused
 from eql_d2.losses.base import ClassificationLoss, at_least_fp32
 from eql_d2.losses.build import CLS_LOSS_REGISTRY
-from eql_d2.losses.statistics import sum_over_processes
+from eql_d2.losses.statistics import check_counts_once, sum_over_processes
 
 
 @CLS_LOSS_REGISTRY.register()
@@ -47,7 +46,6 @@ class SeesawLoss(ClassificationLoss):
 
     counts: torch.Tensor  # (K,) int64, N
 
-    @configurable
     def __init__(self, num_classes: int, *, p: float = 0.8, q: float = 2.0, epsilon: float = 0.01):
         super().__init__(num_classes)
         for name, power in (("p", p), ("q", q)):
@@ -75,16 +73,20 @@ class SeesawLoss(ClassificationLoss):
         categories, pair = (z.softmax(dim=1) for z in logits.split([self.num_classes, 2], dim=1))
         return torch.cat([categories * pair[:, :1], pair[:, 1:]], dim=1)
 
-    def compute(self, logits, gt_classes, features, negatives):
+    def compute(self, logits, rois):
         if self.training:
-            self.count(gt_classes)
+            self.count(rois.gt_classes)
         categories, pair = logits.split([self.num_classes, 2], dim=1)
-        objectness = F.cross_entropy(pair, (gt_classes == self.num_classes).long())
-        if logits.device.type == "cpu":  # where it costs nothing to ask which RoIs are foreground; a GPU would wait
-            foreground = (gt_classes < self.num_classes).nonzero()[:, 0]
-            categories, gt_classes = categories.index_select(0, foreground), gt_classes[foreground]
-        of_categories = fused.with_gradient_of(self._formula(gt_classes), categories)
-        return of_categories / len(logits) + objectness
+        objectness = F.cross_entropy(pair, (rois.gt_classes == self.num_classes).long(), reduction="none")
+        if fused.is_transformed():
+            return objectness + self._by_autograd(categories, rois.gt_classes)
+        if logits.device.type != "cpu":
+            return objectness + fused.with_gradient_of(self._formula(rois.gt_classes), categories)
+        # Here it costs nothing to ask which RoIs are foreground; a GPU would wait.
+        foreground = (rois.gt_classes < self.num_classes).nonzero()[:, 0]
+        formula = self._formula(rois.gt_classes[foreground])
+        of_categories = fused.with_gradient_of(formula, categories.index_select(0, foreground))
+        return objectness.index_add(0, foreground, of_categories)
 
     def without_rois(self):
         if self.training:
@@ -93,26 +95,38 @@ class SeesawLoss(ClassificationLoss):
     @torch.no_grad()
     def count(self, gt_classes) -> None:
         """Add the RoIs of all processes to N."""
+        check_counts_once(type(self).__name__)
         counts = self.counts.new_zeros(self.num_classes + 1)
         counts.scatter_add_(0, gt_classes, torch.ones_like(gt_classes))
         self.counts += sum_over_processes(counts[:-1])
 
-    def _formula(self, gt_classes):
-        """(z, with_gradient) -> the sum over foreground RoIs and its gradient; see :func:`fused.with_gradient_of`."""
+    def _seesawed(self, log_p, own):
+        """z + log S of (R, K) log p, but for a constant in each row, which a softmax does not see:
+
+        log p_k + p min(log N_k, log N_y) + q max(log p_k, max(log p_y, log epsilon)).
+        """
+        own_score = log_p.gather(1, own).clamp(min=math.log(self.epsilon))
+        adjusted = torch.maximum(log_p, own_score).mul_(self.q).add_(log_p)
+        log_count = self.counts.clamp(min=1).double().log().to(log_p.dtype)
+        return adjusted.add_(torch.minimum(log_count, log_count[own]), alpha=self.p)
+
+    def _by_autograd(self, z, gt_classes):
+        """(R,) losses of the categories, 0 for background."""
         own, foreground = fused.own_entry(gt_classes, self.num_classes)
-        log_counts = self.counts.clamp(min=1).double().log()
+        log_p = z.detach().log_softmax(dim=1)
+        adjusted = z + (self._seesawed(log_p, own) - log_p)
+        return -(adjusted.log_softmax(dim=1).gather(1, own) * foreground)[:, 0]
+
+    def _formula(self, gt_classes):
+        """(z, with_gradient) -> the rows, 0 for background, and their gradient; see :func:`fused.with_gradient_of`."""
+        own, foreground = fused.own_entry(gt_classes, self.num_classes)
 
         def formula(z, with_gradient):
-            # z + log S but for a constant in each row, which a softmax does not see:
-            # log p_k + p min(log N_k, log N_y) + q max(log p_k, max(log p_y, log epsilon)).
             log_p = z.log_softmax(dim=1)
-            own_score = log_p.gather(1, own).clamp_(min=math.log(self.epsilon))
-            adjusted = torch.maximum(log_p, own_score).mul_(self.q).add_(log_p)
-            log_count = log_counts.to(z.dtype)
-            adjusted.add_(torch.minimum(log_count, log_count[own], out=log_p), alpha=self.p)
+            adjusted = self._seesawed(log_p, own)
             is_foreground = foreground.to(z.dtype)
             log_p = torch.log_softmax(adjusted, dim=1, out=log_p)
-            total = -(log_p.gather(1, own) * is_foreground).sum()
+            total = -(log_p.gather(1, own) * is_foreground)[:, 0]
             if not with_gradient:
                 return total, None
             gradient = torch.softmax(adjusted, dim=1, out=log_p)

@@ -1,7 +1,5 @@
 """Sigmoid focal loss."""
 
-from detectron2.config import configurable
-
 from eql_d2.errors import InputError
 from eql_d2.losses import fused
 from eql_d2.losses.base import SigmoidLoss
@@ -35,7 +33,6 @@ class SigmoidFocalLoss(SigmoidLoss):
 
     compiled = False
 
-    @configurable
     def __init__(
         self,
         num_classes: int,
@@ -52,13 +49,13 @@ class SigmoidFocalLoss(SigmoidLoss):
         self.alpha = alpha
         self.gamma = gamma
 
-    def compute(self, logits, gt_classes, features, negatives):
+    def compute(self, logits, rois):
         loss = fused.sigmoid_focal(
             logits,
-            gt_classes,
+            rois.gt_classes,
             self.gamma,
             positive_weight=self.alpha / (1 - self.alpha),
-            negatives=negatives,
+            negatives=rois.negatives,
             compiled=self.compiled,
         )
         return (1 - self.alpha) * loss

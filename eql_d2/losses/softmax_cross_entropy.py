@@ -1,6 +1,5 @@
 """Softmax cross-entropy, Detectron2's own loss and the baseline of the softmax losses."""
 
-from detectron2.config import configurable
 from torch.nn import functional as F
 
 from eql_d2.losses.base import SoftmaxLoss
@@ -17,9 +16,8 @@ class SoftmaxCrossEntropy(SoftmaxLoss):
         num_classes: K.
     """
 
-    @configurable
     def __init__(self, num_classes: int):
         super().__init__(num_classes)
 
-    def compute(self, logits, gt_classes, features, negatives):
-        return F.cross_entropy(logits, gt_classes)
+    def compute(self, logits, rois):
+        return F.cross_entropy(logits, rois.gt_classes, reduction="none")

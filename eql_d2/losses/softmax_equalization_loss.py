@@ -1,9 +1,8 @@
 """Softmax Equalization Loss (SEQL)."""
 
 import torch
-from detectron2.config import configurable
 
-from eql_d2.data.frequencies import ClassFrequencies, TailRule
+from eql_d2.data.frequencies import LVIS_TAIL, ClassFrequencies, TailRule
 from eql_d2.errors import InputError
 from eql_d2.losses import functional, fused
 from eql_d2.losses.base import SoftmaxLoss
@@ -37,13 +36,12 @@ class SoftmaxEqualizationLoss(SoftmaxLoss):
         apply_on: "fg" leaves the tail out for foreground RoIs only, "all" for background RoIs too.
     """
 
-    @configurable
     def __init__(
         self,
         num_classes: int,
         *,
         frequencies: ClassFrequencies,
-        tail: TailRule = TailRule(),
+        tail: TailRule = LVIS_TAIL,
         gamma: float = 0.9,
         apply_on: str = "fg",
     ):
@@ -56,9 +54,9 @@ class SoftmaxEqualizationLoss(SoftmaxLoss):
         self.apply_on = apply_on
         self.register_tail_mask(frequencies, tail)
 
-    def compute(self, logits, gt_classes, features, negatives):
-        left_out = self.draw_left_out(gt_classes)
-        return fused.softmax_cross_entropy_without(left_out, logits, gt_classes)
+    def compute(self, logits, rois):
+        left_out = self.draw_left_out(rois.gt_classes)
+        return fused.softmax_cross_entropy_without(left_out, logits, rois.gt_classes)
 
     def draw_left_out(self, gt_classes) -> torch.Tensor:
         """(R, K + 1) bool, a new draw of where w is 0, from torch's global generator."""

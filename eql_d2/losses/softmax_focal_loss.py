@@ -1,12 +1,13 @@
 """Softmax focal loss."""
 
 import torch
-from detectron2.config import configurable
+from torch.nn import functional as F
 
 from eql_d2.errors import InputError
 from eql_d2.losses import fused
 from eql_d2.losses.base import SoftmaxLoss
 from eql_d2.losses.build import CLS_LOSS_REGISTRY
+from eql_d2.losses.terms import power
 
 
 @CLS_LOSS_REGISTRY.register()
@@ -29,18 +30,20 @@ class SoftmaxFocalLoss(SoftmaxLoss):
             cross-entropy.
     """
 
-    @configurable
     def __init__(self, num_classes: int, *, gamma: float = 2.0):
         super().__init__(num_classes)
         if not gamma >= 0:
             raise InputError(f"gamma must be >= 0, got {gamma}")
         self.gamma = gamma
 
-    def compute(self, logits, gt_classes, features, negatives):
-        return fused.with_gradient_of(self._formula(gt_classes), logits) / len(logits)
+    def compute(self, logits, rois):
+        if fused.is_transformed():
+            rest = logits.softmax(dim=1).scatter(1, rois.gt_classes[:, None], 0).sum(dim=1)
+            return power(rest, self.gamma) * F.cross_entropy(logits, rois.gt_classes, reduction="none")
+        return fused.with_gradient_of(self._formula(rois.gt_classes), logits)
 
     def _formula(self, gt_classes):
-        """Sum over RoIs and its gradient: with l = -log p_y, dL/dz_k = f p_k for k != y, and -f (1 - p_y) for k = y,
+        """(R,) losses and their gradient: with l = -log p_y, dL/dz_k = f p_k for k != y, and -f (1 - p_y) for k = y,
         where f = (1 - p_y)^gamma (1 + gamma p_y l / (1 - p_y)), whose fraction nears 1 as p_y does.
         """
         own = gt_classes[:, None]
@@ -53,7 +56,7 @@ class SoftmaxFocalLoss(SoftmaxLoss):
             rest = others.sum(dim=1, keepdim=True)  # 1 - p_y: the difference would lose digits as p_y nears 1
             loss = torch.where(rest < 0.5, -torch.log1p(-rest), -own_log_p)
             focus = rest**self.gamma
-            total = (focus * loss).sum()
+            total = (focus * loss)[:, 0]
             if not with_gradient:
                 return total, None
             ratio = loss / rest.clamp(min=torch.finfo(rest.dtype).tiny)

@@ -4,16 +4,42 @@ Shapes as in :mod:`eql_d2.losses.base`.
 """
 
 import torch
-from detectron2.utils import comm
-from torch import nn
+from torch import distributed, nn
+
+from eql_d2.errors import InputError
+
+
+def world_size() -> int:
+    """The number of processes that train together."""
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
 def sum_over_processes(x: torch.Tensor) -> torch.Tensor:
     """The sum of every process's ``x``, of the same shape in all of them; with one process ``x`` itself."""
-    if comm.get_world_size() > 1:
+    if world_size() > 1:
         x = x.clone()
         torch.distributed.all_reduce(x)
     return x
+
+
+def check_counts_once(name: str) -> None:
+    """A loss that counts must be run once for a step: activation checkpointing runs it again, in backward.
+
+    Raises:
+        InputError: a backward pass is at work, or a transform of ``torch.func``, whose functions change nothing.
+    """
+    if torch.compiler.is_compiling():
+        return
+    if torch._C._are_functorch_transforms_active():
+        raise InputError(
+            f"{name} counts what it trains on, and a function that torch.func transforms may change nothing: call "
+            f".eval() on it first"
+        )
+    if torch._C._current_graph_task_id() != -1:
+        raise InputError(
+            f"{name} is run again within backward, as by activation checkpointing (torch.utils.checkpoint): it would "
+            f"count the step twice, and return another step's gradient. Leave the loss out of what is checkpointed"
+        )
 
 
 class GradientSums(nn.Module):
@@ -46,6 +72,7 @@ class GradientSums(nn.Module):
 
         Where one of them is not finite (mixed precision skips such a step), the category keeps what it has.
         """
+        check_counts_once("a loss that sums its gradients")
         sums = torch.stack([positive, negative]).double()
         sums = torch.where(sums.isfinite().all(dim=0), sums, 0)
         positive, negative = sum_over_processes(sums)

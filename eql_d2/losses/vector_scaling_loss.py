@@ -1,7 +1,6 @@
 """Vector-scaling loss (VS)."""
 
 import torch
-from detectron2.config import configurable
 from torch.nn import functional as F
 
 from eql_d2.data.frequencies import ClassFrequencies
@@ -36,7 +35,6 @@ class VectorScalingLoss(SoftmaxLoss):
     temperature: torch.Tensor  # (K + 1,) float64
     offset: torch.Tensor  # (K + 1,) float64
 
-    @configurable
     def __init__(
         self,
         num_classes: int,
@@ -62,6 +60,6 @@ class VectorScalingLoss(SoftmaxLoss):
         self.register_derived("temperature", frequencies, temperature)
         self.register_derived("offset", frequencies, offset)
 
-    def compute(self, logits, gt_classes, features, negatives):
+    def compute(self, logits, rois):
         scaled = logits / self.temperature.to(logits.dtype) + self.offset.to(logits.dtype)
-        return F.cross_entropy(scaled, gt_classes)
+        return F.cross_entropy(scaled, rois.gt_classes, reduction="none")

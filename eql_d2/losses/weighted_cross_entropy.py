@@ -1,7 +1,6 @@
 """Softmax cross-entropy with a weight per class."""
 
 import torch
-from detectron2.config import configurable
 from torch.nn import functional as F
 
 from eql_d2.data.frequencies import ClassFrequencies
@@ -36,7 +35,6 @@ class WeightedCrossEntropy(SoftmaxLoss):
 
     class_weight: torch.Tensor  # (K + 1,) float64
 
-    @configurable
     def __init__(
         self,
         num_classes: int,
@@ -62,10 +60,10 @@ class WeightedCrossEntropy(SoftmaxLoss):
 
         self.register_derived("class_weight", frequencies, class_weight)
 
-    def compute(self, logits, gt_classes, features, negatives):
+    def compute(self, logits, rois):
         weight = self.class_weight.to(logits.dtype)
-        loss = F.cross_entropy(logits, gt_classes, weight, reduction="sum")
+        losses = F.cross_entropy(logits, rois.gt_classes, weight, reduction="none")
         if self.normalize_by == "rois":
-            return loss / len(logits)
+            return losses
         # Background RoIs alone may weigh nothing: then the loss is zero.
-        return loss / weight[gt_classes].sum().clamp(min=torch.finfo(weight.dtype).tiny)
+        return losses * (len(logits) / weight[rois.gt_classes].sum().clamp(min=torch.finfo(weight.dtype).tiny))

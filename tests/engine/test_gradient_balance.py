@@ -254,8 +254,8 @@ class WiderLoss(ClassificationLoss):
 
     num_logits = K + 2
 
-    def compute(self, logits, gt_classes, features, negatives):
-        return nn.functional.cross_entropy(logits, gt_classes)
+    def compute(self, logits, rois):
+        return nn.functional.cross_entropy(logits, rois.gt_classes, reduction="none")
 
     def probs(self, logits):
         return logits[:, : K + 1].softmax(1)

@@ -160,10 +160,15 @@ def test_a_checkpoint_holds_the_groups(frequencies):
         loss.load_state_dict(trained.state_dict())
         assert torch.equal(loss.probs(logits), trained.probs(logits))
         assert torch.equal(copy.deepcopy(loss).probs(logits), trained.probs(logits))
-    torch.manual_seed(0)
-    expected = trained(logits, gt_classes)
-    torch.manual_seed(0)
-    assert torch.equal(loss(logits, gt_classes), expected)
+    with pytest.raises(ValueError, match="7 categories are in another group in the checkpoint.*trained with"):
+        loss(logits, gt_classes)  # to train on would mean other groups from here on
+
+
+@pytest.mark.parametrize("groups", [[-1, 1, 2, 3, 4, 4, 4, 0], [1, 1, 1, 1, 99, 4, 4, 0], [1, 1, 1, 1, 4, 4, 4, 4]])
+def test_groups_that_cannot_be_are_refused(frequencies, groups):
+    loss = BalancedGroupSoftmaxLoss(K, frequencies=frequencies)
+    with pytest.raises(ValueError, match=r"groups of categories are .*set `bounds`"):
+        loss.load_state_dict({"group": torch.tensor(groups)})
 
 
 def test_without_counts_and_checkpoint_it_says_what_to_do():

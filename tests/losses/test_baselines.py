@@ -16,7 +16,13 @@ def test_sigmoid_equals_torch():
 
 def test_softmax_equals_torch():
     logits, gt_classes = torch.randn(30, K + 1), torch.randint(0, K + 1, (30,))
-    assert torch.equal(SoftmaxCrossEntropy(K)(logits, gt_classes), F.cross_entropy(logits, gt_classes))
+    actual, expected = logits.clone().requires_grad_(), logits.clone().requires_grad_()
+    value = SoftmaxCrossEntropy(K)(actual, gt_classes)
+    value.backward()
+    expected_value = F.cross_entropy(expected, gt_classes)
+    expected_value.backward()
+    torch.testing.assert_close(value, expected_value, rtol=1e-6, atol=0)  # summed in another order
+    assert torch.equal(actual.grad, expected.grad)
 
 
 def test_a_background_row_is_all_negative():

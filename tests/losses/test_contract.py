@@ -34,11 +34,11 @@ class LossOfAUser(SoftmaxLoss):
     def weight_of(self, frequencies):
         return torch.cat([frequencies.image_count.double() ** -self.power, torch.ones(1)])
 
-    def compute(self, logits, gt_classes, features, negatives):
-        self.seen.scatter_add_(0, gt_classes, torch.ones_like(gt_classes))
+    def compute(self, logits, rois):
+        self.seen.scatter_add_(0, rois.gt_classes, torch.ones_like(rois.gt_classes))
         logits = logits - (1 + self.seen).to(logits.dtype).log()
         weight = self.weight.to(logits.dtype)
-        return F.cross_entropy(logits, gt_classes, weight, reduction="sum") / len(logits)
+        return F.cross_entropy(logits, rois.gt_classes, weight, reduction="none")
 
 
 CLASSES = {**dict(CLS_LOSS_REGISTRY), LossOfAUser.__name__: LossOfAUser}

@@ -40,7 +40,7 @@ def expected_loss(logits, gt_classes, gamma=0.0, **weights):
 
 def value_and_gradient(loss, logits):
     logits = logits.clone().requires_grad_()
-    value = loss(logits)
+    value = loss(logits).mean()
     value.backward()
     return value.detach(), logits.grad
 
@@ -84,9 +84,9 @@ def loss(request):
     gt_classes = torch.arange(R) % K
     left_out = torch.zeros(R, K, dtype=torch.bool)
     return {
-        "cross-entropy": lambda z: fused.sigmoid_cross_entropy(z, gt_classes, tail=TAIL),
-        "focal": lambda z: fused.sigmoid_focal(z, gt_classes, 2.0),
-        "softmax": lambda z: fused.softmax_cross_entropy_without(left_out, z, gt_classes),
+        "cross-entropy": lambda z: fused.sigmoid_cross_entropy(z, gt_classes, tail=TAIL).mean(),
+        "focal": lambda z: fused.sigmoid_focal(z, gt_classes, 2.0).mean(),
+        "softmax": lambda z: fused.softmax_cross_entropy_without(left_out, z, gt_classes).mean(),
     }[request.param]
 
 

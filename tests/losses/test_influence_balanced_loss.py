@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 from eql_d2 import ClassFrequencies
 from eql_d2.losses import InfluenceBalancedLoss
+from eql_d2.losses.base import RoIs
 
 K, D = 7, 5
 COUNTS = [1, 20, 10, 30, 150, 202, 900]  # instances of the fixture
@@ -52,12 +53,11 @@ def test_equals_the_formula(frequencies, batch, detach):
 def test_weight_has_batch_mean_one(frequencies, batch):
     logits, gt_classes, features = batch
     loss = InfluenceBalancedLoss(K, frequencies=frequencies)
-    cross_entropy = F.cross_entropy(logits, gt_classes, reduction="none")
-    weight = loss.weight(cross_entropy, gt_classes, features)
+    weight = loss.weight(logits, RoIs(gt_classes, features))
     assert weight.mean().item() == pytest.approx(1, rel=1e-12)
     assert weight[gt_classes < K].mean().item() == pytest.approx(1, rel=1e-12)
     assert (weight[gt_classes == K] == 1).all()
-    scaled = loss.weight(cross_entropy, gt_classes, features * 1e6)
+    scaled = loss.weight(logits, RoIs(gt_classes, features * 1e6))
     assert scaled.mean().item() == pytest.approx(1, rel=1e-12)
 
 
@@ -147,3 +147,15 @@ def test_wrong_arguments_are_refused(frequencies, batch):
         InfluenceBalancedLoss(2, frequencies=ClassFrequencies([1, 2])).require_frequencies()
     with pytest.raises(ValueError, match="call it with features"):
         InfluenceBalancedLoss(K, frequencies=frequencies)(*batch[:2])
+
+
+def test_fp32_is_exact_for_confident_scores(frequencies):
+    """1 - p_y of a confident row is far below fp32's distance to 1."""
+    logits, gt_classes, features = torch.randn(64, K + 1) * 100, torch.arange(64) % (K + 1), torch.rand(64, D)
+    loss, gradients, values = InfluenceBalancedLoss(K, frequencies=frequencies, detach=False), [], []
+    for dtype in (torch.float32, torch.float64):
+        z = logits.to(dtype).requires_grad_()
+        values.append(loss(z, gt_classes, features.to(dtype)))
+        gradients.append(torch.autograd.grad(values[-1], z)[0].double())
+    torch.testing.assert_close(values[0].double(), values[1], rtol=1e-6, atol=0)
+    assert (gradients[0] - gradients[1]).abs().max() < 2e-5 * gradients[1].abs().max()

@@ -7,10 +7,9 @@ import importlib
 
 import pytest
 import torch
-from detectron2.utils import comm
 
 from eql_d2 import ClassFrequencies
-from eql_d2.losses import CLS_LOSS_REGISTRY
+from eql_d2.losses import CLS_LOSS_REGISTRY, balanced_group_softmax_loss, statistics
 
 MODULES = {
     "DropLoss": "drop_loss",
@@ -50,7 +49,8 @@ def as_process(name, monkeypatch):
             rows, *rest = size[0] if isinstance(size[0], torch.Size) else size
             return rand(2 * rows, *rest)[rank * rows : (rank + 1) * rows]
 
-        monkeypatch.setattr(comm, "get_world_size", lambda: 2)
+        for place in (statistics, balanced_group_softmax_loss):
+            monkeypatch.setattr(place, "world_size", lambda: 2)
         monkeypatch.setattr(torch, "rand", rows_of_the_joined_draw)
         monkeypatch.setattr(module, "sum_over_processes", exchange)
 

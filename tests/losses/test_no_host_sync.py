@@ -134,8 +134,8 @@ class Bad(SigmoidLoss):
         self.wait = wait
         self.weight = torch.rand(K)  # no buffer: it stays on the CPU
 
-    def compute(self, logits, gt_classes, features, negatives):
-        return self.wait(self, logits, gt_classes)
+    def compute(self, logits, rois):
+        return self.wait(self, logits, rois.gt_classes).expand(len(logits))
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ def fresh():
 def step(name, compiled, logits, gt_classes, **weights):
     logits = logits.clone().requires_grad_()
     gamma = {"gamma": 2.0} if name == "focal" else {}
-    value = LOSSES[name](logits, gt_classes, **gamma, compiled=compiled, **weights)
+    value = LOSSES[name](logits, gt_classes, **gamma, compiled=compiled, **weights).mean()
     value.backward()
     return value.detach(), logits.grad
 
@@ -68,7 +68,7 @@ def test_without_a_compiler_it_warns_once_and_is_eager(fresh, monkeypatch):
 
     monkeypatch.setattr(torch, "compile", lambda function, dynamic: no_compiler)
     warnings = []
-    monkeypatch.setattr(one_pass, "log_first_n", lambda level, text, **kwargs: warnings.append(text))
+    monkeypatch.setattr(one_pass, "log_once", lambda level, text: warnings.append(text))
     batch = torch.randn(20, K), torch.arange(20) % (K + 1)
     for _ in range(2):
         actual = step("cross-entropy", True, *batch, tail=TAIL)

@@ -50,10 +50,10 @@ class SharedPrior(SoftmaxLoss):
         self.seen += seen
         return super().forward(logits, gt_classes, features, negatives)
 
-    def compute(self, logits, gt_classes, features, negatives):
+    def compute(self, logits, rois):
         kept = torch.empty_like(logits).bernoulli_(0.5)
         log_p = (logits + self.seen.clamp(min=1).log()).log_softmax(1)
-        return -(log_p.gather(1, gt_classes[:, None]) * kept[:, :1]).mean()
+        return -(log_p.gather(1, rois.gt_classes[:, None]) * kept[:, :1])[:, 0]
 
 
 CASES = {

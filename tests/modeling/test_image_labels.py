@@ -115,9 +115,9 @@ def test_the_model_tells_every_stage_of_every_topology(build, topology, batch, l
     for p in stages:
         compute = p.cls_loss.compute
 
-        def watched(logits, gt_classes, features, negatives, compute=compute):
-            seen.append((gt_classes, negatives))
-            return compute(logits, gt_classes, features, negatives)
+        def watched(logits, rois, compute=compute):
+            seen.append((rois.gt_classes, rois.negatives))
+            return compute(logits, rois)
 
         monkeypatch.setattr(p.cls_loss, "compute", watched)
     with EventStorage():
