@@ -299,7 +299,7 @@ class ClassificationLoss(nn.Module):
     @property
     def tail_mask(self) -> torch.Tensor:
         """(K,) bool; kept as uint8, of which averages of models (``AveragedModel(use_buffers=True)``) can be made."""
-        return self.tail.view(torch.bool)
+        return self.tail.bool()
 
     def require_frequencies(self) -> None:
         """Raise if this loss needs class frequencies to train and was built without."""

@@ -52,6 +52,9 @@ def bernoulli(chance: torch.Tensor, num_rows: int, rows: torch.Tensor | None = N
         rows: (R,) bool, False where a row is all False; None: True.
     """
     C = len(chance)
+    if torch.compiler.is_compiling():  # which has no such bits
+        draw = torch.rand(num_rows, C, device=chance.device) < chance
+        return draw if rows is None else draw & rows[:, None]
     bits = torch.empty(num_rows, -(-C // 4), dtype=torch.int64, device=chance.device)
     bits.random_(-(2**63), None)
     draw = bits.view(torch.int16)[:, :C] >> 1  # uniform in [-2^14, 2^14)
