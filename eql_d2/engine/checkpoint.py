@@ -6,10 +6,12 @@ import os
 import pickle
 import re
 import zipfile
+from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from urllib.parse import urlparse
 
+import numpy as np
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils import comm
@@ -59,6 +61,7 @@ class LongTailCheckpointer(DetectionCheckpointer):
         super().__init__(model, save_dir, **checkpointables)
         self.weights_to_save = weights_to_save
         self.new_classifier = new_classifier
+        self.whole_model = False  # whether weights that leave a part of the model random are an error
         self.saved_iteration: int | None = None  # of the last checkpoint that this object has saved
 
     def save(self, name, **kwargs):
@@ -106,10 +109,13 @@ class LongTailCheckpointer(DetectionCheckpointer):
         Raises:
             CheckpointError: there are checkpoints to resume from, but none is whole.
         """
-        self._remove_unfinished()
+        trains = "trainer" in self.checkpointables
+        if trains:  # else another process may be writing here
+            self._remove_unfinished()
+        self.whole_model = not trains  # a training may start from a backbone alone
         newest = self._newest_whole() if resume else None
         if newest is None:
-            with keeping_state(self.model) if "trainer" in self.checkpointables else nullcontext():
+            with keeping_state(self.model) if trains else nullcontext():
                 return self.load(path, checkpointables=[])
         self.new_classifier = False
         return self.load(newest)
@@ -168,10 +174,14 @@ class LongTailCheckpointer(DetectionCheckpointer):
 
     def _torch_load(self, f):
         """Load tensors and plain Python only: a checkpoint with other objects could run any code."""
+        require_uncompressed(f)
         try:
-            return torch.load(f, map_location="cpu", weights_only=True)
+            loaded = torch.load(f, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
             raise not_plain(f, error, "torch.load(..., weights_only=False)") from error
+        if isinstance(loaded, dict) and "model" not in loaded and isinstance(loaded.get("state_dict"), dict):
+            return {"model": loaded["state_dict"]}  # as mmengine and Lightning save it
+        return loaded
 
     def _load_model(self, checkpoint):
         weights = checkpoint["model"]
@@ -181,7 +191,30 @@ class LongTailCheckpointer(DetectionCheckpointer):
             if isinstance(module, LongTailFastRCNNOutputLayers):
                 for parameter in ("weight", "bias"):
                     fit_cls_score(weights, f"{name}.cls_score.{parameter}", module)
-        return super()._load_model(checkpoint)
+        names = list(weights)
+        incompatible = super()._load_model(checkpoint)
+        self._require_fit(names, incompatible)
+        return incompatible
+
+    def _require_fit(self, names: list[str], incompatible) -> None:
+        """An InputError where the weights ``names`` leave the model random: all of it, or a part that will not train.
+
+        Args:
+            incompatible: what loading has returned.
+        """
+        parameters = [name for name, _ in self.model.named_parameters()]
+        unset = {*incompatible.missing_keys, *(name for name, *_ in incompatible.incorrect_shapes)}
+        missing = [name for name in parameters if name in unset and not (self.new_classifier and ".cls_" in name)]
+        if not missing or (len(missing) < len(parameters) and not self.whole_model):
+            return
+        foreign = any(name.startswith(("roi_head.", "neck.", "bbox_head.")) for name in names)
+        raise InputError(
+            f"the weights do not fit the model: {len(missing)} of its {len(parameters)} parameters are not among their "
+            f"{len(names)} names, or have another shape there: {', '.join(missing[:3])}, ... (theirs: "
+            f"{', '.join(names[:3])}, ...)"
+            f"{'. These are names of mmdetection, whose weights must be converted' if foreign else ''}. Choose the "
+            f"config that they were trained with, or other MODEL.WEIGHTS (in a LazyConfig train.init_checkpoint)"
+        )
 
 
 def require_writable(folder: str) -> None:
@@ -205,25 +238,61 @@ def require_writable(folder: str) -> None:
         ) from error
 
 
-class PlainUnpickler(pickle.Unpickler):
-    """Reads numpy arrays and plain Python, as the files of model zoos hold, and refuses to call anything else."""
+def plain_dtype(*args) -> np.dtype:
+    """``numpy.dtype(*args)``, of numbers or text only."""
+    dtype = np.dtype(*args)
+    if dtype.kind not in "biufcSU":
+        raise pickle.UnpicklingError(f"it has an array of {dtype}")
+    return dtype
+
+
+class PlainUnpickler(pickle._Unpickler):
+    """Reads numpy arrays and plain Python, as the files of model zoos hold, and refuses to call anything else.
+
+    It is pickle's Python form, since in C the states that objects are given cannot be looked at: a dtype with a crafted
+    one lets numpy read and write anywhere.
+    """
 
     PLAIN = frozenset(
         {
             ("_codecs", "encode"),
             ("builtins", "bytearray"),
             ("collections", "OrderedDict"),
-            ("numpy", "dtype"),
             ("numpy", "ndarray"),
             *((f"numpy.{core}.multiarray", name) for core in ("core", "_core") for name in ("_reconstruct", "scalar")),
             *((f"numpy.{core}.numeric", "_frombuffer") for core in ("core", "_core")),
         }
     )
+    dispatch = dict(pickle._Unpickler.dispatch)  # noqa: RUF012
 
     def find_class(self, module, name):
+        if (module, name) == ("numpy", "dtype"):
+            return plain_dtype
         if (module, name) not in self.PLAIN:
             raise pickle.UnpicklingError(f"it names {module}.{name}")
         return super().find_class(module, name)
+
+    def load_build(self):
+        state, target = self.stack[-1], self.stack[-2]  # type: ignore[attr-defined]
+        if isinstance(target, np.dtype):
+            require_plain_state(target, state)
+        elif not isinstance(target, (np.ndarray, OrderedDict)):
+            raise pickle.UnpicklingError(f"it gives a state to a {type(target).__name__}")
+        super().load_build()  # type: ignore[misc]
+
+    dispatch[pickle.BUILD[0]] = load_build  # type: ignore[assignment]
+
+
+def require_plain_state(dtype: np.dtype, state) -> None:
+    """A dtype's state: version, byte order, no fields, the sizes and flags that it has anyway; or an error."""
+    _, _, subarray, names, fields, size, alignment, *flags = state
+    if (
+        (subarray, names, fields) != (None, None, None)
+        or size not in (-1, dtype.itemsize)
+        or alignment not in (-1, dtype.alignment)
+        or any(flag not in (0, dtype.flags) for flag in flags)
+    ):
+        raise pickle.UnpicklingError("it has a numpy.dtype with a state that numpy does not write")
 
 
 def require_plain_pickle(path: str) -> None:
@@ -234,8 +303,24 @@ def require_plain_pickle(path: str) -> None:
     with PathManager.open(path, "rb") as file:
         try:
             PlainUnpickler(file, encoding="latin1").load()
-        except (pickle.UnpicklingError, EOFError) as error:
+        except Exception as error:  # whatever a broken or crafted file gives rise to, MemoryError too
             raise not_plain(path, error, "pickle.load") from error
+
+
+def require_uncompressed(path: str) -> None:
+    """
+    Raises:
+        InputError: a zip file with compressed members, which torch does not write: a small one may fill the memory.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as file:
+        compressed = [member.filename for member in file.infolist() if member.compress_type != zipfile.ZIP_STORED]
+    if compressed:
+        raise InputError(
+            f"{path} is a zip file with compressed members ({compressed[0]!r}), which torch.save does not write: "
+            f"unpack it if it is an archive, else do not trust it"
+        )
 
 
 def not_plain(path: str, error: Exception, reader: str) -> InputError:
@@ -249,6 +334,7 @@ def not_plain(path: str, error: Exception, reader: str) -> InputError:
 def what_is_broken(path: str) -> str | None:
     """Why a checkpoint file cannot be read, or None; torch's zip files carry checksums."""
     try:
+        require_uncompressed(path)
         if not zipfile.is_zipfile(path):  # truncated, or of torch before 1.6
             torch.load(path, map_location="cpu", weights_only=True)
             return None

@@ -60,7 +60,9 @@ class Resumption(HookBase):
         """Plain Python only, as ``torch.load(weights_only=True)`` asks for."""
         return {
             "stream": self._place or self._present_place(),
-            "metrics": last_values(self.trainer.storage),
+            "metrics": last_values(self.trainer.storage)
+            if hasattr(self.trainer, "storage")
+            else {},  # not yet training
         }
 
     def load_state_dict(self, state: dict) -> None:

@@ -9,6 +9,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig
 
+import eql_d2.data.urls  # noqa: F401 (URLs in _BASE_ and MODEL.WEIGHTS stay inside of the cache)
 from eql_d2.config import add_eql_config
 from eql_d2.data.registration import register_datasets
 from eql_d2.engine.checkpoint import require_writable

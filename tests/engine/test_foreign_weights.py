@@ -1,0 +1,106 @@
+"""Weights of others: crafted files do nothing, those that do not fit are an error, and a live run's files stay."""
+
+import pickle
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from detectron2.utils.file_io import PathManager
+
+from eql_d2.engine import LongTailCheckpointer, load_config
+from eql_d2.engine.checkpoint import require_plain_pickle
+from eql_d2.errors import InputError
+
+
+class State:
+    """Pickles as a dtype that is given a state."""
+
+    def __init__(self, dtype, state):
+        self.dtype, self.state = dtype, state
+
+    def __reduce__(self):
+        return np.dtype, (self.dtype, False, True), self.state
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        State("f8", (3, "<", None, None, None, -1, -1, 63)),  # flags of objects: numbers are taken for pointers
+        State("f8", (3, "<", None, None, None, 1 << 20, -1, 0)),
+        State("f8", (3, "<", None, ("a",), {"a": (np.dtype("f8"), 0)}, 8, 1, 0)),
+        State("O", (3, "|", None, None, None, -1, -1, 63)),
+        np.array([{}], object),
+        print,
+    ],
+)
+def test_a_crafted_pickle(tmp_path, content):
+    path = tmp_path / "weights.pkl"
+    path.write_bytes(pickle.dumps({"model": content}))
+    with pytest.raises(InputError, match="weights.pkl is no checkpoint of tensors and plain Python"):
+        require_plain_pickle(str(path))
+
+
+@pytest.mark.parametrize("bytes_", [b"", b"\x80\x04N", b"\x80\x02K\x01K\x02R.", b"\x80\x04\x8e" + b"\xff" * 8])
+def test_a_broken_pickle(tmp_path, bytes_):
+    (tmp_path / "weights.pkl").write_bytes(bytes_)
+    with pytest.raises(InputError, match="weights.pkl is no checkpoint"):
+        require_plain_pickle(str(tmp_path / "weights.pkl"))
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_a_model_zoos_pickle_loads(tmp_path, protocol):
+    model = torch.nn.Linear(3, 2)
+    weights = {"weight": np.arange(6, dtype="f4").reshape(2, 3), "bias": np.ones(2, ">f4").astype("f4")}
+    others = [np.float32(1), np.array(["a", "bc"]), np.array([b"x"]), np.array([True])]
+    content = {"model": weights, "__author__": "a", "others": others}
+    (tmp_path / "w.pkl").write_bytes(pickle.dumps(content, protocol))
+    LongTailCheckpointer(model).load(str(tmp_path / "w.pkl"))
+    assert torch.equal(model.weight.data, torch.arange(6.0).reshape(2, 3))
+
+
+def test_a_zip_bomb(tmp_path):
+    path = tmp_path / "bomb.pth"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("bomb/data.pkl", bytes(1 << 20))
+    with pytest.raises(InputError, match="compressed members"):
+        LongTailCheckpointer(torch.nn.Linear(1, 1)).load(str(path))
+
+
+def test_weights_of_mmdetection(tmp_path):
+    """Its file, and its bare state dict; neither evaluates random weights."""
+    weights = {"neck.fpn_convs.0.conv.weight": torch.ones(2), "roi_head.bbox_head.0.fc_cls.weight": torch.ones(2)}
+    for name, content in (("whole", {"meta": {"epoch": 12}, "state_dict": weights}), ("bare", weights)):
+        path = str(tmp_path / f"{name}.pth")
+        torch.save(content, path)
+        with pytest.raises(InputError, match="2 of its 2 parameters.*names of mmdetection"):
+            LongTailCheckpointer(torch.nn.Linear(3, 2)).resume_or_load(path, resume=False)
+
+
+def test_a_part_that_is_missing(tmp_path):
+    """Evaluation needs all of the parameters; a training may start from a backbone."""
+    path, model = str(tmp_path / "part.pth"), torch.nn.Linear(3, 2)
+    torch.save({"model": {"weight": torch.ones(2, 3)}}, path)
+    with pytest.raises(InputError, match="1 of its 2 parameters.*bias"):
+        LongTailCheckpointer(model).resume_or_load(path, resume=False)
+    LongTailCheckpointer(model, trainer=torch.nn.Identity()).resume_or_load(path, resume=False)
+    assert (model.weight == 1).all()
+
+
+def test_only_a_training_removes_unfinished_files(tmp_path):
+    live = tmp_path / "model_0000001.pth.tmp"
+    live.touch()
+    model = torch.nn.Linear(1, 1)
+    LongTailCheckpointer(model, str(tmp_path)).resume_or_load("", resume=True)
+    assert live.exists()
+    LongTailCheckpointer(model, str(tmp_path), trainer=torch.nn.Identity()).resume_or_load("", resume=True)
+    assert not live.exists()
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:9/../../x.yaml", "https://h/a/../../../x.yaml"])
+def test_a_url_that_leaves_the_cache(tmp_path, url):
+    (tmp_path / "c.yaml").write_text(f"_BASE_: '{url}'\n")
+    with pytest.raises(InputError, match="outside of the cache folder"):
+        load_config(str(tmp_path / "c.yaml"))
+    with pytest.raises(InputError, match="outside of the cache folder"):
+        PathManager.get_local_path(url)
