@@ -34,7 +34,7 @@ class Predictor(DefaultPredictor):
         """As ``DefaultPredictor.__init__``, which fixes the checkpointer and so is not called."""
         self.cfg = cfg.clone()
         self.model = build_model(self.cfg).eval()
-        LongTailCheckpointer(self.model).load(cfg.MODEL.WEIGHTS)
+        LongTailCheckpointer(self.model).resume_or_load(cfg.MODEL.WEIGHTS, resume=False)
         self.aug = ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
         self.input_format = cfg.INPUT.FORMAT
 

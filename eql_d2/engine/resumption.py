@@ -80,6 +80,7 @@ class Resumption(HookBase):
             return
         self._restore(written)
         self.trainer.iter = self.trainer.storage.iter = start - 1
+        self.trainer.make_final_checkpoint_good()  # now that all is as it was after that iteration
         for hook in self.behind:
             hook.after_step()
         self.trainer.iter = self.trainer.storage.iter = start

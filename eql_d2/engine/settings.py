@@ -35,6 +35,7 @@ YAML_KEYS = {
     "lvis_backend": "TEST.LVIS_BACKEND",
     "weights": "MODEL.WEIGHTS",
     "output_dir": "OUTPUT_DIR",
+    "max_iter": "SOLVER.MAX_ITER",
     "freeze": "MODEL.FREEZE",
     "ema_decay": "MODEL_EMA.DECAY",
 }
@@ -47,6 +48,7 @@ LAZY_KEYS = {
     "lvis_backend": "test.lvis_backend",
     "weights": "train.init_checkpoint",
     "output_dir": "train.output_dir",
+    "max_iter": "train.max_iter",
     "freeze": "train.freeze",
     "ema_decay": "train.model_ema.decay",
 }

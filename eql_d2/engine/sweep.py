@@ -190,7 +190,7 @@ def model_of_run(cfg, folder: Path) -> GeneralizedRCNN:
     """The model with the run's final weights, in evaluation mode."""
     model, weights = Trainer.build_model(cfg), folder / "model_final.pth"
     with readable(weights):
-        LongTailCheckpointer(model).load(str(weights))
+        LongTailCheckpointer(model).resume_or_load(str(weights), resume=False)
     return model.eval()
 
 

@@ -122,7 +122,6 @@ class Trainer(DefaultTrainer):
         """
         with self._interruption.handled():
             TrainerBase.train(self, self.start_iter, self.max_iter)
-            self._make_final_checkpoint_good()
         if self._ema is not None:
             self._ema.apply()  # all is saved, and this is the model that was evaluated
         results = getattr(self, "_last_eval_results", None) or {}
@@ -130,7 +129,7 @@ class Trainer(DefaultTrainer):
             verify_results(self.cfg, results)
         return results
 
-    def _make_final_checkpoint_good(self) -> None:
+    def make_final_checkpoint_good(self) -> None:
         """Write ``model_final.pth`` where a run was stopped between its last iteration and that file."""
         final = os.path.join(self.settings.output_dir, "model_final.pth")
         if self.start_iter > self.max_iter:
@@ -138,11 +137,10 @@ class Trainer(DefaultTrainer):
                 "nothing to train: the checkpoint is of iteration %d, and the run ends at %d. To train on, raise %s",
                 self.start_iter,
                 self.max_iter,
-                self.settings.keys.get("max_iter", "SOLVER.MAX_ITER"),
+                self.settings.keys["max_iter"],
             )
         elif self.start_iter == self.max_iter and not os.path.exists(final):
-            self.iter = self.max_iter - 1
-            self.checkpointer.save("model_final", iteration=self.iter)
+            self.checkpointer.save("model_final", iteration=self.max_iter - 1)
 
     def run_step(self):
         """One iteration.

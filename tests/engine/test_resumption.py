@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -342,3 +343,25 @@ def test_killed_and_resumed(cfg_of, reference):
     assert train(cfg, resume=True, kill_at=23, place=-3).start_iter == 20
     assert train(cfg, resume=True).start_iter == 24
     assert_same_run(cfg, reference)
+
+
+def test_a_final_checkpoint_that_was_not_written(cfg_of, reference, caplog):
+    """Killed, or the disk full, between the last iteration's checkpoint and model_final.pth."""
+    cfg = cfg_of("no_final")
+    shutil.copytree(reference.OUTPUT_DIR, cfg.OUTPUT_DIR)
+    folder = Path(cfg.OUTPUT_DIR)
+    (folder / "model_final.pth").unlink()
+    (folder / "last_checkpoint").write_text("model_0000023.pth")
+    assert train(cfg, resume=True).start_iter == 24
+    assert_same_run(cfg, reference)
+    cfg.SOLVER.MAX_ITER = 20
+    train(cfg, resume=True)
+    assert "iteration 24, and the run ends at 20. To train on, raise SOLVER.MAX_ITER" in caplog.text
+
+
+def test_a_checkpoint_before_training(cfg_of):
+    """With Detectron2's hooks alone it can be saved, and resumed from, too."""
+    cfg = cfg_of("before")
+    torch.manual_seed(0)
+    Trainer(cfg).checkpointer.save("init")
+    assert torch.load(f"{cfg.OUTPUT_DIR}/init.pth", weights_only=True)["model"]
