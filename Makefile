@@ -14,15 +14,16 @@ CONFIG ?= configs/MiniLVIS/eql_faster_rcnn.yaml
 OUTPUT ?= output/mini_lvis_eql
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test prove benchmark lint clean
+.PHONY: help setup train test prove benchmark speed lint clean
 
 help:
 	@echo 'make train   set up, then train and evaluate EQL Faster R-CNN on MiniLVIS (about 10 minutes on 2 CPU cores)'
 	@echo 'make test    set up, then ruff, mypy and the tests, which must run 95 % of the lines of eql_d2'
 	@echo 'make prove   set up, then prove what docs/reliability.md says: kills, full disk, processes, hostile files (about 15 minutes)'
 	@echo 'make benchmark   set up, then train every loss on MiniLVIS, for the tables of docs/benchmark.md (hours; resumable)'
+	@echo 'make speed   set up, then measure losses, inference, masks, evaluation and start-up (ARGS="--help" says what there is)'
 	@echo 'make setup   only make $(VENV) with torch, Detectron2 and eql_d2 in it'
-	@echo 'make lint    set up, then ruff and mypy'
+	@echo 'make lint    set up, then ruff (rules and format) and mypy'
 	@echo 'make clean   remove caches and build files; $(VENV), output/ and datasets/ stay'
 	@echo
 	@echo 'PYTHON=/path/to/python3   use the torch and Detectron2 of that environment'
@@ -38,6 +39,7 @@ train: setup
 
 lint: setup
 	$(VENV)/bin/python -m ruff check .
+	$(VENV)/bin/python -m ruff format --check .
 	$(VENV)/bin/python -m mypy
 
 test: lint
@@ -48,6 +50,9 @@ prove: setup
 
 benchmark: setup
 	$(VENV)/bin/python -m study $(ARGS)
+
+speed: setup
+	$(VENV)/bin/python -m speed $(ARGS)
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .coverage .coverage.*

@@ -70,7 +70,7 @@ def main() -> int:
             continue
         chosen = choose(predictor(image[:, :, ::-1])["instances"], args.confidence_threshold)
         Image.fromarray(draw(image, chosen.instances, names)).save(os.path.join(args.output, name))
-        tqdm.write(f"{file}: {describe(chosen, args.confidence_threshold, names)}")
+        tqdm.write(f"{file}: {describe(chosen, names)}")
         num_read += 1
         num_drawn += len(chosen.instances)
     if num_read == 0:
@@ -81,7 +81,7 @@ def main() -> int:
     return 0
 
 
-def describe(chosen, threshold: float, names) -> str:
+def describe(chosen, names) -> str:
     """`4 of 31 detections drawn, ...`, with what would be drawn at a lower threshold where nothing is."""
     counted = f"{len(chosen.instances)} of {chosen.num_detections} detections drawn"
     if chosen.num_detections == 0:
