@@ -26,6 +26,7 @@ from eql_d2.config import add_eql_config
 from eql_d2.data import ClassFrequencies, TailRule
 from eql_d2.losses import CLS_LOSS_REGISTRY, ClassificationLoss, build_cls_loss
 from eql_d2.modeling import LongTailFastRCNNOutputLayers
+from eql_d2.removed_configs import replacement
 
 __all__ = [
     "CLS_LOSS_REGISTRY",
@@ -43,11 +44,13 @@ def get_config_file(name: str) -> str:
     """Path of a config that comes with the package, e.g. ``get_config_file("LVISv1/eql_mask_rcnn_R_50_FPN_1x.yaml")``.
 
     Raises:
-        InputError: no such config, with those that there are.
+        InputError: no such config, with those that there are, or with what replaced a removed one.
     """
     root = Path(__file__).parent / "configs"
     path = root / name
     if not path.is_file():
+        if words := replacement(name):
+            raise InputError(f"the config '{name}' was replaced by: {words}")
         known = sorted(str(p.relative_to(root)) for p in root.rglob("*.yaml"))
         raise InputError(f"there is no config '{name}'; choose one of {known}")
     return str(path)

@@ -1,15 +1,21 @@
 """Every config that comes with the package loads and builds, and means what its name says."""
 
+import functools
+import re
+import shlex
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
+from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
 
 import eql_d2
 from eql_d2 import ClassFrequencies
 from eql_d2.engine import load_config
+from eql_d2.errors import InputError
 from eql_d2.losses import EqualizationLoss
 from eql_d2.modeling import LongTailFastRCNNOutputLayers
 from eql_d2.modeling.freeze import freeze
@@ -69,6 +75,51 @@ def test_leaves_are_short_and_have_the_classes_of_their_dataset(name):
         assert classes is None or len(classes) == cfg.MODEL.ROI_HEADS.NUM_CLASSES
 
 
+def values(node, *path):
+    """(path, value) of each key of a nested dict."""
+    for key, value in node.items():
+        if isinstance(value, dict):
+            yield from values(value, *path, key)
+        else:
+            yield (*path, key), value
+
+
+@pytest.mark.parametrize("name", LEAVES)
+def test_a_leaf_repeats_nothing_that_it_stands_on(name):
+    written = yaml.safe_load((ROOT / name).read_text())
+    base = load(f"{Path(name).parent}/{written.pop('_BASE_')}")
+    for path, value in values(written):
+        inherited = functools.reduce(lambda node, key: node[key], path, base)
+        assert inherited != CfgNode._decode_cfg_value(value), ".".join(path)
+
+
+# Removed name, and what each override of its replacement must have made of the config.
+REMOVED = [
+    ("LVISv1/eql_mask_rcnn_R_101_FPN_RFS_2x", "lvis_v1_train", "EQLROIHeads", 101, 0.001, 180000),
+    ("LVISv0.5/eql_mask_rcnn_R_50_FPN_RFS_1x", "lvis_v0.5_train", "EQLROIHeads", 50, 0.0005, 90000),
+    ("LVISv0.5/eql_mask_rcnn_X_101_32x8d_FPN_1x", "lvis_v0.5_train", "EQLROIHeads", 101, 0.0, 90000),
+    ("LVISv0.5/softmax_mask_rcnn_R_101_FPN_RFS_2x", "lvis_v0.5_train", "SoftmaxCrossEntropy", 101, 0.001, 180000),
+    ("COCO/sigmoid_mask_rcnn_R_50_FPN_1x", "coco_2017_train", "SigmoidCrossEntropy", 50, 0.0, 90000),
+]
+
+
+@pytest.mark.parametrize("name, dataset, loss, depth, threshold, iterations", REMOVED)
+def test_a_removed_name_says_what_replaces_it(name, dataset, loss, depth, threshold, iterations):
+    with pytest.raises(InputError, match="replaced by: ") as error:
+        eql_d2.get_config_file(f"{name}.yaml")
+    words = shlex.split(str(error.value).split("replaced by: ")[1])
+    with pytest.raises(InputError, match=re.escape(words[0])):
+        load(f"{name}.yaml")
+    cfg = load(*words)
+    assert cfg.DATASETS.TRAIN == (dataset,)
+    assert cfg.MODEL.ROI_HEADS.NUM_CLASSES == NUM_CLASSES[dataset.removesuffix("_train")]
+    assert loss in (cfg.MODEL.ROI_HEADS.NAME, cfg.MODEL.ROI_BOX_HEAD.CLS_LOSS.NAME)
+    assert cfg.MODEL.RESNETS.DEPTH == depth
+    assert cfg.DATALOADER.REPEAT_THRESHOLD == threshold
+    assert (cfg.DATALOADER.SAMPLER_TRAIN == "RepeatFactorTrainingSampler") == (threshold > 0)
+    assert cfg.SOLVER.MAX_ITER == iterations
+
+
 @pytest.mark.parametrize("name", [name for name in LEAVES if name.startswith("LVIS")])
 def test_names_of_lvis_configs_say_what_is_in_them(name):
     cfg = load(name)
@@ -76,10 +127,9 @@ def test_names_of_lvis_configs_say_what_is_in_them(name):
     assert str(cfg.MODEL.RESNETS.DEPTH) in cfg.MODEL.WEIGHTS
     assert ("_RFS" in name) == (cfg.DATALOADER.SAMPLER_TRAIN == "RepeatFactorTrainingSampler")
     if "_RFS" in name:
-        authors = name.startswith("LVISv0.5/eql")
-        assert cfg.DATALOADER.REPEAT_THRESHOLD == (0.0005 if authors else 0.001)
+        assert cfg.DATALOADER.REPEAT_THRESHOLD == 0.001
     if "stage2" not in name:
-        assert cfg.SOLVER.MAX_ITER == (180000 if "_2x" in name else 90000)
+        assert cfg.SOLVER.MAX_ITER == 90000
     assert cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST == 1e-4 and cfg.TEST.DETECTIONS_PER_IMAGE == 300
     assert cfg.SOLVER.CLIP_GRADIENTS.ENABLED and cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE == 35.0
 
@@ -106,7 +156,9 @@ def test_the_second_stage_trains_what_its_recipe_says(name, build):
     first_stage = Path(cfg.MODEL.WEIGHTS).parent.name
     if name.startswith("MiniLVIS"):  # whose runs are named after loss and seed
         first_stage = f"{first_stage.split('_')[0]}_faster_rcnn"
-    first = load(f"{Path(name).parent}/{first_stage}.yaml")
+    # The sampler is an override; where it names the folder, it names the second stage's as well.
+    assert ("_RFS" in first_stage) == ("_RFS" in name)
+    first = load(f"{Path(name).parent}/{first_stage.replace('_RFS', '')}.yaml")
     kind = "Sigmoid" if recipe == "balanced" else "Softmax"
     assert first.MODEL.ROI_BOX_HEAD.CLS_LOSS.NAME == f"{kind}CrossEntropy"
     assert first.DATASETS.TRAIN == cfg.DATASETS.TRAIN

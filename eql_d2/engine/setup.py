@@ -1,6 +1,7 @@
 """From command-line arguments to a ready config; every tool with a `--config-file` starts here."""
 
 import logging
+from pathlib import Path
 
 import torch
 from detectron2.config import CfgNode, LazyConfig, get_cfg
@@ -16,6 +17,7 @@ from eql_d2.engine.checkpoint import require_writable
 from eql_d2.engine.checks import check_nothing_is_empty, explained_config_errors
 from eql_d2.engine.settings import settings_of, warn_of_unread_keys
 from eql_d2.errors import InputError
+from eql_d2.removed_configs import replacement
 
 logger = logging.getLogger(__name__)
 
@@ -35,10 +37,13 @@ def load_config(config_file: str, opts=()) -> CfgNode:
 
     Raises:
         InputError: a key that does not exist, with the nearest that do.
-        InputError: a file that is no config, or a value of another type than its key's.
+        InputError: a file that is no config (with what replaced it, where it is a removed one), or a value of another type than its key's.
     """
     cfg = default_config()
     if config_file:
+        words = replacement(config_file)
+        if words and not Path(config_file).is_file():
+            raise InputError(f"{config_file} is no longer there; it was replaced by: {words}")
         with explained_config_errors(cfg, config_file):
             cfg.merge_from_file(config_file, allow_unsafe=False)
     with explained_config_errors(cfg, "the command line"):
