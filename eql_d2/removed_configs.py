@@ -1,6 +1,7 @@
 """Names that configs had before 0.2.0, and the file and overrides that say the same now."""
 
 import re
+from pathlib import Path
 
 RFS = "DATALOADER.SAMPLER_TRAIN RepeatFactorTrainingSampler DATALOADER.REPEAT_THRESHOLD"
 SCHEDULE_2X = 'SOLVER.STEPS "(120000, 160000)" SOLVER.MAX_ITER 180000'
@@ -14,9 +15,9 @@ COCO = re.compile(r"COCO/(sigmoid|softmax)_mask_rcnn_R_50_FPN_1x\.yaml$")
 COCO_LOSS = {"sigmoid": "SigmoidCrossEntropy", "softmax": "SoftmaxCrossEntropy"}
 
 
-def replacement(path: str) -> str:
+def replacement(path: str | Path) -> str:
     """What stands for a removed config, as words of a command line; "" if ``path`` never was one of the package's."""
-    path = path.replace("\\", "/")
+    path = Path(path).as_posix()
     if match := COCO.search(path):
         loss = COCO_LOSS[match[1]]
         name = "COCO/eql_mask_rcnn_R_50_FPN_1x.yaml"

@@ -85,9 +85,13 @@ def values(node, *path):
 
 
 @pytest.mark.parametrize("name", LEAVES)
-def test_a_leaf_repeats_nothing_that_it_stands_on(name):
+def test_a_leaf_repeats_nothing_that_it_stands_on(name, tmp_path):
     written = yaml.safe_load((ROOT / name).read_text())
-    base = load(f"{Path(name).parent}/{written.pop('_BASE_')}")
+    bases = written.pop("_BASE_")
+    bases = [bases] if isinstance(bases, str) else bases
+    base_file = tmp_path / "base.yaml"
+    base_file.write_text(yaml.dump({"_BASE_": [str((ROOT / name).parent / base) for base in bases]}))
+    base = load(base_file)
     for path, value in values(written):
         inherited = functools.reduce(lambda node, key: node[key], path, base)
         assert inherited != CfgNode._decode_cfg_value(value), ".".join(path)

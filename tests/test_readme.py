@@ -1,4 +1,4 @@
-"""What the README shows works as it stands there."""
+"""What the README, and the page on extending, show works as it stands there."""
 
 import re
 from pathlib import Path
@@ -12,16 +12,17 @@ from eql_d2.losses import CLS_LOSS_REGISTRY
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+EXTENDING = (ROOT / "docs" / "extending.md").read_text()
 
 
-def python_block(contains):
-    (block,) = [b for b in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if contains in b]
+def python_block(text, contains):
+    (block,) = [b for b in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if contains in b]
     return block
 
 
-def test_the_loss_that_the_readme_adds(tiny_cfg):
+def test_the_loss_that_the_documents_add(tiny_cfg):
     namespace = {}
-    exec(python_block("class PolyLoss"), namespace)
+    exec(python_block(EXTENDING, "class PolyLoss"), namespace)
     try:
         cfg = tiny_cfg()
         key = "MODEL.ROI_BOX_HEAD.CLS_LOSS"
@@ -37,7 +38,7 @@ def test_the_loss_that_the_readme_adds(tiny_cfg):
 
 def test_the_readmes_use_in_ones_own_code():
     namespace = {}
-    exec(python_block("ClassFrequencies.from_dataset"), namespace)
+    exec(python_block(README, "ClassFrequencies.from_dataset"), namespace)
     assert namespace["logits"].grad.abs().sum() > 0
 
 
@@ -54,3 +55,7 @@ def test_links_of_the_readme_exist(path):
 @pytest.mark.parametrize("path", sorted(set(re.findall(r"(?:tools|configs|datasets)/[\w./-]+\.(?:py|yaml)", README))))
 def test_files_that_the_readme_names_exist(path):
     assert (ROOT / path).is_file()
+
+
+def test_the_readme_is_short():
+    assert len(README.splitlines()) <= 150
