@@ -37,7 +37,8 @@ def load_config(config_file: str, opts=()) -> CfgNode:
 
     Raises:
         InputError: a key that does not exist, with the nearest that do.
-        InputError: a file that is no config (with what replaced it, where it is a removed one), or a value of another type than its key's.
+        InputError: a file that is no config, or a value of another type than its key's.
+        InputError: a config of the package that was removed, with what replaced it.
     """
     cfg = default_config()
     if config_file:
