@@ -25,6 +25,7 @@ setup(
     # eql_d2/configs is a symlink to configs/, so that the files are at the root of a clone and inside the package.
     package_data={
         "eql_d2": [
+            "py.typed",
             "configs/**/*.yaml",
             "configs/**/*.py",
             "data/counts/*.json",

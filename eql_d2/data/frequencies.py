@@ -43,7 +43,7 @@ class FrequenciesNotFound(InputError):
     """No source has the counts that are asked for: a model can score without them, but not train."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ClassFrequencies:
     """Counts of a training set by category.
 
@@ -100,14 +100,18 @@ class ClassFrequencies:
     def __len__(self) -> int:
         return len(self.image_count)
 
+    def __repr__(self) -> str:
+        return f"ClassFrequencies({len(self)} categories of {self.source})"
+
     @property
     def frequency(self) -> torch.Tensor:
         """(K,) float64 in [0, 1]: the share of annotated images that contain the category, f_j of the EQL paper."""
         if self.num_images is None:
             raise FrequenciesNotFound(
                 f"{self.source} has image counts but not the number of annotated images, so a category's share "
-                f"of images is unknown: use a rule by image count or group (TAIL.MAX_IMAGE_COUNT, "
-                f"TAIL.GROUPS), or give a counts file that has it ({COUNTS_KEY})"
+                f"of images is unknown: use a rule by image count or group (TailRule(max_image_count=...), "
+                f"TailRule(groups=...); TAIL.MAX_IMAGE_COUNT, TAIL.GROUPS), or give ClassFrequencies(num_images=...), "
+                f"or a counts file that has it ({COUNTS_KEY})"
             )
         return self.image_count.double() / self.num_images
 
@@ -115,8 +119,8 @@ class ClassFrequencies:
         """(K,) int64 instance counts, or an error that says where to get them."""
         if self.instance_count is None:
             raise FrequenciesNotFound(
-                f"{self.source} has no instance counts: give a counts file that has them "
-                f"({COUNTS_KEY}; make one with tools/make_class_counts.py)"
+                f"{self.source} has no instance counts: give ClassFrequencies(instance_count=...), or a counts file that "
+                f"has them ({COUNTS_KEY}; make one with tools/make_class_counts.py)"
             )
         return self.instance_count
 

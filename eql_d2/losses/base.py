@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from eql_d2.data.frequencies import ClassFrequencies, FrequenciesNotFound, TailRule
 from eql_d2.errors import InputError
 from eql_d2.losses import fused
-from eql_d2.losses.hyper_parameters import arguments_from_config
+from eql_d2.losses.hyper_parameters import arguments_from_config, defaults
 from eql_d2.losses.once import log_once
 from eql_d2.losses.statistics import check_counts_once
 
@@ -63,6 +63,15 @@ class ClassificationLoss(nn.Module):
     start_iter = 0  # see start_at
     calls_per_iteration = 1  # where gradients are accumulated, the number of batches: see iterations_done
     compiled: bool | None = None  # whether a step uses torch.compile (CLS_LOSS.COMPILE); None: this loss cannot
+
+    def __new__(cls, *args, **kwargs):
+        loss = super().__new__(cls)
+        object.__setattr__(loss, "_arguments", kwargs)  # for the repr
+        return loss
+
+    def extra_repr(self) -> str:
+        arguments = {"num_classes": self.num_classes, **defaults(type(self)), **self._arguments}
+        return ", ".join(f"{name}={value}" for name, value in arguments.items())
 
     def __init__(self, num_classes: int):
         super().__init__()

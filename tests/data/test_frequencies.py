@@ -227,10 +227,13 @@ def test_config_with_another_number_of_classes(tiny_cfg):
         ClassFrequencies.from_config(cfg)
 
 
-def test_a_loss_that_lacks_some_of_its_counts_scores_but_does_not_train():
-    from eql_d2.losses import ClassBalancedLoss
+def test_a_model_whose_counts_lack_what_its_loss_trains_by_scores_but_does_not_train(tiny_cfg, tmp_path):
+    from eql_d2.losses import build_cls_loss
 
-    loss = ClassBalancedLoss(2, frequencies=ClassFrequencies([5, 200]))  # no instance counts
-    assert loss.probs(torch.zeros(1, loss.num_logits)).shape == (1, 3)
+    path = tmp_path / "image_counts.json"
+    ClassFrequencies([5, 6, 7, 8, 90, 100, 200]).save(path)  # no instance counts
+    node = "MODEL.ROI_BOX_HEAD.CLS_LOSS"
+    loss = build_cls_loss(tiny_cfg(f"{node}.NAME", "ClassBalancedLoss", f"{node}.COUNTS_FILE", str(path)))
+    assert loss.probs(torch.zeros(1, loss.num_logits)).shape == (1, 8)
     with pytest.raises(ValueError, match="ClassBalancedLoss needs class frequencies.*instance counts"):
         loss(torch.zeros(1, loss.num_logits), torch.tensor([0]))

@@ -13,6 +13,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.checkpoint import checkpoint
 
+from eql_d2.data.frequencies import ClassFrequencies
 from eql_d2.errors import InputError
 from eql_d2.losses import CLS_LOSS_REGISTRY, fused
 
@@ -173,3 +174,33 @@ def test_labels_may_be_int32(make, name):
     logits, gt_classes, features = a_batch(loss)
     expected = step(copy.deepcopy(loss), logits, gt_classes, features)
     torch.testing.assert_close(step(loss, logits, gt_classes.int(), features), expected, rtol=0, atol=0)
+
+
+@every_loss
+def test_it_shows_its_arguments(make, name):
+    shown = repr(make(name))
+    assert shown.startswith(f"{name}(num_classes=7") or f"{name}(\n  num_classes=7" in shown
+    for argument in inspect.signature(CLS_LOSS_REGISTRY.get(name)).parameters:
+        assert f"{argument}=" in shown
+
+
+@pytest.mark.parametrize(
+    "name", ["LDAMLoss", "WeightedCrossEntropy", "ClassBalancedLoss", "LogitAdjustedLoss", "BalancedGroupSoftmaxLoss"]
+)
+def test_missing_counts_are_told_when_it_is_made(name):
+    loss_class = CLS_LOSS_REGISTRY.get(name)
+    with pytest.raises(InputError, match=r"no instance counts: give ClassFrequencies\(instance_count=\.\.\.\)"):
+        loss_class(2, frequencies=ClassFrequencies([1, 2]))
+    with pytest.raises(InputError, match=r"frequencies must be whole numbers, got \[1\.5, 2\.0\]"):
+        loss_class(2, frequencies=[1.5, 2.0])
+    with pytest.raises(InputError, match="ClassFrequencies, or a sequence"):
+        loss_class(2, frequencies={"cat": 1})
+    loss_class(2, frequencies=[3, 4])  # samples of each class
+
+
+def test_tails_as_plain_values():
+    loss_class = CLS_LOSS_REGISTRY.get("EqualizationLoss")
+    masks = [loss_class(3, frequencies=[5, 50, 500], tail=tail).tail_mask.tolist() for tail in (100, "r", 0.02)]
+    assert masks == [[True, True, False], [True, False, False], [True, False, False]]
+    with pytest.raises(InputError, match="tail must be a TailRule"):
+        loss_class(3, frequencies=[5, 50, 500], tail=[1])
