@@ -8,6 +8,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -119,8 +120,8 @@ class ClassFrequencies:
         """(K,) int64 instance counts, or an error that says where to get them."""
         if self.instance_count is None:
             raise FrequenciesNotFound(
-                f"{self.source} has no instance counts: give ClassFrequencies(instance_count=...), or a counts file that "
-                f"has them ({COUNTS_KEY}; make one with tools/make_class_counts.py)"
+                f"{self.source} has no instance counts: give ClassFrequencies(instance_count=...), or a counts file "
+                f"that has them ({COUNTS_KEY}; make one with tools/make_class_counts.py)"
             )
         return self.instance_count
 
@@ -328,7 +329,7 @@ class TailRule:
     """
 
     kind: str  # "lambda", "image_count" or "groups"
-    value: float | int | str
+    value: Any  # a share of images, a number of images, letters
 
     def __init__(self, lambda_: float | None = None, max_image_count: int | None = None, groups: str | None = None):
         given = {"lambda": lambda_, "image_count": max_image_count, "groups": groups}
@@ -354,7 +355,8 @@ class TailRule:
             return tail
         for kind, of_type in (("max_image_count", int), ("lambda_", float), ("groups", str)):
             if isinstance(tail, of_type) and not isinstance(tail, bool):
-                return cls(**{kind: tail})
+                arguments: dict[str, Any] = {kind: tail}
+                return cls(**arguments)
         raise InputError(f"tail must be a TailRule, an image count, a share of images or letters 'rc', got {tail!r}")
 
     def __str__(self) -> str:

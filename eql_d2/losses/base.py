@@ -64,7 +64,9 @@ class ClassificationLoss(nn.Module):
     calls_per_iteration = 1  # where gradients are accumulated, the number of batches: see iterations_done
     compiled: bool | None = None  # whether a step uses torch.compile (CLS_LOSS.COMPILE); None: this loss cannot
 
-    def __new__(cls, *args, **kwargs):
+    _arguments: dict
+
+    def __new__(cls, *_args, **kwargs):
         loss = super().__new__(cls)
         object.__setattr__(loss, "_arguments", kwargs)  # for the repr
         return loss

@@ -67,7 +67,8 @@ class EqualizationLoss(SigmoidLoss):
         self.register_tail_mask(frequencies, tail)
 
     def compute(self, logits, rois):
-        tail, negatives = self.tail_mask, rois.negatives
+        tail: torch.Tensor | None = self.tail_mask
+        negatives = rois.negatives
         if self.unchecked == "equalize" or not self.exclude_background:
             negatives, tail = self._negatives(rois), None
         return fused.sigmoid_cross_entropy(

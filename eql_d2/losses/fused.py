@@ -67,7 +67,7 @@ class SigmoidSum:
     compiled: bool | None = False
     sums_by_category: bool = False
     # (K,) sums of |d rows_i / dz_ij| over a category's own RoIs, and over the others; of the last call of `rows`
-    pulls: tuple[torch.Tensor, torch.Tensor] | None = field(default=None, init=False)
+    pulls: tuple[torch.Tensor, ...] = field(default=(), init=False)
 
     def rows(self, logits: torch.Tensor, gt_classes: torch.Tensor) -> torch.Tensor:
         """
