@@ -1,32 +1,24 @@
 """Losses for objects that are rare: Equalization Loss and its field, in Detectron2's ROI heads.
 
-Importing this package registers the losses, the ROI heads and the MiniLVIS dataset.
+Importing this package is cheap: neither torch nor Detectron2 until something needs them. The losses, ROI heads and
+MiniLVIS are registered at once where Detectron2 is imported already, otherwise by ``add_eql_config``.
 """
 
+import importlib
+import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from eql_d2.errors import InputError
+from eql_d2.removed_configs import replacement
+
+if TYPE_CHECKING:
+    from eql_d2.config import add_eql_config
+    from eql_d2.data.frequencies import ClassFrequencies, TailRule
+    from eql_d2.losses import CLS_LOSS_REGISTRY, ClassificationLoss, build_cls_loss
+    from eql_d2.modeling import LongTailFastRCNNOutputLayers
 
 __version__ = "0.1.0"
-
-try:
-    import detectron2  # noqa: F401
-    import torch
-except ImportError as error:
-    raise ImportError(
-        "eql_d2 needs torch and Detectron2, and pip cannot choose their builds for you. In a clone of eql_d2, "
-        "`make setup` installs both into .venv; elsewhere install torch and torchvision, then "
-        "`pip install --no-build-isolation git+https://github.com/facebookresearch/detectron2`"
-    ) from error
-
-if not hasattr(torch.amp, "GradScaler"):
-    raise ImportError(f"eql_d2 needs torch 2.3 or newer, and this is torch {torch.__version__}")
-
-from eql_d2.config import add_eql_config
-from eql_d2.data import ClassFrequencies, TailRule
-from eql_d2.losses import CLS_LOSS_REGISTRY, ClassificationLoss, build_cls_loss
-from eql_d2.modeling import LongTailFastRCNNOutputLayers
-from eql_d2.removed_configs import replacement
 
 __all__ = [
     "CLS_LOSS_REGISTRY",
@@ -38,6 +30,32 @@ __all__ = [
     "build_cls_loss",
     "get_config_file",
 ]
+
+_HOMES = {
+    "CLS_LOSS_REGISTRY": "eql_d2.losses",
+    "ClassFrequencies": "eql_d2.data.frequencies",
+    "ClassificationLoss": "eql_d2.losses",
+    "LongTailFastRCNNOutputLayers": "eql_d2.modeling",
+    "TailRule": "eql_d2.data.frequencies",
+    "add_eql_config": "eql_d2.config",
+    "build_cls_loss": "eql_d2.losses",
+}
+_NOT_OURS = ("torch", "torchvision", "detectron2")
+
+
+def __getattr__(name: str):
+    if name not in _HOMES:
+        raise AttributeError(f"module 'eql_d2' has no attribute '{name}'")
+    try:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] not in _NOT_OURS:
+            raise
+        raise ImportError(
+            f"eql_d2.{name} needs torch and Detectron2, and pip cannot choose their builds for you. In a clone of "
+            f"eql_d2, `make setup` installs both into .venv; elsewhere install torch and torchvision, then "
+            f"`pip install --no-build-isolation git+https://github.com/facebookresearch/detectron2`"
+        ) from error
 
 
 def get_config_file(name: str) -> str:
@@ -56,4 +74,5 @@ def get_config_file(name: str) -> str:
     return str(path)
 
 
-from eql_d2 import mini_lvis  # noqa: E402, F401  (registers it; last, since it is made of all the rest)
+if "detectron2" in sys.modules:
+    importlib.import_module("eql_d2.registration")

@@ -1,5 +1,7 @@
 """The config keys that this package adds to Detectron2's."""
 
+import importlib
+
 import yacs.config
 from detectron2.config import CfgNode
 
@@ -14,6 +16,7 @@ def add_eql_config(cfg: CfgNode) -> None:
 
     Every loss that is registered by now gets a node with its hyper-parameters, so import a loss of your own first.
     """
+    importlib.import_module("eql_d2.registration")
     losses = cfg.MODEL.ROI_BOX_HEAD.CLS_LOSS = CfgNode()
     # Registered name of the classification loss. "" is the loss that a named head (EQLROIHeads, ...) stands for,
     # and SoftmaxCrossEntropy in the generic LongTail...ROIHeads.

@@ -109,7 +109,7 @@ def test_lambda_out_of_range(run_cfg, value):
 
 def test_two_tail_rules(run_cfg):
     rules = [f"{NODE}.EqualizationLoss.TAIL.GROUPS", "r", f"{NODE}.EqualizationLoss.TAIL.MAX_IMAGE_COUNT", 10]
-    with pytest.raises(ValueError, match="one rule.*'max_image_count': 10, 'groups': 'r'.*keep one"):
+    with pytest.raises(ValueError, match="one rule.*'image_count': 10, 'groups': 'r'.*keep one"):
         EqualizationLoss.from_config(run_cfg(*rules))
 
 

@@ -24,14 +24,16 @@ def test_configs_are_found():
 
 
 def test_import_without_detectron2_says_how_to_get_it():
-    code = "import sys; sys.modules['detectron2'] = None; import eql_d2"
+    code = "import sys; sys.modules['detectron2'] = None; import eql_d2; eql_d2.add_eql_config"
     result = run("-c", code)
     assert result.returncode != 0
     assert "make setup" in result.stderr and "facebookresearch/detectron2" in result.stderr
 
 
 def test_a_torch_that_is_too_old_is_named():
-    result = run("-c", "import torch; del torch.amp.GradScaler; import eql_d2")
+    result = run(
+        "-c", "import torch; del torch.amp.GradScaler; import eql_d2; eql_d2.add_eql_config; import eql_d2.registration"
+    )
     assert result.returncode != 0
     assert f"needs torch 2.3 or newer, and this is torch {torch.__version__}" in result.stderr
 

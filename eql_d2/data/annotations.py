@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 import PIL.Image
 
 from eql_d2.data.json_files import read_json
+from eql_d2.data.normalised import normalise
 from eql_d2.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -35,7 +36,7 @@ def read_annotations(json_file, required: Sequence[str] = ()) -> dict:
     Raises:
         InputError: no such file, no JSON, a missing part, or the first entry that is not as the format has it.
     """
-    data = {"annotations": [], **read_json(json_file, required=("images", "categories"))}
+    data = {"annotations": [], **normalise(json_file, read_json(json_file, required=("images", "categories")))}
     for part in PARTS:
         if not isinstance(data[part], list):
             raise InputError(f"{json_file}: `{part}` must be a list, got {_shown(data[part])}")

@@ -17,6 +17,7 @@ from detectron2.utils.file_io import PathManager
 
 from eql_d2.data.annotations import read_annotations
 from eql_d2.data.json_files import read_json
+from eql_d2.data.letters import frequency_letter
 from eql_d2.errors import InputError
 
 COUNTS_KEY = "MODEL.ROI_BOX_HEAD.CLS_LOSS.COUNTS_FILE"
@@ -25,11 +26,6 @@ SHIPPED_COUNTS = {
 }
 GROUP_NAMES = {"r": "rare", "c": "common", "f": "frequent"}
 DEFAULT_MAX_IMAGE_COUNT = 100  # LVIS's rare and common categories
-
-
-def frequency_letter(image_count: int) -> str:
-    """LVIS's rule: rare, "r", is at most 10 training images; common, "c", at most 100; frequent, "f", more."""
-    return "r" if image_count <= 10 else "c" if image_count <= 100 else "f"
 
 
 def whole_numbers(values, name: str) -> torch.Tensor:

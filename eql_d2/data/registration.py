@@ -119,6 +119,8 @@ def load_dataset(json_file: str, image_root: str, order: dict[int, int]) -> list
         order: dataset id -> contiguous id.
     """
     data = read_annotations(PathManager.get_local_path(json_file))
+    if not data["images"]:
+        raise InputError(f"{json_file} lists no images (`images` is empty): nothing to train on or to evaluate")
     objects = defaultdict(list)
     for a in data["annotations"]:
         objects[a["image_id"]].append(as_object(a, order))

@@ -60,9 +60,10 @@ def training_mapper(cfg: CfgNode) -> DatasetMapper:
         return DatasetMapper(cfg, True)
     if cfg.MODEL.MASK_ON and cfg.INPUT.MASK_FORMAT == "polygon":
         require_shapely("INPUT.LSJ")
-    mapper = DatasetMapper(cfg, True, augmentations=large_scale_jitter(cfg))
-    mapper.recompute_boxes = cfg.MODEL.MASK_ON  # a cropped object's box is that of the mask that is left
-    return mapper
+    arguments = DatasetMapper.from_config(cfg, True)
+    # A cropped object's box is that of the mask that is left.
+    arguments.update(augmentations=large_scale_jitter(cfg), recompute_boxes=cfg.MODEL.MASK_ON)
+    return DatasetMapper(**arguments)
 
 
 def large_scale_jitter(cfg: CfgNode) -> list:

@@ -1,10 +1,13 @@
 """COCO's metrics as a Detectron2 evaluator, with the analysis that LVIS's has."""
 
+import io
+from contextlib import redirect_stdout
 from itertools import chain
 
 from detectron2.evaluation import COCOEvaluator
 from detectron2.utils import comm
 
+from eql_d2.data.normalised import normalise
 from eql_d2.evaluation.fixed_ap import BestOfEachCategory, best_of_all
 from eql_d2.evaluation.lvis_metrics import COCO_MAX_DETS, Detections, GroundTruth, match_lvis
 from eql_d2.evaluation.predictions import ImagePredictions, as_detections
@@ -35,6 +38,9 @@ class AnalysedCOCOEvaluator(COCOEvaluator):
         **kwargs,
     ):
         super().__init__(dataset_name, **kwargs)
+        normalise(self._metadata.json_file, self._coco_api.dataset)
+        with redirect_stdout(io.StringIO()):
+            self._coco_api.createIndex()
         self._analysis, self._fixed_ap, self._limit = analysis, fixed_ap, max_dets_per_image
 
     def reset(self):

@@ -1,6 +1,5 @@
 """LVIS's metrics as a Detectron2 evaluator."""
 
-import json
 import logging
 import os
 from collections.abc import Sequence
@@ -13,6 +12,8 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import create_small_table
 
+from eql_d2.data.json_files import read_json
+from eql_d2.data.normalised import normalise
 from eql_d2.errors import InputError
 from eql_d2.evaluation.fixed_ap import BestOfEachCategory, best_of_all
 from eql_d2.evaluation.lvis_metrics import MAX_DETS, METRICS, GroundTruth, match_lvis
@@ -118,8 +119,7 @@ class LVISEvaluator(DatasetEvaluator):
         return self._scores(predictions, best)
 
     def _scores(self, predictions: list, best: list) -> dict:
-        with open(self._json_file) as file:
-            dataset = json.load(file)
+        dataset = normalise(self._json_file, read_json(self._json_file))
         if not dataset.get("annotations"):  # those of LVIS's test sets are not public
             logger.info("%s has no annotations: no evaluation", self._json_file)
             return {}
@@ -128,6 +128,8 @@ class LVISEvaluator(DatasetEvaluator):
             from lvis import LVIS
 
             truth = LVIS(self._json_file)
+            truth.dataset = dataset  # with what export tools write otherwise, as for our own metrics
+            truth._create_index()
             metrics = {t: _score_with_lvis_api(truth, predictions, t, self._max_dets) for t in tasks}
             return {task: _in_percent(of_task, task) for task, of_task in metrics.items()}
         truth, detections = GroundTruth.load(dataset), as_detections(predictions)

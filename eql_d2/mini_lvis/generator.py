@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from eql_d2.data.frequencies import frequency_letter
+from eql_d2.data.letters import frequency_letter
 from eql_d2.errors import InputError
 
 logger = logging.getLogger(__name__)

@@ -6,7 +6,8 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from eql_d2 import ClassFrequencies, TailRule
-from eql_d2.data.frequencies import FrequenciesNotFound, frequency_letter, tail_ratio
+from eql_d2.data.frequencies import FrequenciesNotFound, tail_ratio
+from eql_d2.data.letters import frequency_letter
 
 
 @pytest.fixture
