@@ -74,5 +74,5 @@ def get_config_file(name: str) -> str:
     return str(path)
 
 
-if "detectron2" in sys.modules:
+if sys.modules.get("detectron2"):
     importlib.import_module("eql_d2.registration")
