@@ -12,8 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.utils.file_io import PathManager
 
 from eql_d2.data.annotations import read_annotations
 from eql_d2.data.json_files import read_json
@@ -175,6 +173,8 @@ class ClassFrequencies:
         """
         if name in SHIPPED_COUNTS:
             return cls.from_counts_file(SHIPPED_COUNTS[name])
+        from detectron2.data import DatasetCatalog, MetadataCatalog  # here, since counts and losses work without it
+
         if name not in DatasetCatalog.list():
             raise FrequenciesNotFound(
                 f"dataset '{name}' of DATASETS.TRAIN is not registered, so its categories cannot be counted: "
@@ -216,7 +216,7 @@ class ClassFrequencies:
         """
         counts_file, names = cfg.MODEL.ROI_BOX_HEAD.CLS_LOSS.COUNTS_FILE, cfg.DATASETS.TRAIN
         if counts_file:
-            frequencies = cls.from_counts_file(PathManager.get_local_path(counts_file))
+            frequencies = cls.from_counts_file(_local_path(counts_file))
         elif not names:
             raise FrequenciesNotFound(f"DATASETS.TRAIN is empty and {COUNTS_KEY} is not set: nothing to count")
         else:
@@ -294,6 +294,12 @@ def count_annotations(json_file, category_order: dict | None = None) -> dict:
     }
 
 
+def _local_path(path: str) -> str:
+    from detectron2.utils.file_io import PathManager  # here, since counts and losses work without it
+
+    return PathManager.get_local_path(path)
+
+
 def _annotation_file(metadata) -> str | None:
     """Local path of the annotation file, or None; a dataset that makes itself (MiniLVIS) does so here."""
     if metadata.get("json_file") is None:
@@ -302,7 +308,7 @@ def _annotation_file(metadata) -> str | None:
     if prepare is not None:
         prepare()
     try:
-        path = PathManager.get_local_path(metadata.json_file)
+        path = _local_path(metadata.json_file)
     except OSError:
         return None
     return path if os.path.isfile(path) else None

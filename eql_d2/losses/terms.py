@@ -49,14 +49,15 @@ def asymmetric(logistic: Logistic, gamma: float, margin: float) -> tuple[torch.T
     """
     p, not_p = logistic.p, logistic.not_p
     tiny = torch.finfo(p.dtype).tiny
-    p_m = (p - margin).clamp(min=0)
-    not_p_m = (not_p + margin).clamp(min=tiny)
-    loss = torch.log1p(p_m / not_p_m) if margin else logistic.softplus
-    slope = p * (not_p.clamp(min=tiny) / not_p_m + not_p * (loss / p_m.clamp(min=tiny)) * gamma)
-    focus = power(p_m, gamma)
+    p_m = (p - margin).clamp_(min=0)
+    not_p_m = (not_p + margin).clamp_(min=tiny)
+    loss = (p_m / not_p_m).log1p() if margin else logistic.softplus
+    slope = (loss / p_m.clamp(min=tiny)).mul_(not_p).mul_(gamma)
+    slope.add_(not_p.clamp(min=tiny).div_(not_p_m)).mul_(p)
     if gamma == 0:  # 0^0 is 1
-        return loss, slope * (p_m > 0)
-    return loss * focus, slope * focus
+        return loss, slope.mul_(p_m > 0)
+    focus = power(p_m, gamma)
+    return loss * focus, slope.mul_(focus)
 
 
 def power(p: torch.Tensor, gamma) -> torch.Tensor:
