@@ -6,8 +6,6 @@ count objects from 0, which the evaluations of COCO and LVIS never match, and bo
 
 import logging
 
-from eql_d2.errors import InputError
-
 logger = logging.getLogger(__name__)
 
 OPTIONAL_TEXTS = ("coco_url", "flickr_url", "file_name")
@@ -111,19 +109,3 @@ def clip_polygon(polygon: list, width: float, height: float) -> list:
                 kept.append(point)
         points = kept
     return [coordinate for point in points for coordinate in point]
-
-
-def require_objects(json_file, annotations: list[dict]) -> None:
-    """Something to train on: crowd regions are never trained on.
-
-    Raises:
-        InputError: there are objects, and all are crowd regions.
-    """
-    crowd = sum(annotation.get("iscrowd", 0) for annotation in annotations)
-    if crowd and crowd == len(annotations):
-        raise InputError(
-            f"{json_file}: all {crowd} objects are crowd regions (iscrowd 1), which are never trained on: set iscrowd "
-            f"0 for what is a single object"
-        )
-    if crowd:
-        logger.warning("%s: %d of %d objects are crowd regions, never trained on", json_file, crowd, len(annotations))
