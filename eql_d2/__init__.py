@@ -6,11 +6,10 @@ MiniLVIS are registered at once where Detectron2 is imported already, otherwise 
 
 import importlib
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from eql_d2.errors import InputError
-from eql_d2.removed_configs import replacement
+from eql_d2.config_files import find_config
+from eql_d2.errors import how_to_install
 
 if TYPE_CHECKING:
     from eql_d2.config import add_eql_config
@@ -40,7 +39,6 @@ _HOMES = {
     "add_eql_config": "eql_d2.config",
     "build_cls_loss": "eql_d2.losses",
 }
-_NOT_OURS = ("torch", "torchvision", "detectron2")
 
 
 def __getattr__(name: str):
@@ -49,29 +47,18 @@ def __getattr__(name: str):
     try:
         return getattr(importlib.import_module(_HOMES[name]), name)
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.split(".")[0] not in _NOT_OURS:
-            raise
-        raise ImportError(
-            f"eql_d2.{name} needs torch and Detectron2, and pip cannot choose their builds for you. In a clone of "
-            f"eql_d2, `make setup` installs both into .venv; elsewhere install torch and torchvision, then "
-            f"`pip install --no-build-isolation git+https://github.com/facebookresearch/detectron2`"
-        ) from error
+        if cure := how_to_install(error):
+            raise ModuleNotFoundError(f"eql_d2.{name}: {cure}", name=error.name) from error
+        raise
 
 
 def get_config_file(name: str) -> str:
     """Path of a config that comes with the package, e.g. ``get_config_file("LVISv1/eql_mask_rcnn_R_50_FPN_1x.yaml")``.
 
     Raises:
-        InputError: no such config, with those that there are, or with what replaced a removed one.
+        InputError: no such config, with the nearest names, or with what replaced a removed one.
     """
-    root = Path(__file__).parent / "configs"
-    path = root / name
-    if not path.is_file():
-        if words := replacement(name):
-            raise InputError(f"the config '{name}' was replaced by: {words}")
-        known = sorted(str(p.relative_to(root)) for p in root.rglob("*.yaml"))
-        raise InputError(f"there is no config '{name}'; choose one of {known}")
-    return str(path)
+    return str(find_config(name))
 
 
 if sys.modules.get("detectron2"):

@@ -21,7 +21,7 @@ def add_eql_config(cfg: CfgNode) -> None:
     # Registered name of the classification loss. "" is the loss that a named head (EQLROIHeads, ...) stands for,
     # and SoftmaxCrossEntropy in the generic LongTail...ROIHeads.
     losses.NAME = ""
-    # Category counts written by tools/make_class_counts.py; "" counts DATASETS.TRAIN.
+    # Category counts written by `eql-d2 counts`; "" counts DATASETS.TRAIN.
     losses.COUNTS_FILE = ""
     # Iterations with plain cross-entropy before the loss takes over: for losses that fine-tune.
     losses.START_ITER = 0

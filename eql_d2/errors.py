@@ -3,6 +3,15 @@
 import difflib
 from collections.abc import Iterable
 
+# Set to 1 it lets a tool's InputErrors through, for who wants to see where they came from.
+TRACEBACK_VARIABLE = "EQL_D2_TRACEBACK"
+
+CHOSEN_BY_THE_USER = ("torch", "torchvision", "detectron2")
+EXTRAS = {
+    "train": ("fvcore", "iopath", "lvis", "matplotlib", "contourpy", "PIL", "tqdm"),
+    "report": ("jinja2", "markupsafe", "plotly"),
+}
+
 
 class InputError(ValueError):
     """A file, key, argument or command cannot be used as it is; the message is one line that names the cure.
@@ -21,3 +30,19 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 def one_line(error: BaseException, limit: int = 200) -> str:
     """What ``error`` says, as one line of at most ``limit`` characters."""
     return " ".join(str(error).split())[:limit]
+
+
+def how_to_install(error: BaseException | None) -> str:
+    """The commands that install what an ImportError misses; "" if it is nothing that eql_d2 leaves to be installed."""
+    package = (getattr(error, "name", None) or "").split(".")[0]
+    if package in CHOSEN_BY_THE_USER:
+        return (
+            "torch and Detectron2 are needed, and pip cannot choose their builds for you. In a clone of eql_d2, "
+            "`make setup` installs both into .venv; elsewhere install torch and torchvision, then "
+            "`pip install --no-build-isolation git+https://github.com/facebookresearch/detectron2` and "
+            "`pip install 'eql_d2[train]'`"
+        )
+    for extra, packages in EXTRAS.items():
+        if package in packages:
+            return f"{package} is needed, of the extra `{extra}`: pip install 'eql_d2[{extra}]'"
+    return ""

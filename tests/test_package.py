@@ -19,7 +19,9 @@ def run(*arguments, **kwargs):
 
 def test_configs_are_found():
     assert Path(eql_d2.get_config_file("MiniLVIS/eql_faster_rcnn.yaml")).is_file()
-    with pytest.raises(InputError, match="no config 'nothing.yaml'.*MiniLVIS/eql_faster_rcnn.yaml"):
+    with pytest.raises(InputError, match="'MiniLVIS/eqlfaster_rcnn.yaml'; did you mean MiniLVIS/eql_faster_rcnn.yaml"):
+        eql_d2.get_config_file("MiniLVIS/eqlfaster_rcnn.yaml")
+    with pytest.raises(InputError, match="'nothing.yaml'; `eql-d2 configs list` names all"):
         eql_d2.get_config_file("nothing.yaml")
 
 

@@ -6,9 +6,9 @@ python tools/lazyconfig_train_net.py --config-file ... --eval-only train.init_ch
 """
 
 from detectron2.engine import default_argument_parser
-from train_net import main
 
 from eql_d2.engine import launch_tool
+from eql_d2.engine.main import main
 
 if __name__ == "__main__":
     launch_tool(main, default_argument_parser().parse_args())

@@ -1,84 +1,9 @@
 #!/usr/bin/env python
-"""Draw the predictions of a finished run beside ground truth: the images with the rarest objects first.
+"""`eql-d2 results`, from a clone."""
 
-    python tools/visualize_results.py output/mini_lvis_eql --output drawn --num-images 20
-
-Reads what the run's evaluation saved; no model is run. At each place the best category is drawn, as many places as the
-image has objects, so that no score threshold decides.
-"""
-
-import argparse
-import logging
-import os
 import sys
-from pathlib import Path
 
-import numpy as np
-from detectron2.config import CfgNode
-from PIL import Image
-from tqdm import tqdm
-
-from eql_d2 import ClassFrequencies
-from eql_d2.data.registration import register_datasets
-from eql_d2.drawing.panels import Panels, best_places
-from eql_d2.drawing.picture import rarest_images
-from eql_d2.engine import one_line_errors
-from eql_d2.errors import InputError
-from eql_d2.evaluation.compare import read_run_config
-from eql_d2.evaluation.saved_predictions import load_dataset, read_detections
-
-
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", help="output folder of tools/train_net.py")
-    parser.add_argument("--output", required=True, help="folder for the pictures")
-    parser.add_argument("--num-images", type=int, default=20, help="default 20")
-    parser.add_argument("--dataset", help="test set, default: the first one of DATASETS.TEST")
-    return parser.parse_args()
-
-
-def main() -> int:
-    args = parse_args()
-    logging.getLogger("detectron2").setLevel(logging.WARNING)
-    with one_line_errors():
-        cfg = CfgNode(read_run_config(args.run))
-        cfg.OUTPUT_DIR = ""  # counts are not kept there
-        register_datasets(cfg.DATASETS.REGISTER)
-        if not (args.dataset or cfg.DATASETS.TEST):
-            raise InputError(f"{args.run} was evaluated on no dataset (DATASETS.TEST is empty)")
-        dataset = args.dataset or cfg.DATASETS.TEST[0]
-        dicts, names = load_dataset(dataset)
-        frequencies = ClassFrequencies.from_config(cfg)
-        images = rarest_images(dicts, frequencies.image_count.numpy(), args.num_images)
-        detections = read_detections(Path(args.run) / "inference" / dataset, images)
-        os.makedirs(args.output, exist_ok=True)
-    panels = Panels(names, frequencies.groups)
-    num_drawn = 0
-    for place, (image_id, image) in enumerate(tqdm(images.items(), unit="image")):
-        if image_id not in detections:
-            tqdm.write(f"skipped image {image_id}: the run has no predictions of it", file=sys.stderr)
-            continue
-        try:
-            picture = beside(image, detections[image_id], panels)
-        except OSError as error:
-            tqdm.write(f"skipped image {image_id}: {error}", file=sys.stderr)
-            continue
-        Image.fromarray(picture).save(os.path.join(args.output, f"{place:03d}_image_{image_id}.png"))
-        num_drawn += 1
-    if num_drawn == 0:
-        print(f"error: none of {len(images)} images of {dataset} could be drawn", file=sys.stderr)
-        return 1
-    print(f"drew {num_drawn} images of {dataset}, the rarest objects first: ground truth left, predictions right")
-    print(f"pictures: {args.output}")
-    return 0
-
-
-def beside(image: dict, found, panels: Panels) -> np.ndarray:
-    """Ground truth and predictions of an image, side by side."""
-    best = best_places(found.boxes, found.scores, len(image["annotations"]))
-    predicted = panels.predictions(image, found.boxes[best], found.scores[best], found.classes[best])
-    return np.concatenate([panels.truth(image), predicted], axis=1)
-
+from eql_d2.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["results", *sys.argv[1:]]))

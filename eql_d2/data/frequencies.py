@@ -115,7 +115,7 @@ class ClassFrequencies:
         if self.instance_count is None:
             raise FrequenciesNotFound(
                 f"{self.source} has no instance counts: give ClassFrequencies(instance_count=...), or a counts file "
-                f"that has them ({COUNTS_KEY}; make one with tools/make_class_counts.py)"
+                f"that has them ({COUNTS_KEY}; make one with `eql-d2 counts`)"
             )
         return self.instance_count
 
@@ -154,7 +154,7 @@ class ClassFrequencies:
 
     @classmethod
     def from_counts_file(cls, path) -> "ClassFrequencies":
-        """Read a file that :meth:`save` or ``tools/make_class_counts.py`` wrote."""
+        """Read a file that :meth:`save` or ``eql-d2 counts`` wrote."""
         counts = read_json(path, required=("image_count",))
         known = ("image_count", "instance_count", "num_images", "groups")
         return cls(**{key: counts[key] for key in known if counts.get(key) is not None}, source=str(path))
@@ -190,7 +190,7 @@ class ClassFrequencies:
         raise FrequenciesNotFound(
             f"the annotation file of '{name}' is not there ({metadata.get('json_file', 'none registered')}), so its "
             f"categories cannot be counted: set DETECTRON2_DATASETS, or give {COUNTS_KEY} "
-            f"(made by tools/make_class_counts.py)"
+            f"(made by `eql-d2 counts`)"
         )
 
     @classmethod

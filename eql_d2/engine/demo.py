@@ -21,9 +21,6 @@ from eql_d2.engine.checkpoint import LongTailCheckpointer
 from eql_d2.errors import InputError
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm"}
-# Scores of a long-tailed detector are low, those of rare categories most of all: at the 0.5 of Detectron2's demo an
-# LVIS model may show nothing (detectron2#4942). So low a threshold needs :func:`choose`: one category a place.
-CONFIDENCE_THRESHOLD = 0.1
 MIN_PIXELS = 640  # a smaller picture is enlarged so that its labels can be read
 
 

@@ -7,9 +7,8 @@ from contextlib import contextmanager
 
 from detectron2.utils import comm
 
-from eql_d2.errors import InputError
+from eql_d2.errors import TRACEBACK_VARIABLE, InputError
 
-TRACEBACK_VARIABLE = "EQL_D2_TRACEBACK"
 GRACE_SECONDS = 5
 
 

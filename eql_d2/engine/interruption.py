@@ -213,7 +213,10 @@ def resumable_tool(args):
 def resume_command(args) -> str:
     """This process's command line, with ``--resume`` if it trains; of torchrun, only what it starts is known."""
     script, *rest = sys.argv
+    program = [script]
+    if rest[:1] == ["train"]:  # of `eql-d2`, which every Python that has the package can run
+        program, rest = ["-m", "eql_d2", "train"], rest[1:]
     if not (args.resume or args.eval_only):
         rest.insert(0, "--resume")  # not at the end, where it would be taken for a config key
     launcher = ["torchrun", "..."] if "TORCHELASTIC_RUN_ID" in os.environ else [sys.executable]
-    return shlex.join([*launcher, script, *rest])
+    return shlex.join([*launcher, *program, *rest])

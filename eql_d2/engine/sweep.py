@@ -61,7 +61,7 @@ class Sweep:
         """The rows of one run, for each of its test sets.
 
         Args:
-            folder: output folder of `tools/train_net.py`.
+            folder: output folder of `eql-d2 train`.
 
         Returns:
             dicts with run, dataset, strength ("saved" for the saved predictions), threshold, detections (the limit),

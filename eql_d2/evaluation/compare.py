@@ -37,7 +37,7 @@ def compare_runs(folders: Sequence[Path], task: str = "bbox", dataset: str | Non
     A cell is empty where no run has the metric: COCO has no APr, and a group without a category has no AP.
 
     Args:
-        folders: output folders of `tools/train_net.py`. Runs whose `config.yaml` differ only in the seed are
+        folders: output folders of `eql-d2 train`. Runs whose `config.yaml` differ only in the seed are
             one row, named by its first folder.
         task: "bbox" or "segm".
         dataset: which test set; None is the only one.
@@ -67,7 +67,7 @@ def read_run_config(folder: Path) -> dict:
     """
     path = Path(folder) / "config.yaml"
     if not path.is_file():
-        raise InputError(f"{folder} is no output folder of tools/train_net.py: it has no config.yaml")
+        raise InputError(f"{folder} is no output folder of training: it has no config.yaml")
     try:
         config = yaml.load(path.read_text(), Loader=PlainLoader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -20,7 +20,7 @@ def score_calibration(comparison: Comparison) -> Section:
     figures = [f for f in (_reliability(comparison, g, name) for g, name in names.items()) if f]
     missing = (
         f"No run has inference/{comparison.dataset}/analysis_{comparison.task}.json: evaluate again with "
-        f"tools/train_net.py --eval-only."
+        f"`eql-d2 train --eval-only`."
     )
     return Section("Score calibration", text, figures, missing)
 

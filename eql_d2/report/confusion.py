@@ -18,8 +18,8 @@ def confusions(comparison: Comparison) -> Section:
     )
     figures = [f for f in (_bars(comparison, letter, name) for letter, name in GROUP_NAMES.items()) if f]
     missing = (
-        f"No run has an analysis_{comparison.task}.json with frequency groups: evaluate again with tools/train_net.py "
-        f"--eval-only, where the training counts are known."
+        f"No run has an analysis_{comparison.task}.json with frequency groups: evaluate again with "
+        f"`eql-d2 train --eval-only`, where the training counts are known."
     )
     return Section("Confusion", text, figures, missing)
 

@@ -38,7 +38,7 @@ def why_no_points(comparison: Comparison) -> str:
     if not comparison.categories:
         return (
             f"No run has inference/{comparison.dataset}/categories_{comparison.task}.csv: evaluate again with "
-            f"tools/train_net.py --eval-only."
+            f"`eql-d2 train --eval-only`."
         )
     return "The evaluation knew no counts of training images (MODEL.ROI_BOX_HEAD.CLS_LOSS.COUNTS_FILE gives them)."
 

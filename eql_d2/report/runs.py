@@ -130,7 +130,7 @@ def read_runs(folders: Sequence[str], task: str = "bbox", dataset: str | None = 
     """Read the runs that can be read.
 
     Args:
-        folders: output folders of tools/train_net.py.
+        folders: output folders of `eql-d2 train`.
         task: "bbox" or "segm".
         dataset: which test set; None is the first one of the first run that can be read.
         progress: wraps the list of folders, as tqdm does.

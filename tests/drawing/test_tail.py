@@ -1,17 +1,13 @@
-"""tools/visualize_data.py: what the table says, and that the picture is drawn."""
+"""`eql-d2 data`: what the table says, and that the picture is drawn."""
 
-import importlib.util
 import json
-import sys
-from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from eql_d2 import ClassFrequencies, TailRule
+from eql_d2.cli import main
 from eql_d2.drawing.tail import default_rules, describe_data
-
-ROOT = Path(__file__).parents[2]
 
 
 def row_of(table, rule):
@@ -51,16 +47,10 @@ def test_the_tool(source, frequencies, counts_file, tmp_path, monkeypatch, capsy
         ClassFrequencies(image_count=frequencies.image_count).save(dataset)
     elif source == "registered":
         dataset = "lvis_v1_train"
-    spec = importlib.util.spec_from_file_location("visualize_data", ROOT / "tools" / "visualize_data.py")
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
     picture = tmp_path / "out" / "tail.png"
-    monkeypatch.setattr(sys, "argv", ["visualize_data.py", str(dataset), "--output", str(picture), "--lambda", "0.01"])
-    assert tool.main() == 0
+    assert main(["data", str(dataset), "--output", str(picture), "--lambda", "0.01"]) == 0
     assert Image.open(picture).size[0] > 1000
     assert capsys.readouterr().out.splitlines()[-1] == f"picture: {picture}"
 
-    monkeypatch.setattr(sys, "argv", ["visualize_data.py", "no_such_set", "--output", str(picture)])
-    with pytest.raises(SystemExit, match="1"):
-        tool.main()
+    assert main(["data", "no_such_set", "--output", str(picture)]) == 1
     assert "error: there is no file no_such_set" in capsys.readouterr().err

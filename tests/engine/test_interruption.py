@@ -143,6 +143,13 @@ def test_the_command_to_go_on_by(monkeypatch, caplog, resume, eval_only, extra):
     assert resume_command(args).startswith("torchrun ... tools/train_net.py")
 
 
+@pytest.mark.parametrize("script", ["/venv/bin/eql-d2", "/venv/eql_d2/__main__.py"])
+def test_the_command_to_go_on_by_is_that_of_the_package(monkeypatch, script):
+    monkeypatch.setattr(sys, "argv", [script, "train", "--config-file", "a.yaml", "OUTPUT_DIR", "o"])
+    words = shlex.split(resume_command(Namespace(resume=False, eval_only=False)))
+    assert words == [sys.executable, "-m", "eql_d2", "train", "--resume", *sys.argv[2:]]
+
+
 PROCESSES = """
 import os, signal, sys
 from pathlib import Path

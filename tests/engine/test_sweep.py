@@ -1,19 +1,16 @@
 """A sweep gives what evaluations with the same settings give, without training and for runs that are whole."""
 
 import csv
-import importlib.util
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from eql_d2.cli import main
 from eql_d2.engine import Trainer, load_config
 from eql_d2.engine.sweep import Sweep, config_of_run, model_of_run, sweep_runs
 from eql_d2.evaluation.lvis_evaluation import LVISEvaluator
-
-TOOL = Path(__file__).parents[2] / "tools" / "sweep.py"
 
 
 @pytest.fixture(scope="module")
@@ -124,19 +121,14 @@ def test_saved_predictions_cannot_give_more_than_they_hold(run, asked):
         Sweep(**asked).rows(run[0])
 
 
-def test_the_tool(run, tmp_path, monkeypatch, capsys):
-    spec = importlib.util.spec_from_file_location("sweep_tool", TOOL)
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
+def test_the_tool(run, tmp_path, capsys):
     output = tmp_path / "tables" / "sweep.csv"
-    arguments = ["sweep.py", str(run[0]), str(tmp_path / "none"), "--detections", "60", "5", "--output", str(output)]
-    monkeypatch.setattr(sys, "argv", arguments)
-    assert tool.main() == 0
+    arguments = ["sweep", str(run[0]), str(tmp_path / "none"), "--detections", "60", "5", "--output", str(output)]
+    assert main(arguments) == 0
     printed = capsys.readouterr()
     assert printed.out.splitlines()[-1] == f"2 rows of 1 runs: {output}"
     assert f"skipped {tmp_path / 'none'}: " in printed.err
     rows = list(csv.DictReader(output.read_text().splitlines()))
     assert [row["detections"] for row in rows] == ["60", "5"] and "APr" in rows[0]
-    monkeypatch.setattr(sys, "argv", ["sweep.py", str(tmp_path / "none")])
-    assert tool.main() == 1
+    assert main(["sweep", str(tmp_path / "none")]) == 1
     assert "none of the runs could be read" in capsys.readouterr().err

@@ -5,7 +5,6 @@ FAILING_RANK fails in the last iteration.
 """
 
 import os
-import sys
 from pathlib import Path
 
 import torch
@@ -15,11 +14,9 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 from eql_d2.engine import DataError, Trainer, TrainStep, launch_tool
+from eql_d2.engine import main as train_net
 from eql_d2.engine.launch import distribute
 from eql_d2.errors import InputError
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
-import train_net
 
 X = torch.randn(8, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 STEPS = 3

@@ -1,9 +1,6 @@
-"""Reading what evaluations save, and drawing it beside ground truth with tools/visualize_results.py."""
+"""Reading what evaluations save, and drawing it beside ground truth with `eql-d2 results`."""
 
-import importlib.util
 import json
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,10 +11,10 @@ from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.structures import Boxes, Instances
 from PIL import Image
 
+from eql_d2.cli import main
 from eql_d2.evaluation.lvis_evaluation import LVISEvaluator
 from eql_d2.evaluation.saved_predictions import read_detections
 
-ROOT = Path(__file__).parents[2]
 NAME = "eql_d2_test_saved_predictions"
 
 
@@ -94,10 +91,7 @@ def test_what_cannot_be_read_is_named(tmp_path):
         read_detections(tmp_path, {})
 
 
-def test_the_tool_draws_a_run(dataset, tmp_path, monkeypatch, capsys):
-    spec = importlib.util.spec_from_file_location("visualize_results", ROOT / "tools" / "visualize_results.py")
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
+def test_the_tool_draws_a_run(dataset, tmp_path, capsys):
     run, output = tmp_path / "run", tmp_path / "drawn"
     save_as_detectron2(run / "inference" / NAME, dataset)
     config = {
@@ -106,12 +100,11 @@ def test_the_tool_draws_a_run(dataset, tmp_path, monkeypatch, capsys):
         "OUTPUT_DIR": str(run),
     }
     (run / "config.yaml").write_text(yaml.safe_dump(config))
-    monkeypatch.setattr(sys, "argv", ["visualize_results.py", str(run), "--output", str(output)])
-    assert tool.main() == 0
+    assert main(["results", str(run), "--output", str(output)]) == 0
     assert [p.name for p in output.iterdir()] == ["000_image_7.png"]
     assert Image.open(output / "000_image_7.png").size == (960, 384)
     assert "drew 1 images" in capsys.readouterr().out
 
     (tmp_path / "7.png").write_text("no image")
-    assert tool.main() == 1
+    assert main(["results", str(run), "--output", str(output)]) == 1
     assert "error: none of 1 images" in capsys.readouterr().err

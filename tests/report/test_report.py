@@ -1,20 +1,18 @@
 """The report shows what the files of the runs say, escapes all of it, and leaves out what cannot be read."""
 
 import csv
-import importlib.util
 import json
 import re
 import shutil
-import sys
 import tempfile
 from html.parser import HTMLParser
-from pathlib import Path
 
 import pytest
 
 pytest.importorskip("plotly")
 pytest.importorskip("jinja2")
 
+from eql_d2.cli import main
 from eql_d2.report import read_runs, write_report
 from eql_d2.report.calibration import score_calibration
 from eql_d2.report.changes import biggest_changes
@@ -29,7 +27,6 @@ from eql_d2.report.style import new_plot, set_log_ticks
 
 HOSTILE = "<script>alert('x')</script>"
 DATASET = "eql_d2_test_report_val"
-ROOT = Path(__file__).parents[2]
 
 
 def rows_of(folder):
@@ -246,23 +243,13 @@ def test_other_categories_are_not_compared(folders):
     assert "other categories" in read_runs(folders).skipped[str(folders[2])]
 
 
-def tool(name):
-    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_the_tool(folders, tmp_path, monkeypatch, capsys):
+def test_the_tool(folders, tmp_path, capsys):
     output = tmp_path / "page.html"
-    monkeypatch.setattr(sys, "argv", ["report.py", *map(str, folders), "/nowhere", "--output", str(output)])
-    assert tool("report").main() == 0
+    assert main(["report", *map(str, folders), "/nowhere", "--output", str(output)]) == 0
     out, err = capsys.readouterr()
     assert out.splitlines()[-1] == f"report: {output}" and output.stat().st_size > 3e6
     assert "skipped /nowhere: /nowhere is no output folder" in err
-    monkeypatch.setattr(sys, "argv", ["report.py", "/nowhere", "--output", str(output)])
-    with pytest.raises(SystemExit, match="1"):
-        tool("report").main()
+    assert main(["report", "/nowhere", "--output", str(output)]) == 1
     assert "error: no run could be read (/nowhere: " in capsys.readouterr().err
 
 

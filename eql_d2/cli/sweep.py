@@ -1,0 +1,55 @@
+"""What finished runs would score with another calibration, score threshold or detections per image: one table.
+
+    eql-d2 sweep output/mini/softmax_0 --strengths 0 0.25 0.5 1 --detections 300 50 25
+    eql-d2 sweep output/mini/* --detections 300 100 25 --thresholds 0.0001 0.05
+
+Without --strengths the predictions that the runs have saved are cut, which needs no model. With it the model is run
+once over the images. A run that is missing or not written to its end is named and skipped.
+"""
+
+import argparse
+import csv
+import sys
+from pathlib import Path
+
+from eql_d2.errors import InputError
+
+CALIBRATIONS = ("LogitAdjustment", "NorCal")  # those of eql_d2.modeling.calibration, which needs torch
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="output folders of training")
+    parser.add_argument("--strengths", nargs="+", type=float, help="of the calibration; 0 is none")
+    parser.add_argument("--calibration", choices=CALIBRATIONS, default="LogitAdjustment", help="default: %(default)s")
+    parser.add_argument("--detections", nargs="+", type=int, help="limits per image, -1 for none (default: the run's)")
+    parser.add_argument("--thresholds", nargs="+", type=float, help="scores to exceed (default: the run's)")
+    parser.add_argument("--task", choices=("bbox", "segm"), default="bbox", help="default: %(default)s")
+    parser.add_argument("--output", type=Path, default=Path("sweep.csv"), help="CSV file (default: %(default)s)")
+
+
+def run(args: argparse.Namespace) -> None:
+    from detectron2.utils.logger import setup_logger
+    from tabulate import tabulate
+
+    from eql_d2.engine.sweep import Sweep, sweep_runs
+
+    setup_logger(name="eql_d2")
+    sweep = Sweep(args.strengths, args.detections, args.thresholds, args.calibration, args.task)
+    rows, skipped = sweep_runs(args.runs, sweep)
+    if rows:
+        print(tabulate(rows, headers="keys", tablefmt="pipe", floatfmt=".4g"))
+        write_table(rows, args.output)
+    for folder, reason in skipped.items():
+        print(f"skipped {folder}: {reason}", file=sys.stderr)
+    if not rows:
+        raise InputError("none of the runs could be read")
+    print(f"{len(rows)} rows of {len(args.runs) - len(skipped)} runs: {args.output}")
+
+
+def write_table(rows: list[dict], path: Path) -> None:
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)
