@@ -1,4 +1,4 @@
-"""Package metadata. `make setup` makes a whole environment; `pip install -e .` adds eql_d2 to one with detectron2."""
+"""Package metadata. `make setup` makes a whole environment; `pip install -e '.[train]'` adds to one with Detectron2."""
 
 import re
 from pathlib import Path
@@ -7,12 +7,14 @@ from setuptools import find_packages, setup
 
 
 def version() -> str:
-    """The one in eql_d2/__init__.py, read as text: importing it needs torch and detectron2."""
+    """The one in eql_d2/__init__.py, read as text: what builds the package need not import it."""
     text = (Path(__file__).parent / "eql_d2" / "__init__.py").read_text(encoding="utf-8")
     return re.search(r'^__version__ = "(.+)"$', text, re.MULTILINE).group(1)
 
 
-REPORT = ["jinja2", "plotly"]  # what tools/report.py makes its page with
+TRAIN = ["contourpy", "fvcore", "iopath", "lvis", "matplotlib", "Pillow", "tqdm"]  # beside torch and Detectron2
+
+REPORT = ["jinja2", "plotly"]  # what `eql-d2 report` makes its page with
 
 VIT = ["shapely", "timm"]  # what ViT, Swin and MViTv2 backbones and the cropping of polygons need
 
@@ -20,7 +22,11 @@ setup(
     name="eql_d2",
     version=version(),
     description="Equalization Loss and other losses for long-tailed object detection, as a Detectron2 plugin",
+    long_description=(Path(__file__).parent / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    author="The eql_d2 authors",
     license="Apache-2.0",
+    keywords="long-tailed detection, object detection, LVIS, Detectron2, equalization loss, instance segmentation",
     packages=find_packages(include=["eql_d2", "eql_d2.*"]),
     # eql_d2/configs is a symlink to configs/, so that the files are at the root of a clone and inside the package.
     package_data={
@@ -33,8 +39,12 @@ setup(
             "report/*.html",
         ]
     },
+    entry_points={"console_scripts": ["eql-d2 = eql_d2.cli:main"]},
     python_requires=">=3.10",
     classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Science/Research",
+        "Topic :: Scientific/Engineering :: Image Recognition",
         "Programming Language :: Python :: 3.10",
         "Programming Language :: Python :: 3.11",
         "Programming Language :: Python :: 3.12",
@@ -42,21 +52,12 @@ setup(
     ],
     # Not torch (2.3 or newer), torchvision or detectron2. PyPI's "detectron2" is not the library; which torch is right
     # depends on the machine's GPU, and pip would replace a person's own build. tools/setup_env.sh installs all three.
-    install_requires=[
-        "contourpy",
-        "fvcore",
-        "iopath",
-        "lvis",
-        "matplotlib",
-        "numpy",
-        "Pillow",
-        "pycocotools",
-        "tabulate",
-        "tqdm",
-    ],
+    # What reads results and runs needs no more than this; training needs the extra `train`, too.
+    install_requires=["numpy", "pycocotools", "PyYAML", "tabulate"],
     extras_require={
         "plot": ["tensorboard"],  # shows the training curves: tensorboard --logdir output
         "report": REPORT,
+        "train": TRAIN,
         "vit": VIT,
         "test": [
             "hypothesis",
@@ -68,6 +69,7 @@ setup(
             "scipy",
             "selenium",
             *REPORT,
+            *TRAIN,
             *VIT,
         ],
     },
