@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.modeling import build_model
+from detectron2.modeling import META_ARCH_REGISTRY, RetinaNet, build_model
 from PIL import Image
 
 from eql_d2.engine import Trainer, check_run, load_config, one_line_errors
+from eql_d2.engine.settings import settings_of
 from eql_d2.errors import InputError
 from eql_d2.losses import EqualizationLoss
 
@@ -232,6 +233,79 @@ def test_a_checkpoint_of_another_width(run_cfg, tmp_path):
 def test_keys_that_a_head_of_detectron2_would_ignore(run_cfg, key, value):
     with pytest.raises(ValueError, match=f"{key} is {value}, but MODEL.ROI_HEADS.NAME is .*'StandardROIHeads'"):
         check_run(run_cfg(key, value, "MODEL.ROI_HEADS.NAME", "StandardROIHeads"), train=True)
+
+
+RETINANET = ("MODEL.META_ARCHITECTURE", "RetinaNet", "MODEL.RETINANET.NUM_CLASSES", 7)
+
+
+@pytest.mark.parametrize("architecture", ["RetinaNet", "ProposalNetwork", "SemanticSegmentor"])
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        (f"{NODE}.NAME", "EqualizedFocalLoss"),
+        (f"{NODE}.EqualizationLoss.TAIL.GROUPS", "r"),
+        ("MODEL.ROI_BOX_HEAD.CALIBRATION.NAME", "NorCal"),
+        ("MODEL.ROI_BOX_HEAD.CLS_SCALE", True),
+        ("MODEL.ROI_HEADS.LAMBDA", 0.00177),
+        ("MODEL.ROI_HEADS.NAME", "EQLROIHeads"),  # a loss by another name
+    ],
+)
+def test_keys_that_an_architecture_of_detectron2_would_ignore(run_cfg, architecture, key, value):
+    cfg = run_cfg(*RETINANET, "MODEL.META_ARCHITECTURE", architecture, key, value)
+    with pytest.raises(InputError, match=f"{key} is {value!r}, but MODEL.META_ARCHITECTURE is .*'{architecture}'"):
+        check_run(cfg, train=True)
+
+
+def test_models_of_detectron2_run_where_no_key_is_ignored(run_cfg):
+    check_run(run_cfg(*RETINANET), train=True)
+    check_run(run_cfg("MODEL.ROI_HEADS.NAME", "StandardROIHeads"), train=True)
+
+
+def test_architectures_that_read_the_keys(run_cfg):
+    """One derived from GeneralizedRCNN, of Detectron2's, and one of a user's own, which may read whatever it likes."""
+    loss = (f"{NODE}.NAME", "EqualizationLoss")
+    check_run(run_cfg("MODEL.META_ARCHITECTURE", "PanopticFPN", *loss), train=True)
+    check_run(run_cfg(*RETINANET, "MODEL.META_ARCHITECTURE", own_architecture(), *loss), train=True)
+
+
+def own_architecture() -> str:
+    if "OwnRetinaNet" not in META_ARCH_REGISTRY:
+        META_ARCH_REGISTRY.register(type("OwnRetinaNet", (RetinaNet,), {"__module__": "own"}))
+    return "OwnRetinaNet"
+
+
+def test_number_of_classes_of_a_retinanet(run_cfg):
+    """Its own key counts, not that of the ROI heads, which it has none of."""
+    check_run(run_cfg(*RETINANET, "MODEL.ROI_HEADS.NUM_CLASSES", 80), train=True)
+    cfg = run_cfg(*RETINANET, "MODEL.RETINANET.NUM_CLASSES", 80)
+    with pytest.raises(InputError, match=r"MODEL\.RETINANET\.NUM_CLASSES is 80.*7 categories: set NUM_CLASSES 7"):
+        check_run(cfg, train=True)
+    with pytest.raises(InputError, match=r"MODEL\.RETINANET\.NUM_CLASSES is 80.*7 categories"):
+        settings_of(cfg).frequencies()
+
+
+def test_unknown_architecture(run_cfg):
+    with pytest.raises(InputError, match="META_ARCHITECTURE is 'RetinaNets'.*did you mean RetinaNet"):
+        check_run(run_cfg("MODEL.META_ARCHITECTURE", "RetinaNets"), train=True)
+
+
+def test_a_strength_without_a_calibration(run_cfg):
+    key = "MODEL.ROI_BOX_HEAD.CALIBRATION"
+    with pytest.raises(InputError, match=f"{key}.STRENGTH is 0.5, but {key}.NAME is ''"):
+        check_run(run_cfg(f"{key}.STRENGTH", 0.5), train=True)
+    check_run(run_cfg(f"{key}.STRENGTH", 0.5, f"{key}.NAME", "NorCal"), train=True)
+
+
+def test_hyper_parameters_of_another_loss_are_said(run_cfg, monkeypatch):
+    """A line and no error, so that a config's loss can be swapped on the command line."""
+    said = []
+    monkeypatch.setattr("eql_d2.engine.ignored_keys.logger.warning", lambda text, *values: said.append(text % values))
+    gamma = (f"{NODE}.SigmoidFocalLoss.GAMMA", 3.0)
+    check_run(run_cfg(*gamma, f"{NODE}.NAME", "SigmoidFocalLoss"), train=True)
+    check_run(run_cfg(*gamma, "MODEL.ROI_HEADS.NAME", "FocalROIHeads"), train=True)
+    assert said == []
+    check_run(run_cfg(*gamma, f"{NODE}.NAME", "EqualizationLoss"), train=True)
+    assert said == [f"{gamma[0]} is 3.0, but the loss is EqualizationLoss, which does not read it"]
 
 
 @pytest.mark.parametrize(

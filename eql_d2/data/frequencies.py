@@ -207,12 +207,16 @@ class ClassFrequencies:
         return frequencies
 
     @classmethod
-    def from_config(cls, cfg) -> "ClassFrequencies":
+    def from_config(cls, cfg, head: str = "ROI_HEADS") -> "ClassFrequencies":
         """Counts for ``cfg.DATASETS.TRAIN`` (summed if several), or of ``CLS_LOSS.COUNTS_FILE`` where it is set.
+
+        Args:
+            cfg: of a YAML file.
+            head: section of MODEL that has the model's NUM_CLASSES.
 
         Raises:
             FrequenciesNotFound: no source of counts is there.
-            InputError: the counts are not of ``MODEL.ROI_HEADS.NUM_CLASSES`` categories.
+            InputError: the counts are not of ``MODEL.<head>.NUM_CLASSES`` categories.
         """
         counts_file, names = cfg.MODEL.ROI_BOX_HEAD.CLS_LOSS.COUNTS_FILE, cfg.DATASETS.TRAIN
         if counts_file:
@@ -221,9 +225,10 @@ class ClassFrequencies:
             raise FrequenciesNotFound(f"DATASETS.TRAIN is empty and {COUNTS_KEY} is not set: nothing to count")
         else:
             frequencies = cls.sum([cls.from_dataset(name, cfg.OUTPUT_DIR) for name in names])
-        if len(frequencies) != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
+        num_classes = cfg.MODEL[head].NUM_CLASSES
+        if len(frequencies) != num_classes:
             raise InputError(
-                f"MODEL.ROI_HEADS.NUM_CLASSES is {cfg.MODEL.ROI_HEADS.NUM_CLASSES}, but {frequencies.source} "
+                f"MODEL.{head}.NUM_CLASSES is {num_classes}, but {frequencies.source} "
                 f"(DATASETS.TRAIN {tuple(names)}) has {len(frequencies)} categories: set NUM_CLASSES "
                 f"{len(frequencies)}, or give the right {COUNTS_KEY}"
             )

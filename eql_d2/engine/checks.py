@@ -8,17 +8,18 @@ from contextlib import contextmanager
 import yaml
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.modeling import ROI_HEADS_REGISTRY
+from detectron2.modeling import META_ARCH_REGISTRY, ROI_HEADS_REGISTRY
 from detectron2.utils.file_io import PathManager
 
 from eql_d2.data.annotations import EVALUATED_BY, read_annotations
 from eql_d2.data.registration import datasets_root
-from eql_d2.engine.settings import RunSettings, require_decay, settings_of
+from eql_d2.engine.ignored_keys import ARCHITECTURE_KEY, HEAD_KEY, check_no_ignored_key
+from eql_d2.engine.settings import RunSettings, loss_name, require_decay, settings_of
 from eql_d2.errors import InputError, did_you_mean, one_line
 from eql_d2.losses import CLS_LOSS_REGISTRY
 from eql_d2.losses.hyper_parameters import NODE
 
-HEAD_KEY, LOSS_KEY = "MODEL.ROI_HEADS.NAME", f"{NODE}.NAME"
+LOSS_KEY = f"{NODE}.NAME"
 
 
 @contextmanager
@@ -92,7 +93,8 @@ def check_run(cfg, train: bool) -> None:
         train: whether the training sets are needed, too.
 
     Raises:
-        InputError: an unknown or ignored ROI head or loss, or see :func:`check_dataset` and :func:`check_fixed_ap`.
+        InputError: an unknown architecture, ROI head or loss, a key that the model would ignore, or see
+            :func:`check_dataset` and :func:`check_fixed_ap`.
     """
     run = settings_of(cfg)
     if isinstance(cfg, CfgNode):
@@ -136,11 +138,11 @@ def check_evaluator_type(name: str) -> str:
 
 
 def check_names(cfg: CfgNode) -> None:
-    """The ROI head and the loss must be registered, and the head must be one that takes the loss."""
-    head, loss = cfg.MODEL.ROI_HEADS.NAME, cfg.MODEL.ROI_BOX_HEAD.CLS_LOSS.NAME
+    """Architecture, ROI head and loss must be registered, and the model one that reads what is set of ours."""
     for key, name, registry in (
-        (HEAD_KEY, head, ROI_HEADS_REGISTRY),
-        (LOSS_KEY, loss, CLS_LOSS_REGISTRY),
+        (ARCHITECTURE_KEY, cfg.MODEL.META_ARCHITECTURE, META_ARCH_REGISTRY),
+        (HEAD_KEY, cfg.MODEL.ROI_HEADS.NAME, ROI_HEADS_REGISTRY),
+        (LOSS_KEY, cfg.MODEL.ROI_BOX_HEAD.CLS_LOSS.NAME, CLS_LOSS_REGISTRY),
     ):
         known = sorted(name for name, _ in registry)
         if name not in known and (key, name) != (LOSS_KEY, ""):  # the head says which loss
@@ -148,29 +150,7 @@ def check_names(cfg: CfgNode) -> None:
                 f"{key} is '{name}', which is not registered{did_you_mean(name, known) or f'; choose one of {known}'}"
                 f" (one of your own must be imported first)"
             )
-    if ROI_HEADS_REGISTRY.get(head).__module__.startswith("detectron2."):
-        check_no_key_of_ours(cfg)
-
-
-def check_no_key_of_ours(cfg: CfgNode) -> None:
-    """With an ROI head of Detectron2's the keys that only ours read must be as they are by default."""
-    box_head = cfg.MODEL.ROI_BOX_HEAD
-    for key, value in (
-        (LOSS_KEY, box_head.CLS_LOSS.NAME),
-        (f"{NODE}.START_ITER", box_head.CLS_LOSS.START_ITER),
-        (f"{NODE}.IMAGE_LABELS", box_head.CLS_LOSS.IMAGE_LABELS),
-        (f"{NODE}.COMPILE", box_head.CLS_LOSS.COMPILE),
-        ("MODEL.ROI_BOX_HEAD.CLS_SCALE", box_head.CLS_SCALE),
-        ("MODEL.ROI_BOX_HEAD.CLS_NORM.TEMPERATURE", box_head.CLS_NORM.TEMPERATURE),
-        ("MODEL.ROI_BOX_HEAD.CALIBRATION.NAME", box_head.CALIBRATION.NAME),
-        ("MODEL.ROI_HEADS.LAMBDA", cfg.MODEL.ROI_HEADS.LAMBDA),
-        ("MODEL.ROI_HEADS.PRIOR_PROB", cfg.MODEL.ROI_HEADS.PRIOR_PROB),
-    ):
-        if value:
-            raise InputError(
-                f"{key} is {value!r}, but {HEAD_KEY} is Detectron2's own '{cfg.MODEL.ROI_HEADS.NAME}', which ignores "
-                f"it: choose LongTailROIHeads, LongTailCascadeROIHeads or LongTailRes5ROIHeads"
-            )
+    check_no_ignored_key(cfg, loss_name(cfg))
 
 
 def check_first_stage(run: RunSettings) -> None:

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 from detectron2.config import CfgNode, instantiate
-from detectron2.modeling import ROI_HEADS_REGISTRY
+from detectron2.modeling import META_ARCH_REGISTRY, ROI_HEADS_REGISTRY, RetinaNet
 from detectron2.utils.registry import locate
 from omegaconf import DictConfig, ListConfig
 
@@ -137,9 +137,10 @@ def settings_of(cfg) -> RunSettings:
 
 
 def yaml_settings(cfg: CfgNode) -> RunSettings:
-    solver, test = cfg.SOLVER, cfg.TEST
+    solver, test, head = cfg.SOLVER, cfg.TEST, detecting_head(cfg)
+    keys = YAML_KEYS | {"num_classes": f"MODEL.{head}.NUM_CLASSES"}
     return RunSettings(
-        keys=YAML_KEYS,
+        keys=keys,
         output_dir=cfg.OUTPUT_DIR,
         weights=cfg.MODEL.WEIGHTS,
         device=cfg.MODEL.DEVICE,
@@ -154,20 +155,27 @@ def yaml_settings(cfg: CfgNode) -> RunSettings:
         write_period=20,  # as in Detectron2
         gradient_balance_period=cfg.GRADIENT_BALANCE_PERIOD,
         ema_decay=cfg.MODEL_EMA.DECAY if cfg.MODEL_EMA.ENABLED else None,
-        num_classes=cfg.MODEL.ROI_HEADS.NUM_CLASSES,
+        num_classes=cfg.MODEL[head].NUM_CLASSES,
         train_sets=tuple(cfg.DATASETS.TRAIN),
         test_sets=tuple(cfg.DATASETS.TEST),
         detections_per_image=test.DETECTIONS_PER_IMAGE,
-        score_threshold=cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST,
+        score_threshold=cfg.MODEL[head].SCORE_THRESH_TEST,
         fixed_ap_detections=test.FIXED_AP_DETECTIONS_PER_IMAGE,
         boundary_ap=test.BOUNDARY_AP,
         lvis_backend=test.LVIS_BACKEND,
-        frequencies=partial(ClassFrequencies.from_config, cfg),
+        frequencies=partial(ClassFrequencies.from_config, cfg, head),
         tail_rule=lambda: tail_rule(cfg, CLS_LOSS_REGISTRY.get(loss_name(cfg))),
         precise_bn_iterations=test.PRECISE_BN.NUM_ITER if test.PRECISE_BN.ENABLED else 0,
         test_time_augmentation=test.AUG.ENABLED,
         expected_results=test.EXPECTED_RESULTS,
     )
+
+
+def detecting_head(cfg: CfgNode) -> str:
+    """The section of MODEL with the number of classes and the score threshold that the architecture reads."""
+    architecture = cfg.MODEL.META_ARCHITECTURE
+    is_retinanet = architecture in META_ARCH_REGISTRY and issubclass(META_ARCH_REGISTRY.get(architecture), RetinaNet)
+    return "RETINANET" if is_retinanet else "ROI_HEADS"
 
 
 def loss_name(cfg: CfgNode) -> str:

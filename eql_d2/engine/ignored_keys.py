@@ -1,0 +1,107 @@
+"""Keys of this package that the chosen model would not read: an error, since the run would go on without them.
+
+They are read by the box predictor of our ROI heads. A model of Detectron2's own without that predictor, such as
+RetinaNet, trains on its own classification loss, whatever ``CLS_LOSS.NAME`` says.
+"""
+
+import logging
+from collections.abc import Iterator
+
+from detectron2.config import CfgNode, get_cfg
+from detectron2.modeling import META_ARCH_REGISTRY, ROI_HEADS_REGISTRY, GeneralizedRCNN
+
+from eql_d2.config import add_eql_config
+from eql_d2.data.frequencies import COUNTS_KEY
+from eql_d2.errors import InputError
+from eql_d2.losses import CLS_LOSS_REGISTRY
+from eql_d2.losses.hyper_parameters import NODE
+
+logger = logging.getLogger(__name__)
+
+ARCHITECTURE_KEY, HEAD_KEY = "MODEL.META_ARCHITECTURE", "MODEL.ROI_HEADS.NAME"
+OUR_HEADS = "LongTailROIHeads, LongTailCascadeROIHeads or LongTailRes5ROIHeads"
+CALIBRATION = "MODEL.ROI_BOX_HEAD.CALIBRATION"
+# Keys, and sections, that our box predictor alone reads.
+READ_BY_OUR_PREDICTOR = (
+    NODE,
+    CALIBRATION,
+    "MODEL.ROI_BOX_HEAD.CLS_SCALE",
+    "MODEL.ROI_BOX_HEAD.CLS_NORM",
+    "MODEL.ROI_HEADS.LAMBDA",
+    "MODEL.ROI_HEADS.PRIOR_PROB",
+)
+
+
+def check_no_ignored_key(cfg: CfgNode, loss_name: str) -> None:
+    """Every key of the classifier that is not as by default must be read by the model that the config names.
+
+    A hyper-parameter of a loss that is not chosen is a warning, so that a config's loss can be swapped for another.
+
+    Args:
+        cfg: with a registered architecture and ROI head.
+        loss_name: the loss of the ROI head, its own or the chosen one.
+
+    Raises:
+        InputError: the first such key, with what ignores it and what to choose instead.
+    """
+    changed = changed_keys(cfg)
+    ignored_by = what_ignores_our_keys(cfg)
+    if ignored_by and changed:
+        key, value = next(iter(changed.items()))
+        raise InputError(f"{key} is {value!r}, but {ignored_by}")
+    if f"{CALIBRATION}.STRENGTH" in changed and f"{CALIBRATION}.NAME" not in changed:
+        raise InputError(
+            f"{CALIBRATION}.STRENGTH is {changed[f'{CALIBRATION}.STRENGTH']}, but {CALIBRATION}.NAME is '', which "
+            f"corrects nothing: name a calibration, LogitAdjustment or NorCal"
+        )
+    for key, value in changed.items():
+        owner = key.removeprefix(f"{NODE}.").split(".")[0]
+        if owner in CLS_LOSS_REGISTRY and owner != loss_name:
+            logger.warning("%s is %r, but the loss is %s, which does not read it", key, value, loss_name)
+
+
+def what_ignores_our_keys(cfg: CfgNode) -> str | None:
+    """The part of Detectron2's own that stands where our box predictor would be, and the cure; None for ours.
+
+    What a user has registered may derive from ours, or read the keys itself.
+    """
+    architecture = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)
+    if is_detectron2s(architecture) and not issubclass(architecture, GeneralizedRCNN):
+        return (
+            f"{ARCHITECTURE_KEY} is Detectron2's own '{architecture.__name__}', which has no ROI heads and ignores it: "
+            f"drop it, or choose GeneralizedRCNN with {HEAD_KEY} {OUR_HEADS}"
+        )
+    head = ROI_HEADS_REGISTRY.get(cfg.MODEL.ROI_HEADS.NAME)
+    if is_detectron2s(head):
+        return f"{HEAD_KEY} is Detectron2's own '{head.__name__}', which ignores it: choose {OUR_HEADS}"
+    return None
+
+
+def is_detectron2s(part: type) -> bool:
+    return part.__module__.startswith("detectron2.")
+
+
+def changed_keys(cfg: CfgNode) -> dict[str, object]:
+    """The keys of :data:`READ_BY_OUR_PREDICTOR` that are not as by default, and a head whose name is a loss's."""
+    defaults = get_cfg()
+    add_eql_config(defaults)
+    by_default = dict(leaves(defaults))
+    changed = {
+        key: value
+        for key, value in leaves(cfg)
+        if key.startswith(READ_BY_OUR_PREDICTOR)
+        and key != COUNTS_KEY  # counts are also for sampling and for reports
+        and value != by_default.get(key, value)
+    }
+    if getattr(ROI_HEADS_REGISTRY.get(cfg.MODEL.ROI_HEADS.NAME), "loss_name", None):
+        changed[HEAD_KEY] = cfg.MODEL.ROI_HEADS.NAME
+    return changed
+
+
+def leaves(cfg: CfgNode, prefix: str = "") -> Iterator[tuple[str, object]]:
+    """Full names and values of all keys that are no sections."""
+    for name, value in cfg.items():
+        if isinstance(value, CfgNode):
+            yield from leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
