@@ -3,12 +3,12 @@
 An image that is drawn twice counts twice: its objects, hits and false positives have a weight, the image's
 multiplicity. Detections are matched to objects image by image, so that matching is done once, and of each drawing only
 precision and recall are summed anew, in array operations. Two detectors get the same drawings, so that the interval of
-their difference is paired. From "An Introduction to the Bootstrap" (Efron and Tibshirani, 1993), chapter 13: the ends of
-a 95 % interval are the 2.5 % and 97.5 % quantiles of the drawings.
+their difference is paired. From "An Introduction to the Bootstrap" (Efron and Tibshirani, 1993), chapter 13: a 95 %
+interval goes from the 2.5 % to the 97.5 % quantile of the drawings.
 
-What is drawn is images alone. A category whose objects are all in one image is absent from 37 % of the drawings, and its
-AP is the same number in all others: its own uncertainty cannot be seen. docs/evaluation.md says what share of intervals
-holds the true AP.
+What is drawn is images alone. A category whose objects are all in one image is absent from 37 % of the drawings, and
+its AP hardly changes in the others: its own uncertainty cannot be seen. docs/evaluation.md says what share of
+intervals holds the true AP.
 
 Shape legend:
 I, K: images and categories
