@@ -183,8 +183,8 @@ def resampled(evaluated: Sequence[Evaluated], num_drawings: int, seed: int = 0, 
     drawn = bootstrap(detectors, groups, num_drawings, seed, progress)
     whole = [group_means(each.matching.curves.category_ap(), groups) for each in evaluated]
 
-    def row(value: float, values: np.ndarray) -> dict:
-        ends = interval(values)
+    def row(value: float, of_drawings: np.ndarray) -> dict:
+        ends = interval(value, of_drawings)
         low, high = (np.nan, np.nan) if ends is None else ends
         return {"value": 100 * value, "low": 100 * low, "high": 100 * high}
 
