@@ -49,6 +49,7 @@ setup(
         "lvis",
         "matplotlib",
         "numpy",
+        "orjson",
         "Pillow",
         "pycocotools",
         "tabulate",
