@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from eql_d2.data.annotations import read_annotations
+from eql_d2.data.counting import count_annotations
 from eql_d2.data.json_files import read_json
 from eql_d2.data.letters import frequency_letter
 from eql_d2.errors import InputError
@@ -266,37 +265,6 @@ class ClassFrequencies:
         temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
         temporary.write_text(json.dumps(content, separators=(",", ":")) + "\n")
         os.replace(temporary, path)
-
-
-def count_annotations(json_file, category_order: dict | None = None) -> dict:
-    """Count images and instances of each category; see :meth:`ClassFrequencies.from_annotations`.
-
-    Returns:
-        dict with ``image_count`` and ``instance_count`` (K int64 each), ``num_images`` and ``groups`` (the
-        file's own letters where every category has one, else "").
-    """
-    data = read_annotations(json_file)
-    categories = sorted(data["categories"], key=lambda c: c["id"])
-    order = category_order or {c["id"]: i for i, c in enumerate(categories)}
-    annotations = [a for a in data["annotations"] if not a.get("iscrowd", 0)]
-    unknown = {a["category_id"] for a in annotations} - order.keys()
-    if unknown:
-        raise InputError(
-            f"{json_file}: annotations use category ids {sorted(unknown)[:5]} that `categories` does not list"
-        )
-    K = len(order)
-    classes = np.fromiter((order[a["category_id"]] for a in annotations), np.int64, len(annotations))
-    _, images = np.unique([a["image_id"] for a in annotations], return_inverse=True)
-    pairs = np.sort(images.astype(np.int64) * K + classes)
-    image_class_pairs = pairs[np.diff(pairs, prepend=-1) > 0]  # faster than np.unique
-    ordered = sorted((c for c in categories if c["id"] in order), key=lambda c: order[c["id"]])
-    letters = [c.get("frequency") for c in ordered]
-    return {
-        "image_count": np.bincount(image_class_pairs % K, minlength=K),
-        "instance_count": np.bincount(classes, minlength=K),
-        "num_images": int(images.max()) + 1 if len(images) else 0,
-        "groups": "".join(letters) if all(x in ("r", "c", "f") for x in letters) else "",
-    }
 
 
 def _local_path(path: str) -> str:

@@ -2,12 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from eql_d2.data.frequencies import ClassFrequencies, TailRule
 from eql_d2.errors import InputError
 from eql_d2.evaluation.lvis_metrics import GroundTruth
+
+if TYPE_CHECKING:
+    from eql_d2.data.frequencies import ClassFrequencies, TailRule
 
 # Ends of the bins of training images, included. Rare (at most 10) and common (at most 100) end where bins do.
 BIN_ENDS = (0, 1, 3, 10, 30, 100, 300, 1000, 3000, 10000)
@@ -31,8 +34,8 @@ class Categories:
         cls,
         truth: GroundTruth,
         metadata,
-        frequencies: ClassFrequencies | None = None,
-        tail: TailRule | None = None,
+        frequencies: "ClassFrequencies | None" = None,
+        tail: "TailRule | None" = None,
     ) -> "Categories":
         """
         Args:

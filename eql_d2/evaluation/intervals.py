@@ -3,8 +3,11 @@
 An image that is drawn twice counts twice: its objects, hits and false positives have a weight, the image's
 multiplicity. Detections are matched to objects image by image, so that matching is done once, and of each drawing only
 precision and recall are summed anew, in array operations. Two detectors get the same drawings, so that the interval of
-their difference is paired. From "An Introduction to the Bootstrap" (Efron and Tibshirani, 1993), chapter 13: a 95 %
-interval goes from the 2.5 % to the 97.5 % quantile of the drawings.
+their difference is paired. From "An Introduction to the Bootstrap" (Efron and Tibshirani, 1993), chapter 13, with
+one change. AP of few objects is too high: precision at a recall is the highest one at that recall or above, and of few
+objects that is a lucky one. A drawing has fewer different objects than the set, and a higher AP; its quantiles may not
+even hold the set's own AP. So they are moved by the set's AP less the drawings' mean. The interval is then one for the
+mean AP of sets of this size, not for AP of an endless one, which is lower.
 
 What is drawn is images alone. A category whose objects are all in one image is absent from 37 % of the drawings, and
 its AP hardly changes in the others: its own uncertainty cannot be seen. docs/evaluation.md says what share of
@@ -17,7 +20,7 @@ H: hits, each at each IoU threshold where it is one, ordered by (IoU threshold, 
 S: curves, one of each IoU threshold and category
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -141,10 +144,10 @@ def group_means(ap: np.ndarray, groups: dict) -> dict:
     return {name: float(ap[valid & of].mean()) if (valid & of).any() else np.nan for name, of in groups.items()}
 
 
-def interval(values: Iterable[float], level: float = 0.95) -> tuple[float, float] | None:
-    """The central interval of drawings, or None if none has a value."""
-    known = np.asarray(values)[~np.isnan(values)]
+def interval(value: float, drawn: np.ndarray, level: float = 0.95) -> tuple[float, float] | None:
+    """The central interval of drawings, moved so that their mean is ``value``; None if none is a number."""
+    known = drawn[~np.isnan(drawn)]
     if not len(known):
         return None
-    low, high = np.quantile(known, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(known, [(1 - level) / 2, (1 + level) / 2]) - known.mean() + value
     return float(low), float(high)

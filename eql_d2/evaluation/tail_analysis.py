@@ -11,10 +11,8 @@ from detectron2.data import MetadataCatalog
 from detectron2.utils.file_io import PathManager
 
 from eql_d2.data.frequencies import ClassFrequencies, TailRule
-from eql_d2.evaluation.boundary import by_boundary
 from eql_d2.evaluation.categories import Categories
-from eql_d2.evaluation.confusion import answers
-from eql_d2.evaluation.lvis_metrics import Detections, Matching, evaluate_lvis
+from eql_d2.evaluation.lvis_metrics import Detections, Matching
 from eql_d2.evaluation.tail_results import TailResults
 
 logger = logging.getLogger(__name__)
@@ -63,33 +61,24 @@ class TailAnalysis:
         """
         truth, metadata = matching.truth, MetadataCatalog.get(self.dataset_name)
         categories = Categories.of(truth, metadata, self.frequencies, self.tail)
-        index, category, hit = matching.outcomes()
         per_image, per_image_and_category = (max_dets, None) if truth.federated else (None, max_dets)
-        results = TailResults(
-            categories=categories,
-            num_objects=truth.num_objects()[:, 0],
-            curves=matching.curves,
-            fixed_ap=None if most is None else evaluate_lvis(truth, most, task, -1).category_ap(),
-            boundary_ap=by_boundary(matching).curves.category_ap() if self.boundary_ap and task == "segm" else None,
-            category=category,
-            score=detections.score[index],
-            hit=hit,
-            answers=answers(truth, detections, -1 if per_image is None else per_image),
-        )
+        results = TailResults.of(matching, detections, task, categories, max_dets, most, self.boundary_ap)
         metrics = results.scalars() | {name: value for name, value in standard.items() if value == value}
         metrics = {**standard, **metrics}  # in the order of the standard ones
         if self.output_dir:
             PathManager.mkdirs(self.output_dir)
-            results.write_categories(os.path.join(self.output_dir, f"categories_{task}.csv"))
-            results.write_analysis(
-                os.path.join(self.output_dir, f"analysis_{task}.json"),
-                metrics,
-                dataset=self.dataset_name,
-                task=task,
-                detections_per_image=per_image,
-                detections_per_image_and_category=per_image_and_category,
-                train_counts=categories.source,
-                tail_rule=None if self.tail is None else str(self.tail),
-            )
+            with PathManager.open(os.path.join(self.output_dir, f"categories_{task}.csv"), "w") as file:
+                results.write_categories(file)
+            with PathManager.open(os.path.join(self.output_dir, f"analysis_{task}.json"), "w") as file:
+                results.write_analysis(
+                    file,
+                    metrics,
+                    dataset=self.dataset_name,
+                    task=task,
+                    detections_per_image=per_image,
+                    detections_per_image_and_category=per_image_and_category,
+                    train_counts=categories.source,
+                    tail_rule=None if self.tail is None else str(self.tail),
+                )
         logger.info("%s on %s by category, group and training images:\n%s", task, self.dataset_name, results.tables())
         return metrics

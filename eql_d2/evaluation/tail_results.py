@@ -4,15 +4,23 @@ import csv
 import json
 from dataclasses import dataclass
 from functools import cached_property
+from typing import IO
 
 import numpy as np
-from detectron2.utils.file_io import PathManager
 from tabulate import tabulate
 
+from eql_d2.evaluation.boundary import by_boundary
 from eql_d2.evaluation.calibration_error import MIN_SCORE, calibration
 from eql_d2.evaluation.categories import Categories
-from eql_d2.evaluation.confusion import Answers
-from eql_d2.evaluation.lvis_metrics import IOU_THRESHOLDS, RECALL_THRESHOLDS, LVISCurves
+from eql_d2.evaluation.confusion import Answers, answers
+from eql_d2.evaluation.lvis_metrics import (
+    IOU_THRESHOLDS,
+    RECALL_THRESHOLDS,
+    Detections,
+    LVISCurves,
+    Matching,
+    evaluate_lvis,
+)
 
 FORMAT = 1  # of the JSON file
 NUM_PAIRS = 50  # of confused categories, in the JSON file
@@ -33,6 +41,42 @@ class TailResults:
     score: np.ndarray  # (n,)
     hit: np.ndarray  # (n,) bool, at IoU 0.5
     answers: Answers
+
+    @classmethod
+    def of(
+        cls,
+        matching: Matching,
+        detections: Detections,
+        task: str,
+        categories: Categories,
+        max_dets: int,
+        most: Detections | None = None,
+        boundary_ap: bool = False,
+    ) -> "TailResults":
+        """Analyse a matching.
+
+        Args:
+            matching: of the detections to the dataset's objects, in the task.
+            detections: with boxes.
+            task: "bbox" or "segm".
+            categories: the dataset's.
+            max_dets: the limit that the matching was made with.
+            most: the highest scores of each category, for fixed AP.
+            boundary_ap: add boundary AP, for masks.
+        """
+        truth = matching.truth
+        index, category, hit = matching.outcomes()
+        return cls(
+            categories=categories,
+            num_objects=truth.num_objects()[:, 0],
+            curves=matching.curves,
+            fixed_ap=None if most is None else evaluate_lvis(truth, most, task, -1).category_ap(),
+            boundary_ap=by_boundary(matching).curves.category_ap() if boundary_ap and task == "segm" else None,
+            category=category,
+            score=detections.score[index],
+            hit=hit,
+            answers=answers(truth, detections, max_dets if truth.federated else -1),
+        )
 
     @cached_property
     def columns(self) -> dict:
@@ -96,7 +140,7 @@ class TailResults:
                 scalars[f"confused-{group}-f"] = 100 * to_frequent
         return scalars
 
-    def write_categories(self, path: str) -> None:
+    def write_categories(self, file: IO[str]) -> None:
         """One row a category, in the model's order, as CSV."""
         categories = self.categories
         optional = (categories.tail, categories.image_count, categories.instance_count)
@@ -117,13 +161,15 @@ class TailResults:
             values = self.columns.get(name, np.full(len(categories.ids), -1.0))
             columns[name] = [f"{100 * v:.4f}" if v >= 0 else "" for v in values]
         rows = list(zip(*columns.values()))
-        with PathManager.open(path, "w") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(columns)
-            writer.writerows(rows[k] for k in np.argsort(categories.index, kind="stable"))
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows(rows[k] for k in np.argsort(categories.index, kind="stable"))
 
-    def write_analysis(self, path: str, metrics: dict, **header) -> None:
-        """Everything else, as JSON.
+    def write_analysis(self, file: IO[str], metrics: dict, **header) -> None:
+        json.dump(self.analysis(metrics, **header), file, allow_nan=False)
+
+    def analysis(self, metrics: dict, **header) -> dict:
+        """Everything but the table of categories, as a JSON value without nan.
 
         Args:
             metrics: the scalars of the task, in percent.
@@ -143,8 +189,7 @@ class TailResults:
             "calibration": {"iou": 0.5, "min_score": MIN_SCORE, "groups": self.calibration},
             "confusion": {"iou": 0.5, "groups": self.confusion, "pairs": self._pairs()},
         }
-        with PathManager.open(path, "w") as file:
-            json.dump(without_nan(content), file, allow_nan=False)
+        return without_nan(content)
 
     def _group(self, members: np.ndarray) -> dict:
         images, instances = self.categories.image_count, self.categories.instance_count

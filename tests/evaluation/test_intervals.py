@@ -107,5 +107,6 @@ def test_spread_is_that_of_a_mean(cases):
 def test_means_and_intervals():
     means = group_means(np.array([0.5, -1.0, 1.0]), {"all": np.array([True] * 3), "r": np.array([False, True, False])})
     assert means["all"] == 0.75 and np.isnan(means["r"])
-    assert interval(np.append(np.arange(101), np.nan)) == pytest.approx((2.5, 97.5))
-    assert interval([np.nan]) is None
+    assert interval(50, np.append(np.arange(101), np.nan)) == pytest.approx((2.5, 97.5))
+    assert interval(10, np.arange(101)) == pytest.approx((-37.5, 57.5))
+    assert interval(10, np.array([np.nan])) is None

@@ -1,0 +1,292 @@
+"""Evaluation of results files against an annotation file, of any detector, without torch and Detectron2."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from types import SimpleNamespace
+
+import numpy as np
+import pycocotools.mask as mask_utils
+
+from eql_d2.data.counting import count_annotations
+from eql_d2.data.json_files import read_json
+from eql_d2.data.letters import frequency_letter
+from eql_d2.data.normalised import normalise
+from eql_d2.errors import InputError
+from eql_d2.evaluation.categories import Categories
+from eql_d2.evaluation.intervals import WeightedAP, bootstrap, group_means, interval
+from eql_d2.evaluation.lvis_metrics import (
+    COCO_MAX_DETS,
+    IOU_TYPES,
+    MAX_DETS,
+    Detections,
+    GroundTruth,
+    Matching,
+    best_of_each,
+    match_lvis,
+)
+from eql_d2.evaluation.mistakes import mistakes
+from eql_d2.evaluation.results_file import name_of, read_results
+from eql_d2.evaluation.tail_results import TailResults, in_percent
+
+FORMATS = ("lvis", "coco")
+DETECTIONS_PER_CATEGORY = 10_000  # of fixed AP
+UNKNOWN_SHARE = 0.1  # of detections; above, the results are of another dataset
+FEDERATED_FIELDS = ("neg_category_ids", "not_exhaustive_category_ids")
+NEEDED = ("id", "image_id", "category_id", "bbox", "area")
+SIZES = ("small", "medium", "large")
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What results are evaluated on."""
+
+    path: str
+    truth: GroundTruth
+    categories: Categories
+    left_out_images: np.ndarray  # ids that the file lists, and that are not evaluated
+
+    @classmethod
+    def load(cls, path, format: str | None = None, image_ids: str | None = None, train: str | None = None) -> "Dataset":
+        """
+        Args:
+            path: an annotation file.
+            format: "lvis" or "coco"; None is what the file is: LVIS's if all its images have LVIS's fields.
+            image_ids: a file with the ids of the images to evaluate: JSON, or a text with one a line, or another
+                annotation file. None is all.
+            train: the training set's annotation file, for r, c and f of these and AP by training images.
+        """
+        data = normalise(path, read_json(path, required=("images", "categories", "annotations")))
+        _check(path, data)
+        all_ids = np.array([image["id"] for image in data["images"]])
+        if image_ids is not None:
+            _keep_images(path, data, image_ids)
+        if format is None:
+            federated = all(name in image for image in data["images"] for name in FEDERATED_FIELDS)
+        else:
+            federated = format == "lvis"
+        truth = GroundTruth.load(data, federated)
+        names = {category["id"]: category.get("name") for category in data["categories"]}
+        categories = _categories(truth, names, train)
+        return cls(str(path), truth, categories, np.setdiff1d(all_ids, truth.image_ids))
+
+    @property
+    def format(self) -> str:
+        return "lvis" if self.truth.federated else "coco"
+
+    @property
+    def max_dets(self) -> int:
+        """The format's own limit."""
+        return MAX_DETS if self.truth.federated else COCO_MAX_DETS
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """One results file on a dataset."""
+
+    path: str
+    name: str
+    dataset: Dataset
+    iou_type: str
+    max_dets: int
+    matching: Matching
+    detections: Detections
+    notes: list[str]  # what was left out, and what looks like a mistake
+    fixed_ap: bool = False
+    boundary: bool = False
+    unknown: dict = field(default_factory=dict)  # of ids: how many detections
+
+    @classmethod
+    def load(
+        cls,
+        path,
+        dataset: Dataset,
+        iou_type: str = "bbox",
+        max_dets: int | None = None,
+        fixed_ap: bool = False,
+        boundary: bool = False,
+        unknown_share: float = UNKNOWN_SHARE,
+    ) -> "Evaluated":
+        """
+        Args:
+            path: a results file.
+            dataset: what to evaluate on.
+            iou_type: "bbox" or "segm".
+            max_dets: per image (LVIS), per image and category (COCO); None is the format's own, -1 no limit.
+            fixed_ap: add AP of the best 10,000 detections of each category.
+            boundary: add boundary AP, for masks.
+            unknown_share: of detections with an id that the dataset does not list; more is an error.
+        """
+        if iou_type not in IOU_TYPES:
+            raise InputError(f"iou_type must be one of {', '.join(IOU_TYPES)}, got {iou_type!r}")
+        if boundary and iou_type != "segm":
+            raise InputError("boundary AP is of masks: evaluate iou_type 'segm' (--iou-type segm)")
+        limit = dataset.max_dets if max_dets is None else max_dets
+        detections = read_results(path, iou_type)
+        notes = mistakes(dataset.truth, detections)
+        detections, unknown = _known(path, dataset, detections, notes, unknown_share)
+        if detections.box is None:
+            detections = _with_boxes(dataset.truth, detections)
+        matching = match_lvis(dataset.truth, detections, iou_type, limit)
+        return cls(
+            str(path), name_of(path), dataset, iou_type, limit, matching, detections, notes, fixed_ap, boundary, unknown
+        )
+
+    @cached_property
+    def analysis(self) -> TailResults:
+        most = None
+        if self.fixed_ap:
+            best = best_of_each(self.detections.category_id, self.detections.score, DETECTIONS_PER_CATEGORY)
+            most = self.detections.select(best)
+        categories = self.dataset.categories
+        return TailResults.of(
+            self.matching, self.detections, self.iou_type, categories, self.max_dets, most, self.boundary
+        )
+
+    @cached_property
+    def metrics(self) -> dict:
+        """Name -> percent, nan where there is no object: the format's own, then the analysis's."""
+        own = self._lvis() if self.dataset.truth.federated else self._coco()
+        own = {name: in_percent(None if value < 0 else value) for name, value in own.items()}
+        analysed = self.analysis.scalars()
+        return own | {name: value for name, value in analysed.items() if not own.get(name, np.nan) == own.get(name)}
+
+    def _lvis(self) -> dict:
+        return self.matching.curves.metrics()
+
+    def _coco(self) -> dict:
+        """COCO's 12 metrics, under the names of its summary."""
+        curves = self.matching.curves
+        values = {"AP": curves.ap(), "AP50": curves.ap(iou=0.5), "AP75": curves.ap(iou=0.75)}
+        values |= {f"AP{size[0]}": curves.ap(area=size) for size in SIZES}
+        for limit in (1, 10):
+            fewer = match_lvis(self.dataset.truth, self.detections, self.iou_type, limit)
+            values[f"AR@{limit}"] = fewer.curves.ar()
+        values[f"AR@{COCO_MAX_DETS}"] = curves.ar()
+        return values | {f"AR{size[0]}@{COCO_MAX_DETS}": curves.ar(area=size) for size in SIZES}
+
+
+def resampled(evaluated: Sequence[Evaluated], num_drawings: int, seed: int = 0, progress=iter) -> dict:
+    """95 % intervals in percent, by drawing the images anew.
+
+    Returns:
+        intervals: [{name: {value, low, high}}], one dict a results file; differences: of every other file to the first,
+        the same of (other - first), with the same drawings.
+    """
+    if num_drawings < 2:
+        raise InputError(f"the bootstrap needs at least 2 drawings, 1000 are usual; got {num_drawings}")
+    categories = evaluated[0].dataset.categories
+    groups = {"AP": np.ones(len(categories.ids), dtype=bool)}
+    groups |= {f"AP{letter}": members for letter, members in categories.members().items()}
+    detectors = [WeightedAP(each.matching) for each in evaluated]
+    drawn = bootstrap(detectors, groups, num_drawings, seed, progress)
+    whole = [group_means(each.matching.curves.category_ap(), groups) for each in evaluated]
+
+    def row(value: float, of_drawings: np.ndarray) -> dict:
+        ends = interval(value, of_drawings)
+        low, high = (np.nan, np.nan) if ends is None else ends
+        return {"value": 100 * value, "low": 100 * low, "high": 100 * high}
+
+    of = [{n: row(whole[i][n], drawn[n][:, i]) for n in groups} for i in range(len(evaluated))]
+    differences = [
+        {n: row(whole[i][n] - whole[0][n], drawn[n][:, i] - drawn[n][:, 0]) for n in groups}
+        for i in range(1, len(evaluated))
+    ]
+    return {"drawings": num_drawings, "seed": seed, "intervals": of, "differences": differences}
+
+
+def read_image_ids(path) -> set[int]:
+    """The image ids in a text file, one a line, in a JSON list, or of an annotation file's images.
+
+    Raises:
+        InputError: no such file, or another content.
+    """
+    if not os.path.isfile(path):
+        raise InputError(f"there is no file {path}")
+    with open(path, encoding="utf-8") as file:
+        start = file.read(4096).lstrip()[:1]
+    try:
+        if start == "{":
+            return {int(image["id"]) for image in read_json(path, required=("images",))["images"]}
+        with open(path, encoding="utf-8") as file:
+            words = file.read().replace("[", " ").replace("]", " ").replace(",", " ").split()
+        return {int(word) for word in words}
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path} must hold image ids, one a line, a JSON list, or annotations: {error}") from error
+
+
+def _check(path, data: dict) -> None:
+    for part in ("images", "categories"):
+        for entry in data[part]:
+            if not isinstance(entry, dict) or not isinstance(entry.get("id"), int):
+                raise InputError(f"{path}: an entry of `{part}` has no whole number as its `id`: {str(entry)[:80]}")
+        if not data[part]:
+            raise InputError(f"{path}: `{part}` is empty")
+    if not data["annotations"]:
+        raise InputError(f"{path} has no annotations to evaluate on; those of test sets are not public")
+    for annotation in data["annotations"]:
+        lacking = [name for name in NEEDED if name not in annotation]
+        if lacking:
+            raise InputError(f"{path}: annotation {annotation.get('id')} has no `{lacking[0]}`")
+
+
+def _keep_images(path, data: dict, image_ids: str) -> None:
+    wanted = read_image_ids(image_ids)
+    images = [image for image in data["images"] if image["id"] in wanted]
+    missing = len(wanted) - len({image["id"] for image in images})
+    if missing:
+        raise InputError(f"{image_ids} lists {missing} of {len(wanted)} images that {path} has not")
+    data["images"] = images
+    data["annotations"] = [a for a in data["annotations"] if a["image_id"] in wanted]
+
+
+def _categories(truth: GroundTruth, names: dict, train: str | None) -> Categories:
+    ids = truth.category_ids.tolist()
+    order = {category_id: index for index, category_id in enumerate(ids)}
+    metadata = {
+        "thing_dataset_id_to_contiguous_id": order,
+        "thing_classes": [str(names[i] if names[i] is not None else i) for i in ids],
+    }
+    if train is None:
+        return Categories.of(truth, metadata)
+    counts = count_annotations(train, order)
+    counts["groups"] = "".join(map(frequency_letter, counts["image_count"].tolist()))
+    frequencies = _Counts(**counts, source=str(train))
+    categories = Categories.of(truth, metadata, frequencies)  # type: ignore[arg-type]
+    return Categories(**{**vars(categories), "groups": counts["groups"]})  # one asked for these, not the file's
+
+
+class _Counts(SimpleNamespace):
+    """What ``Categories`` reads of a ``ClassFrequencies``, which needs torch."""
+
+    def __len__(self) -> int:
+        return len(self.image_count)
+
+
+def _known(path, dataset: Dataset, detections: Detections, notes: list, unknown_share: float) -> tuple:
+    """The detections of evaluated images and listed categories, and how many are of unknown ones."""
+    other = np.isin(detections.image_id, dataset.left_out_images)
+    has_image = np.isin(detections.image_id, dataset.truth.image_ids)
+    has_category = np.isin(detections.category_id, dataset.truth.category_ids)
+    unknown = {"image_id": int((~has_image & ~other).sum()), "category_id": int((~has_category & ~other).sum())}
+    total = int((~other).sum())
+    for name, number in unknown.items():
+        if not number:
+            continue
+        part = "images" if name == "image_id" else "categories"
+        line = f"{path}: {number} of {total} detections have a `{name}` that {dataset.path} does not list"
+        if number > unknown_share * total:
+            hints = "".join(f"; {note}" for note in notes)
+            raise InputError(f"{line}: are they of another dataset?{hints or f' Compare the ids with its `{part}`'}")
+        notes.append(f"{line}; they are left out" if name == "image_id" else f"{line}; they match nothing")
+    # LVIS's limit on an image counts detections of unknown categories, too, so these stay.
+    return detections.select(has_image), unknown
+
+
+def _with_boxes(truth: GroundTruth, detections: Detections) -> Detections:
+    """With the boxes of the masks, for what is looked at by box."""
+    image = np.searchsorted(truth.image_ids, detections.image_id).tolist()
+    masks = [truth.rle(mask, i) for mask, i in zip(detections.segmentation or [], image, strict=True)]
+    box = np.array([mask_utils.toBbox(mask) for mask in masks], dtype=np.float64).reshape(-1, 4)
+    return Detections(detections.image_id, detections.category_id, detections.score, box, masks)

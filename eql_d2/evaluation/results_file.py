@@ -1,0 +1,143 @@
+"""Results files in the format of COCO and LVIS, read in pieces, so that gigabytes become arrays and nothing else.
+
+A file is a list of detections: image_id, category_id, score, and bbox (x, y, width, height in pixels) or segmentation
+(RLE or polygons).
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import orjson
+
+from eql_d2.errors import InputError
+from eql_d2.evaluation.lvis_metrics import Detections
+
+PIECE = 1 << 24  # bytes that are parsed at once
+FIELD = {"bbox": "bbox", "segm": "segmentation"}
+
+
+def read_results(path, iou_type: str, piece: int = PIECE) -> Detections:
+    """The detections of a file, with what they are matched by: boxes, and masks too for "segm".
+
+    Args:
+        path: a JSON file.
+        iou_type: "bbox" or "segm".
+        piece: bytes that are parsed at once.
+
+    Raises:
+        InputError: no such file, no JSON list, or the first detection that lacks something.
+    """
+    parts = [_as_arrays(path, results, iou_type) for results in pieces(path, piece)]
+    return _joined(parts) if parts else _as_arrays(path, [], iou_type)
+
+
+def pieces(path, size: int = PIECE) -> Iterator[list]:
+    """The entries of a JSON list in a file, some at a time."""
+    try:
+        with open(path, "rb") as file:
+            text = file.read(size).lstrip()
+            if not text.startswith(b"["):
+                raise InputError(f"{path} must hold a JSON list of detections, and starts with {_start(text)}")
+            text = text[1:]
+            while block := file.read(size):
+                entries, text = _complete_entries(text + block)
+                if entries:
+                    yield entries
+    except FileNotFoundError as error:
+        raise InputError(f"there is no file {path}") from error
+    except (IsADirectoryError, PermissionError) as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    try:
+        rest = orjson.loads(b"[" + text)
+    except orjson.JSONDecodeError as error:
+        raise InputError(f"{path} is not a JSON list of detections, or is cut off: {error}") from error
+    if rest:
+        yield rest
+
+
+def _complete_entries(text: bytes) -> tuple[list, bytes]:
+    """The entries that a text, the middle of a list, holds to their ends, and what is left of it.
+
+    It is cut at the last comma behind a closing brace. A comma inside of an entry (of a text, of a list of objects)
+    leaves a beginning that is no JSON; then the one before is tried.
+    """
+    end = len(text)
+    while (end := text.rfind(b"}", 0, end)) >= 0:
+        behind = text[end + 1 : end + 65].lstrip()
+        if behind.startswith(b","):
+            try:
+                entries = orjson.loads(b"[" + text[: end + 1] + b"]")
+            except orjson.JSONDecodeError:
+                continue
+            return entries, text[text.index(b",", end) + 1 :]
+    return [], text
+
+
+def _as_arrays(path, results: list, iou_type: str) -> Detections:
+    try:
+        detections = Detections.from_results(results, iou_type)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise InputError(f"{path}: {_first_problem(results, iou_type) or error}") from error
+    numbers = {"image_id": detections.image_id, "category_id": detections.category_id}
+    for name, ids in numbers.items():
+        if len(ids) and ids.dtype.kind == "f" and (ids == np.floor(ids)).all():  # 1.0, as some tools write 1
+            numbers[name] = ids.astype(np.int64)
+        elif len(ids) and ids.dtype.kind not in "iu":
+            raise InputError(f"{path}: {_first_problem(results, iou_type) or f'a `{name}` is no whole number'}")
+    problem = _first_problem(results, iou_type) if not _is_finite(detections) else None
+    if problem:
+        raise InputError(f"{path}: {problem}")
+    return Detections(**numbers, score=detections.score, box=detections.box, segmentation=detections.segmentation)
+
+
+def _is_finite(detections: Detections) -> bool:
+    box = detections.box
+    return bool(np.isfinite(detections.score).all() and (box is None or np.isfinite(box).all()))
+
+
+def _first_problem(results: list, iou_type: str) -> str | None:
+    for result in results:
+        if not isinstance(result, dict):
+            return f"a detection must be an object, got {_short(result)}"
+        for name in ("image_id", "category_id"):
+            value = result.get(name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or value != value // 1:
+                return f"a detection must have a whole number as its `{name}`: {_short(result)}"
+        if not _are_numbers([result.get("score")]):
+            return f"a detection must have a finite number as its `score`: {_short(result)}"
+        field = FIELD[iou_type]
+        if result.get(field) is None:
+            return f"iou_type '{iou_type}' needs '{field}' in every detection: {_short(result)}"
+        box = result.get("bbox")
+        if box is not None and not (isinstance(box, list) and len(box) == 4 and _are_numbers(box)):
+            return f"a detection must have a `bbox` of four finite numbers x, y, width, height: {_short(result)}"
+    return None
+
+
+def _are_numbers(values: list) -> bool:
+    return all(type(v) in (int, float) and abs(v) < float("inf") for v in values)
+
+
+def _short(value) -> str:
+    text = repr(value)
+    return text if len(text) <= 120 else f"{text[:117]}..."
+
+
+def _start(text: bytes) -> str:
+    return repr(text[:20].decode(errors="replace"))
+
+
+def _joined(parts: list[Detections]) -> Detections:
+    def of(name: str):
+        return np.concatenate([getattr(part, name) for part in parts])
+
+    with_boxes = all(part.box is not None for part in parts)
+    with_masks = all(part.segmentation is not None for part in parts)
+    masks = [mask for part in parts for mask in part.segmentation or ()] if with_masks else None
+    return Detections(of("image_id"), of("category_id"), of("score"), of("box") if with_boxes else None, masks)
+
+
+def name_of(path) -> str:
+    """What a results file is called in tables."""
+    return Path(path).name.removesuffix(".json")

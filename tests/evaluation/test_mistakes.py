@@ -1,0 +1,69 @@
+"""Each mistake is named where it was made, and nothing where none was."""
+
+import numpy as np
+import pytest
+
+from eql_d2.evaluation.lvis_metrics import Detections, GroundTruth
+from eql_d2.evaluation.mistakes import mistakes
+
+N = 200
+
+
+@pytest.fixture
+def truth():
+    rng = np.random.default_rng(0)
+    box = np.concatenate([rng.uniform(0, 300, (N, 2)), rng.uniform(20, 300, (N, 2))], axis=1).round()
+    images = [{"id": i + 1, "height": 600, "width": 600} for i in range(20)]
+    annotations = [
+        {"id": i + 1, "image_id": i % 20 + 1, "category_id": i % 9 + 1, "bbox": b.tolist(), "area": b[2] * b[3]}
+        for i, b in enumerate(box)
+    ]
+    categories = [{"id": k + 1} for k in range(10) if k != 4]  # with a gap, as COCO's
+    annotations = [a for a in annotations if a["category_id"] != 5]
+    dataset = {"images": images, "annotations": annotations, "categories": categories}
+    return GroundTruth.load(dataset, federated=False)
+
+
+def right(truth, **changes):
+    K = len(truth.category_ids)
+    fields = {
+        "image_id": truth.image_ids[truth.group // K],
+        "category_id": truth.category_ids[truth.category],
+        "score": np.linspace(0, 1, len(truth.group)),
+        "box": truth.box,
+    }
+    return Detections(**{**fields, **changes})
+
+
+def test_nothing_is_wrong(truth):
+    assert mistakes(truth, right(truth)) == []
+    assert mistakes(truth, right(truth).select(np.zeros(len(truth.group), dtype=bool))) == []
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_contiguous_ids(truth, first):
+    (line,) = mistakes(truth, right(truth, category_id=truth.category + first))
+    assert f"look like a model's indices, from {first} on" in line and f"sorted(ids)[index - {first}]" in line
+
+
+def test_one_unknown_id_is_no_convention(truth):
+    category_id = truth.category_ids[truth.category].copy()
+    category_id[0] = 1000
+    assert mistakes(truth, right(truth, category_id=category_id)) == []
+
+
+def test_corners(truth):
+    corners = np.concatenate([truth.box[:, :2], truth.box[:, :2] + truth.box[:, 2:]], axis=1)
+    (line,) = mistakes(truth, right(truth, box=corners))
+    assert "look like x0, y0, x1, y1" in line
+
+
+def test_normalised(truth):
+    (line,) = mistakes(truth, right(truth, box=truth.box / 600))
+    assert "look normalised" in line
+
+
+@pytest.mark.parametrize("change, name", [(lambda s: 100 * s, "percent"), (lambda s: 8 * s - 6, "logits")])
+def test_scores(truth, change, name):
+    (line,) = mistakes(truth, right(truth, score=change(np.linspace(0, 1, len(truth.group)))))
+    assert name in line and "AP is not touched" in line

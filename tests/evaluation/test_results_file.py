@@ -1,0 +1,70 @@
+"""Reading results in pieces gives what reading them at once gives."""
+
+import json
+
+import numpy as np
+import pytest
+
+from eql_d2.errors import InputError
+from eql_d2.evaluation.lvis_metrics import Detections
+from eql_d2.evaluation.results_file import pieces, read_results
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(content, **how):
+        path = tmp_path / "results.json"
+        path.write_text(content if isinstance(content, str) else json.dumps(content, **how))
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize("how", [{}, {"indent": 1}, {"separators": (",", ":")}])
+@pytest.mark.parametrize("piece", [1, 7, 100, 4096, 1 << 24])
+def test_pieces(cases, write, piece, how):
+    _, results = cases.random_case(0, num_images=2, num_detections=10, masks=True)
+    results[3]["caption"] = 'a "},{" in a text, ] and }, { too'
+    results[4]["parts"] = [{"a": 1}, {"b": {"c": 2}}, {}]
+    assert [r for some in pieces(write(results, **how), piece) for r in some] == results
+
+
+@pytest.mark.parametrize("iou_type", ["bbox", "segm"])
+def test_arrays(cases, write, iou_type):
+    _, results = cases.random_case(0, num_images=3, masks=True)
+    read, expected = read_results(write(results), iou_type, 1000), Detections.from_results(results, iou_type)
+    for name in ("image_id", "category_id", "score", "box"):
+        np.testing.assert_array_equal(getattr(read, name), getattr(expected, name))
+    assert read.segmentation == expected.segmentation
+
+
+def test_an_empty_list_and_whole_numbers_as_floats(write):
+    assert len(read_results(write([]), "bbox").score) == 0
+    read = read_results(write([{"image_id": 3.0, "category_id": 1.0, "score": 1, "bbox": [0, 0, 1, 1]}]), "bbox")
+    assert read.image_id.dtype == np.int64 and read.image_id.tolist() == [3]
+
+
+GOOD = {"image_id": 1, "category_id": 1, "score": 0.5, "bbox": [0, 0, 1, 1]}
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ({"annotations": []}, "must hold a JSON list of detections, and starts with '{"),
+        (json.dumps([GOOD] * 9)[:-20], "is not a JSON list of detections, or is cut off"),
+        ("[1, 2]", "a detection must be an object, got 1"),
+        ([GOOD, {**GOOD, "image_id": "a.jpg"}], "whole number as its `image_id`"),
+        ([GOOD, {**GOOD, "category_id": 1.5}], "whole number as its `category_id`"),
+        ([{k: v for k, v in GOOD.items() if k != "score"}], "finite number as its `score`"),
+        ([GOOD, {**GOOD, "bbox": [0, 0, 1]}], "`bbox` of four finite numbers"),
+        ([GOOD, {k: v for k, v in GOOD.items() if k != "bbox"}], "needs 'bbox' in every detection"),
+    ],
+)
+def test_errors(write, content, message):
+    with pytest.raises(InputError, match=message):
+        read_results(write(content), "bbox")
+
+
+def test_no_file(tmp_path):
+    with pytest.raises(InputError, match="there is no file"):
+        read_results(tmp_path / "no.json", "bbox")
