@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from eql_d2.losses import CLS_LOSS_REGISTRY, ClassificationLoss, build_cls_loss
     from eql_d2.modeling import LongTailFastRCNNOutputLayers
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "CLS_LOSS_REGISTRY",

@@ -4,7 +4,7 @@ Prints the format's own metrics, and where the tail fails: AP by group and by tr
 and what objects are taken for. Several results files stand side by side. Needs neither torch nor Detectron2.
 
   eql-d2 evaluate results.json lvis_v1_val.json --fixed-ap
-  eql-d2 evaluate ours.json theirs.json lvis_v1_val.json --image-ids minival.txt --bootstrap 1000
+  eql-d2 evaluate ours.json theirs.json lvis_v1_val.json --image-ids minival.txt --bootstrap 1000 --report page.html
 """
 
 import argparse
@@ -28,7 +28,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--fixed-ap", action="store_true", help="add AP of the 10,000 best detections of each category")
     add("--boundary", action="store_true", help="add boundary AP, of masks")
     add("--image-ids", metavar="FILE", help="only these images: ids one a line, a JSON list, or an annotation file")
-    add("--frequencies", metavar="FILE", help="training annotations: r, c, f and AP by training images go by these")
+    add(
+        "--frequencies",
+        metavar="FILE",
+        help="training annotations, or a file of `eql-d2 counts`: r, c, f and AP by training images go by these "
+        "(default: LVIS's own for LVIS's categories)",
+    )
     add(
         "--bootstrap",
         type=int,
@@ -39,10 +44,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--max-unknown", type=float, default=0.1, metavar="SHARE", help="of detections with unknown ids (default 0.1)")
     add("--categories", metavar="FILE", help="write a CSV with AP of every category; of several results, one each")
     add("--json", metavar="FILE", help="write all numbers as JSON")
+    add("--report", metavar="FILE", help="write an HTML page with figures, which is read offline (extra `report`)")
 
 
 def run(args: argparse.Namespace) -> None:
     from eql_d2.evaluation.files import Dataset, Evaluated, resampled  # here, so that help stays quick
+
+    if args.report:
+        import eql_d2.report.page  # noqa: F401  (what it lacks is said before minutes of work)
 
     dataset = Dataset.load(args.annotations, args.format, args.image_ids, args.frequencies)
     truth = dataset.truth
@@ -68,6 +77,8 @@ def run(args: argparse.Namespace) -> None:
         write_categories(args.categories, names, evaluated)
     if args.json:
         write_json(args.json, dataset, names, evaluated, drawings)
+    if args.report:
+        write_report(args.report, names, evaluated, drawings)
 
 
 def distinct_names(paths: list) -> list[str]:
@@ -129,4 +140,12 @@ def write_json(path, dataset, names: list, evaluated: list, drawings: dict | Non
     content = header | {"results": results} | ({} if drawings is None else {"bootstrap": drawings})
     with written_whole(path) as file:
         json.dump(without_nan(content), file, allow_nan=False)
+    print(f"wrote {path}")
+
+
+def write_report(path, names: list, evaluated: list, drawings: dict | None) -> None:
+    from eql_d2.report.page import write_results_report
+    from eql_d2.report.results_files import comparison_of
+
+    write_results_report(comparison_of(names, evaluated), path, drawings)
     print(f"wrote {path}")

@@ -6,6 +6,7 @@ Runs whose configs differ only in the seed are one configuration. The first one 
 """
 
 import argparse
+import importlib
 import logging
 import sys
 from functools import partial
@@ -22,8 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
-    import eql_d2.registration  # noqa: F401  (runs on MiniLVIS are read, too)
     from eql_d2.report import read_runs, write_report
+
+    importlib.import_module("eql_d2.registration")  # runs on MiniLVIS are read, too
 
     logging.getLogger("detectron2").setLevel(logging.WARNING)
     comparison = read_runs(args.runs, args.task, args.dataset, partial(tqdm, desc="runs", unit="run"))

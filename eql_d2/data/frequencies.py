@@ -21,7 +21,6 @@ COUNTS_KEY = "MODEL.ROI_BOX_HEAD.CLS_LOSS.COUNTS_FILE"
 SHIPPED_COUNTS = {
     name: Path(__file__).parent / "counts" / f"{name}.json" for name in ("lvis_v0.5_train", "lvis_v1_train")
 }
-GROUP_NAMES = {"r": "rare", "c": "common", "f": "frequent"}
 DEFAULT_MAX_IMAGE_COUNT = 100  # LVIS's rare and common categories
 
 

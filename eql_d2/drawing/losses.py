@@ -15,7 +15,8 @@ import torch
 from detectron2.config import get_cfg
 
 from eql_d2.config import add_eql_config
-from eql_d2.data.frequencies import GROUP_NAMES, SHIPPED_COUNTS, ClassFrequencies
+from eql_d2.data.frequencies import SHIPPED_COUNTS, ClassFrequencies
+from eql_d2.data.letters import GROUP_NAMES
 from eql_d2.drawing.panels import GROUP_COLORS
 from eql_d2.losses import ClassificationLoss, build_cls_loss
 

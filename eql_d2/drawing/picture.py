@@ -10,7 +10,7 @@ from detectron2.structures import Instances
 from detectron2.utils import comm
 
 from eql_d2.data import ClassFrequencies
-from eql_d2.data.frequencies import GROUP_NAMES
+from eql_d2.data.letters import GROUP_NAMES
 from eql_d2.drawing.panels import GROUP_COLORS, Panels, best_places
 
 logger = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ import numpy as np
 from tabulate import tabulate
 
 from eql_d2.data import ClassFrequencies, FrequenciesNotFound, TailRule, tail_ratio
-from eql_d2.data.frequencies import GROUP_NAMES
+from eql_d2.data.letters import GROUP_NAMES
 from eql_d2.drawing.panels import GROUP_COLORS
 
 INK = "#1c2430"

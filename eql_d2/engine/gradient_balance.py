@@ -16,17 +16,17 @@ from torch.func import functional_call
 from torch.utils.hooks import RemovableHandle
 
 from eql_d2.data import ClassFrequencies
-from eql_d2.data.frequencies import GROUP_NAMES
+from eql_d2.data.letters import GROUP_NAMES
 from eql_d2.data.whole_files import written_whole
 from eql_d2.engine.settings import settings_of
 from eql_d2.errors import InputError
+from eql_d2.evaluation.compare import GRADIENT_BALANCE_FILE
 from eql_d2.losses import ClassificationLoss
 from eql_d2.losses.fused import own_entry
 from eql_d2.modeling.fast_rcnn import LongTailFastRCNNOutputLayers
 
 logger = logging.getLogger(__name__)
 
-GRADIENT_BALANCE_FILE = "gradient_balance.json"
 LOOKS_PER_LOG = 4  # iterations of a period in which the loss of each group is computed
 
 

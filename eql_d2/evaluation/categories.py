@@ -11,6 +11,7 @@ from eql_d2.evaluation.lvis_metrics import GroundTruth
 
 if TYPE_CHECKING:
     from eql_d2.data.frequencies import ClassFrequencies, TailRule
+    from eql_d2.evaluation.training_counts import TrainingCounts
 
 # Ends of the bins of training images, included. Rare (at most 10) and common (at most 100) end where bins do.
 BIN_ENDS = (0, 1, 3, 10, 30, 100, 300, 1000, 3000, 10000)
@@ -34,7 +35,7 @@ class Categories:
         cls,
         truth: GroundTruth,
         metadata,
-        frequencies: "ClassFrequencies | None" = None,
+        frequencies: "ClassFrequencies | TrainingCounts | None" = None,
         tail: "TailRule | None" = None,
     ) -> "Categories":
         """
@@ -69,7 +70,7 @@ class Categories:
             groups=groups or "".join(frequencies.groups[k] if k >= 0 else "r" for k in index),
             image_count=of_training(frequencies.image_count),
             instance_count=of_training(frequencies.instance_count),
-            tail=None if tail is None else of_training(tail.mask(frequencies)),
+            tail=None if tail is None else of_training(tail.mask(frequencies)),  # type: ignore[arg-type]
             source=frequencies.source,
         )
 

@@ -12,6 +12,7 @@ from tabulate import tabulate
 from eql_d2.errors import InputError
 
 METRICS = ("AP", "APr", "APc", "APf")
+GRADIENT_BALANCE_FILE = "gradient_balance.json"  # of a run's folder
 # What differs between runs that are repetitions of one another.
 NOT_PART_OF_A_CONFIGURATION = ("SEED", "OUTPUT_DIR", "train.seed", "train.output_dir")
 

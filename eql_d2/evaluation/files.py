@@ -2,16 +2,13 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from types import SimpleNamespace
 
 import numpy as np
 import pycocotools.mask as mask_utils
 
-from eql_d2.data.counting import count_annotations
 from eql_d2.data.json_files import read_json
-from eql_d2.data.letters import frequency_letter
 from eql_d2.data.normalised import normalise
 from eql_d2.errors import InputError
 from eql_d2.evaluation.categories import Categories
@@ -29,6 +26,7 @@ from eql_d2.evaluation.lvis_metrics import (
 from eql_d2.evaluation.mistakes import mistakes
 from eql_d2.evaluation.results_file import name_of, read_results
 from eql_d2.evaluation.tail_results import TailResults, in_percent
+from eql_d2.evaluation.training_counts import shipped_counts, training_counts
 
 FORMATS = ("lvis", "coco")
 DETECTIONS_PER_CATEGORY = 10_000  # of fixed AP
@@ -55,7 +53,8 @@ class Dataset:
             format: "lvis" or "coco"; None is what the file is: LVIS's if all its images have LVIS's fields.
             image_ids: a file with the ids of the images to evaluate: JSON, or a text with one a line, or another
                 annotation file. None is all.
-            train: the training set's annotation file, for r, c and f of these and AP by training images.
+            train: the training set's annotation file, or a file of `eql-d2 counts`, for r, c and f of these and AP by
+                training images. None is LVIS's own training set for LVIS's categories, else none.
         """
         data = normalise(path, read_json(path, required=("images", "categories", "annotations")))
         _check(path, data)
@@ -123,6 +122,8 @@ class Evaluated:
         if boundary and iou_type != "segm":
             raise InputError("boundary AP is of masks: evaluate iou_type 'segm' (--iou-type segm)")
         limit = dataset.max_dets if max_dets is None else max_dets
+        if limit != -1 and limit < 1:
+            raise InputError(f"max_dets must be a number of detections, or -1 for all; got {limit} (--max-dets)")
         detections = read_results(path, iou_type)
         notes = mistakes(dataset.truth, detections)
         detections, unknown = _known(path, dataset, detections, notes, unknown_share)
@@ -153,7 +154,13 @@ class Evaluated:
         return own | {name: value for name, value in analysed.items() if not own.get(name, np.nan) == own.get(name)}
 
     def _lvis(self) -> dict:
-        return self.matching.curves.metrics()
+        """LVIS's 13 metrics, which its API names by the limit, too."""
+        metrics = self.matching.curves.metrics()
+        return {name.replace(f"@{MAX_DETS}", f"@{self._limit}"): value for name, value in metrics.items()}
+
+    @property
+    def _limit(self) -> str:
+        return "all" if self.max_dets == -1 else str(self.max_dets)
 
     def _coco(self) -> dict:
         """COCO's 12 metrics, under the names of its summary."""
@@ -163,8 +170,8 @@ class Evaluated:
         for limit in (1, 10):
             fewer = match_lvis(self.dataset.truth, self.detections, self.iou_type, limit)
             values[f"AR@{limit}"] = fewer.curves.ar()
-        values[f"AR@{COCO_MAX_DETS}"] = curves.ar()
-        return values | {f"AR{size[0]}@{COCO_MAX_DETS}": curves.ar(area=size) for size in SIZES}
+        values[f"AR@{self._limit}"] = curves.ar()
+        return values | {f"AR{size[0]}@{self._limit}": curves.ar(area=size) for size in SIZES}
 
 
 def resampled(evaluated: Sequence[Evaluated], num_drawings: int, seed: int = 0, progress=iter) -> dict:
@@ -248,20 +255,11 @@ def _categories(truth: GroundTruth, names: dict, train: str | None) -> Categorie
         "thing_dataset_id_to_contiguous_id": order,
         "thing_classes": [str(names[i] if names[i] is not None else i) for i in ids],
     }
-    if train is None:
-        return Categories.of(truth, metadata)
-    counts = count_annotations(train, order)
-    counts["groups"] = "".join(map(frequency_letter, counts["image_count"].tolist()))
-    frequencies = _Counts(**counts, source=str(train))
-    categories = Categories.of(truth, metadata, frequencies)  # type: ignore[arg-type]
-    return Categories(**{**vars(categories), "groups": counts["groups"]})  # one asked for these, not the file's
-
-
-class _Counts(SimpleNamespace):
-    """What ``Categories`` reads of a ``ClassFrequencies``, which needs torch."""
-
-    def __len__(self) -> int:
-        return len(self.image_count)
+    counts = shipped_counts(ids, "".join(truth.frequency)) if train is None else training_counts(train, ids)
+    categories = Categories.of(truth, metadata, counts)
+    if train is None or counts is None:
+        return categories
+    return replace(categories, groups=counts.groups)  # one asked for these, not the file's
 
 
 def _known(path, dataset: Dataset, detections: Detections, notes: list, unknown_share: float) -> tuple:

@@ -1,4 +1,4 @@
-"""A page that compares runs; needs the extra `report` (plotly, jinja2)."""
+"""A page that compares runs, or results files; needs the extra `report` (plotly, jinja2)."""
 
 from eql_d2.report.page import write_report
 from eql_d2.report.runs import read_runs

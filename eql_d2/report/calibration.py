@@ -4,7 +4,7 @@ import math
 
 from plotly import graph_objects as go
 
-from eql_d2.data.frequencies import GROUP_NAMES
+from eql_d2.data.letters import GROUP_NAMES
 from eql_d2.evaluation.compare import mean_and_spread
 from eql_d2.report.runs import Comparison, Configuration
 from eql_d2.report.style import INK, Figure, Section, looks, new_plot, shown

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from plotly import graph_objects as go
 
-from eql_d2.data.frequencies import GROUP_NAMES
+from eql_d2.data.letters import GROUP_NAMES
 from eql_d2.report.frequency import why_no_points
 from eql_d2.report.runs import Comparison, Configuration
 from eql_d2.report.style import GROUP_COLORS, INK, Figure, Section, new_plot, shown
@@ -27,8 +27,8 @@ class Change:
 def biggest_changes(comparison: Comparison) -> Section:
     title, reference = "Gained and lost", comparison.configurations[0]
     text = (
-        f"AP of single categories, compared with the first configuration, {reference.label}; mean over seeds. A bar to "
-        f"the right is a gain."
+        f"AP of single categories, compared with the first configuration, {reference.label}{comparison.over_seeds}. "
+        f"A bar to the right is a gain."
     )
     if len(comparison.configurations) < 2:
         return Section(title, "AP of single categories.", missing="This compares two configurations; there is one.")

@@ -4,7 +4,7 @@ from statistics import mean
 
 from plotly import graph_objects as go
 
-from eql_d2.data.frequencies import GROUP_NAMES
+from eql_d2.data.letters import GROUP_NAMES
 from eql_d2.report.runs import Comparison, Configuration
 from eql_d2.report.style import GROUP_COLORS, Figure, Section, new_plot, shown
 
@@ -19,7 +19,8 @@ def confusions(comparison: Comparison) -> Section:
     figures = [f for f in (_bars(comparison, letter, name) for letter, name in GROUP_NAMES.items()) if f]
     missing = (
         f"No run has an analysis_{comparison.task}.json with frequency groups: evaluate again with "
-        f"`eql-d2 train --eval-only`, where the training counts are known."
+        f"`eql-d2 train --eval-only`, where the training counts are known, or give them to `eql-d2 evaluate` by "
+        f"--frequencies."
     )
     return Section("Confusion", text, figures, missing)
 
@@ -46,7 +47,7 @@ def _bars(comparison: Comparison, group: str, name: str) -> Figure | None:
         )
     plot.update_yaxes(tickvals=list(range(len(rows))), ticktext=[shown(label) for label in rows], autorange="reversed")
     plot.update_xaxes(range=[0, 100])
-    return Figure(f"Objects of {name} categories", plot, f"Mean over seeds, at IoU 0.5. {_summary(rows, name)}")
+    return Figure(f"Objects of {name} categories", plot, f"At IoU 0.5{comparison.over_seeds}. {_summary(rows, name)}")
 
 
 def _summary(rows: dict[str, dict], name: str) -> str:

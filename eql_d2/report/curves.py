@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from plotly import graph_objects as go
 
-from eql_d2.data.frequencies import GROUP_NAMES
+from eql_d2.data.letters import GROUP_NAMES
 from eql_d2.report.runs import Comparison
 from eql_d2.report.style import GROUP_DASHES, Figure, Section, looks, new_plot, shown
 

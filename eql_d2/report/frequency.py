@@ -4,7 +4,7 @@ from statistics import mean
 
 from plotly import graph_objects as go
 
-from eql_d2.data.frequencies import GROUP_NAMES
+from eql_d2.data.letters import GROUP_NAMES
 from eql_d2.report.runs import Comparison, Configuration
 from eql_d2.report.style import Figure, Section, looks, new_plot, shown
 
@@ -40,7 +40,10 @@ def why_no_points(comparison: Comparison) -> str:
             f"No run has inference/{comparison.dataset}/categories_{comparison.task}.csv: evaluate again with "
             f"`eql-d2 train --eval-only`."
         )
-    return "The evaluation knew no counts of training images (MODEL.ROI_BOX_HEAD.CLS_LOSS.COUNTS_FILE gives them)."
+    return (
+        "The evaluation knew no counts of training images (MODEL.ROI_BOX_HEAD.CLS_LOSS.COUNTS_FILE gives them; to "
+        "`eql-d2 evaluate`, --frequencies)."
+    )
 
 
 def ap_points(comparison: Comparison, configuration: Configuration) -> tuple[dict[int, tuple], list[int]]:

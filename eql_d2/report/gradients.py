@@ -2,8 +2,8 @@
 
 from plotly import graph_objects as go
 
-from eql_d2.data.frequencies import GROUP_NAMES
-from eql_d2.engine.gradient_balance import GRADIENT_BALANCE_FILE
+from eql_d2.data.letters import GROUP_NAMES
+from eql_d2.evaluation.compare import GRADIENT_BALANCE_FILE
 from eql_d2.report.frequency import why_no_points
 from eql_d2.report.runs import Comparison, Configuration
 from eql_d2.report.style import INK, Figure, Section, looks, new_plot, shown

@@ -14,14 +14,15 @@ from eql_d2.report.calibration import score_calibration
 from eql_d2.report.changes import biggest_changes
 from eql_d2.report.confusion import confusions
 from eql_d2.report.curves import training_curves
-from eql_d2.report.examples import rare_examples
 from eql_d2.report.frequency import ap_by_frequency
 from eql_d2.report.gradients import gradient_ratios
+from eql_d2.report.intervals import intervals
 from eql_d2.report.results import config_differences, results_columns
 from eql_d2.report.runs import Comparison
 from eql_d2.report.style import Figure, Section, looks, set_log_ticks
 
 SECTIONS = (ap_by_frequency, biggest_changes, gradient_ratios, training_curves, score_calibration, confusions)
+OF_RESULTS = (ap_by_frequency, biggest_changes, score_calibration, confusions)  # those that need no training
 PLOT_CONFIG = {"displayModeBar": False}  # its buttons would cover the legend on a phone
 
 
@@ -33,8 +34,26 @@ def write_report(comparison: Comparison, path: Path, num_images: int = 6, progre
         num_images: example images.
         progress: wraps lists of sections and of images, as tqdm does.
     """
+    from eql_d2.report.examples import rare_examples  # here: the images of datasets need torch and Detectron2
+
     sections = [make(comparison) for make in progress(list(SECTIONS))]
-    html = render(comparison, sections, rare_examples(comparison, num_images, progress))
+    write_page(path, render(comparison, sections, rare_examples(comparison, num_images, progress)))
+
+
+def write_results_report(comparison: Comparison, path, drawings: dict | None = None) -> None:
+    """Write the report of results files, without what only training knows.
+
+    Args:
+        path: the HTML file.
+        drawings: intervals, as :func:`eql_d2.evaluation.files.resampled` gives them.
+    """
+    sections = [make(comparison) for make in OF_RESULTS]
+    if drawings is not None:
+        sections.insert(0, intervals(comparison, drawings))
+    write_page(path, render(comparison, sections, None))
+
+
+def write_page(path, html: str) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with written_whole(path) as file:
@@ -42,7 +61,10 @@ def write_report(comparison: Comparison, path: Path, num_images: int = 6, progre
 
 
 def render(comparison: Comparison, sections: list[Section], examples) -> str:
-    """The page's HTML. The template escapes every text; only plotly's own output is let through as it is."""
+    """The page's HTML, without examples if they are None.
+
+    The template escapes every text; only plotly's own output is let through as it is.
+    """
     environment = Environment(
         loader=PackageLoader("eql_d2.report", "."),
         autoescape=True,

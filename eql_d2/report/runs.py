@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean
 
-from eql_d2.engine.gradient_balance import GRADIENT_BALANCE_FILE
 from eql_d2.errors import InputError
 from eql_d2.evaluation.compare import (
+    GRADIENT_BALANCE_FILE,
     NOT_PART_OF_A_CONFIGURATION,
     configuration_key,
     last_scores,
@@ -107,12 +107,14 @@ class Comparison:
     Args:
         categories: index -> row with at least `index`, `name`, `group` and `train_images`, of any run that has them.
         skipped: folder -> why it is not reported.
+        trained: whether these are runs of training, not results files of any detector.
     """
 
     task: str
     dataset: str
     configurations: list[Configuration]
     skipped: dict[str, str] = field(default_factory=dict)
+    trained: bool = True
 
     @property
     def categories(self) -> dict[int, dict]:
@@ -124,6 +126,11 @@ class Comparison:
     @property
     def runs(self) -> list[Run]:
         return [run for configuration in self.configurations for run in configuration.runs]
+
+    @property
+    def over_seeds(self) -> str:
+        """Of what the numbers are means, as the end of a sentence."""
+        return "; mean over seeds" if any(len(c.runs) > 1 for c in self.configurations) else ""
 
 
 def read_runs(folders: Sequence[str], task: str = "bbox", dataset: str | None = None, progress=iter) -> Comparison:
@@ -223,16 +230,20 @@ def read_categories(path: Path) -> list[dict]:
     if not path.is_file():
         return []
     try:
-        text = path.read_text(encoding="utf-8")
-        rows = list(csv.DictReader(io.StringIO(text, newline="")))
-        if not text.endswith("\n") or not rows or any(None in row or None in row.values() for row in rows):
-            raise InputError("a line is cut off, or there is none")
-        missing = [column for column in REQUIRED_COLUMNS if column not in rows[0]]
-        if missing:
-            raise InputError(f"there are no columns {missing}")
-        return [{key: _value(key, text) for key, text in row.items()} for row in rows]
+        return parse_categories(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(f"{path} is half-written or of another format: {error}") from error
+
+
+def parse_categories(text: str) -> list[dict]:
+    """Rows of categories_<task>.csv, or an InputError."""
+    rows = list(csv.DictReader(io.StringIO(text, newline="")))
+    if not text.endswith("\n") or not rows or any(None in row or None in row.values() for row in rows):
+        raise InputError("a line is cut off, or there is none")
+    missing = [column for column in REQUIRED_COLUMNS if column not in rows[0]]
+    if missing:
+        raise InputError(f"there are no columns {missing}")
+    return [{key: _value(key, value) for key, value in row.items()} for row in rows]
 
 
 def _value(column: str, text: str):

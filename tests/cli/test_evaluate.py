@@ -5,6 +5,7 @@ import csv
 import importlib.util
 import io
 import json
+import re
 import subprocess
 import sys
 from contextlib import redirect_stdout
@@ -13,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from eql_d2.cli import main
 from eql_d2.cli.evaluate import add_arguments, run
 from eql_d2.errors import InputError
 
@@ -180,3 +182,46 @@ def test_needs_neither_torch_nor_detectron2(files):
     done = subprocess.run([str(c) for c in command], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "95 % intervals" in done.stdout
+
+
+def test_the_page_shows_what_needs_no_training(files):
+    """Without torch and Detectron2, in a process that cannot import them."""
+    folder, truth, results = files
+    counts = {"image_count": [5, 50, 120, 1, 10, 11], "category_ids": [c["id"] for c in truth["categories"]]}
+    (folder / "counts.json").write_text(json.dumps(counts))
+    (folder / "<b>.json").write_text(json.dumps([r | {"score": r["score"] / 2} for r in results]))
+    script = (
+        "import sys; sys.modules['torch'] = sys.modules['detectron2'] = None; from eql_d2.cli import main\n"
+        "sys.exit(main(['evaluate', *sys.argv[1:]]))"
+    )
+    options = ["--bootstrap", "5", "--frequencies", folder / "counts.json", "--report", folder / "page.html"]
+    inputs = [folder / "results.json", folder / "<b>.json", folder / "truth.json"]
+    command = [sys.executable, "-c", script, *inputs, *options]
+    done = subprocess.run([str(c) for c in command], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    page = (folder / "page.html").read_text()
+    titles = re.findall(r'<h2 id="[\w-]+">(.+?)</h2>', page)
+    assert titles == ["Results", "Intervals", "AP by frequency", "Gained and lost", "Score calibration", "Confusion"]
+    assert "2 results files" in page and "&lt;b&gt;" in page and "<b>.json" not in page
+    assert "seeds" not in page.partition("<main>")[2].replace("spread over seeds", "")
+
+
+def test_a_page_without_its_extra_is_one_line_before_any_work(files, monkeypatch, capsys):
+    folder, _, _ = files
+    monkeypatch.delitem(sys.modules, "eql_d2.report.page", raising=False)
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    inputs = [str(folder / name) for name in ("results.json", "truth.json", "page.html")]
+    assert main(["evaluate", *inputs[:2], "--report", inputs[2]]) == 1
+    shown = capsys.readouterr()
+    assert shown.out == "" and shown.err.rstrip().endswith("pip install 'eql_d2[report]'")
+
+
+def test_the_limit_is_in_the_names(files):
+    folder, truth, results = files
+    out = folder / "out.json"
+    evaluate(folder / "results.json", folder / "truth.json", "--max-dets", 7, "--json", out)
+    metrics = json.loads(out.read_text())["results"][0]["metrics"]
+    assert metrics["AR@7"] == pytest.approx(100 * cases.lvis_api(truth, results, "bbox", 7).get_results()["AR@300"])
+    assert "AR@300" not in metrics
+    with pytest.raises(InputError, match="max_dets must be"):
+        evaluate(folder / "results.json", folder / "truth.json", "--max-dets", 0)
