@@ -5,6 +5,7 @@ import logging
 import os
 import random
 import signal
+import time
 
 import numpy as np
 import pytest
@@ -200,13 +201,15 @@ def with_pid(image):
 
 def test_the_death_of_a_worker_shows_at_the_next_batch_alone(tmp_path):
     """Not in the middle of whatever this process computes."""
-    parent = os.getpid()
+    parent, received = os.getpid(), tmp_path / "received"
 
     def die_at_the_third(dataset_dict):
-        if dataset_dict["image_id"] == 0:  # written once, before the first batch: nobody reads a half of it
+        if dataset_dict["image_id"] == 0:
             (tmp_path / "pid").write_text(str(os.getpid()))
         if dataset_dict["image_id"] == 2:
             assert os.getpid() != parent
+            while not received.exists():  # or the second image might still be on its way, and die with the worker
+                time.sleep(0.01)
             os.kill(os.getpid(), signal.SIGKILL)
         return dataset_dict
 
@@ -216,6 +219,7 @@ def test_the_death_of_a_worker_shows_at_the_next_batch_alone(tmp_path):
         TrainLoader(dataset, mapper=die_at_the_third, make_sampler=in_order, total_batch_size=1, num_workers=1)
     )
     assert [next(batches)[0]["image_id"] for _ in range(2)] == [0, 1]
+    received.touch()
     worker = int((tmp_path / "pid").read_text())
     assert os.waitid(os.P_PID, worker, os.WEXITED | os.WNOWAIT).si_status == signal.SIGKILL  # it has died
     assert sum(range(10**5)) == 4999950000
