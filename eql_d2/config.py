@@ -8,7 +8,8 @@ from detectron2.config import CfgNode
 from eql_d2.losses import CLS_LOSS_REGISTRY
 from eql_d2.losses.hyper_parameters import NODE, config_node
 
-OUR_FLOATS = (f"{NODE}.", "MODEL.ROI_BOX_HEAD.CLS_NORM.", "SOLVER.CLASSIFIER_LR_FACTOR")  # where an int may stand
+# Where an int may stand.
+OUR_FLOATS = (f"{NODE}.", "MODEL.ROI_BOX_HEAD.CLS_NORM.", "SOLVER.CLASSIFIER_LR_FACTOR", "DATALOADER.REPEAT_")
 
 
 def add_eql_config(cfg: CfgNode) -> None:
@@ -67,6 +68,14 @@ def add_eql_config(cfg: CfgNode) -> None:
     lsj = cfg.INPUT.LSJ = CfgNode()
     lsj.SIZE = 0
     lsj.SCALE_RANGE = (0.1, 2.0)
+
+    # alpha of DATALOADER.SAMPLER_TRAIN ExponentialRepeatFactorSampler; its threshold is REPEAT_THRESHOLD, as of
+    # InstanceAwareRepeatFactorSampler.
+    cfg.DATALOADER.REPEAT_ALPHA = 2.0
+    # Of SAMPLER_TRAIN MultiDatasetSampler, one a dataset of DATASETS.TRAIN: how often it is drawn from, against the
+    # others (empty: all alike), and whether by its own repeat factors (empty: none).
+    cfg.DATALOADER.DATASET_RATIO = []
+    cfg.DATALOADER.USE_RFS = []
 
     # Keys of the original EQL project, so that its YAML files still merge and mean what they meant. LAMBDA
     # and PRIOR_PROB are those of the loss's own node; FREQ_INFO was never read there either.

@@ -14,6 +14,7 @@ CONFIGS = Path(__file__).parents[1] / "configs" / "MiniLVIS"
 LOSS = "MODEL.ROI_BOX_HEAD.CLS_LOSS"
 SOFTMAX, SOFTMAX_EQL = "SoftmaxCrossEntropy", "SoftmaxEqualizationLoss"
 SIGMOID, EQL = "SigmoidCrossEntropy", "EqualizationLoss"
+EQL_V2 = "EqualizationLossV2"
 KEY_LOSSES = (SOFTMAX, SOFTMAX_EQL, SIGMOID, EQL)
 # A seed is that of the data and of the training: another dataset, another order, another first classifier. Two losses
 # were tuned on the dataset of seed 0 (docs/mini_lvis.md), so it is none of these.
@@ -99,7 +100,7 @@ def studies() -> dict[str, list[Row]]:
         "tail": [Row(sigmoid), Row(eql, SIGMOID), *(Row(v, SIGMOID) for v in tails(eql))],
         "background": [Row(sigmoid), Row(eql, SIGMOID), Row(without_exclusion(eql), SIGMOID)],
         "gamma": [Row(softmax), Row(softmax_eql, SOFTMAX), *(Row(v, SOFTMAX) for v in gammas(softmax_eql))],
-        "sampler": [row for loss in key for row in (Row(loss), Row(with_repeat_factors(loss), loss.name))],
+        "sampler": [row for loss in (*key, losses[EQL_V2]) for row in samplers(loss)],
         "second_stage": [Row(softmax), Row(sigmoid), *(Row(v, v.first_stage) for v in second_stages())],
         "prior": paired(sigmoid, eql, [prior(p) for p in (0.001, 0.1)]),
         "data": paired(sigmoid, eql, [fewer_categories, milder_tail]),
@@ -128,10 +129,13 @@ def gammas(softmax_eql: Variant) -> list[Variant]:
     return [softmax_eql.but(f"gamma-{g}", f"{LOSS}.{SOFTMAX_EQL}.GAMMA", g) for g in (0.5, 0.75, 0.95, 1.0)]
 
 
-def with_repeat_factors(loss: Variant) -> Variant:
-    """Below 100 images a category is repeated, as by LVIS's threshold of 0.001."""
-    sampler = "DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler", "DATALOADER.REPEAT_THRESHOLD", 100 / 1500
-    return loss.but("RFS", *sampler)
+def samplers(loss: Variant) -> list[Row]:
+    """Below 100 images a category is repeated, as by LVIS's threshold of 0.001; IRFS counts objects, too."""
+    threshold = "DATALOADER.REPEAT_THRESHOLD", 100 / 1500
+    rfs = loss.but("RFS", "DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler", *threshold)
+    instance_aware = "DATALOADER.SAMPLER_TRAIN", "InstanceAwareRepeatFactorSampler"
+    irfs = loss.but("IRFS", *instance_aware, *threshold, seeds=FEW_SEEDS)
+    return [Row(loss), Row(rfs, loss.name), Row(irfs, rfs.name)]
 
 
 def second_stages() -> list[Variant]:

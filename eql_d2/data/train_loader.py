@@ -202,7 +202,8 @@ def sampler_from_config(cfg, dataset, seed: int) -> Sampler:
     name = cfg.DATALOADER.SAMPLER_TRAIN
     if name in TRAIN_SAMPLER_REGISTRY:
         logger.info("Using training sampler %s", name)  # as Detectron2 does of its own
-        return TRAIN_SAMPLER_REGISTRY.get(name)(dataset, seed)
+        sampler = TRAIN_SAMPLER_REGISTRY.get(name)
+        return sampler(dataset, seed, **(sampler.from_config(cfg) if hasattr(sampler, "from_config") else {}))
     cfg = cfg.clone()
     cfg.defrost()
     cfg.SEED = seed  # some of Detectron2's take this, the others draw from numpy's generator

@@ -20,7 +20,8 @@ from eql_d2.data.train_loader import TrainLoader
 
 SIZES = [(4, 3), (3, 4), (3, 3), (5, 2), (2, 5), (4, 1), (1, 4), (9, 8), (8, 9), (7, 6), (2, 1)]
 DATASET = [
-    {"image_id": i, "width": w, "height": h, "annotations": [{"category_id": i % 3}]} for i, (w, h) in enumerate(SIZES)
+    {"image_id": i, "width": w, "height": h, "annotations": [{"category_id": i % 3}], "dataset_source": 0}
+    for i, (w, h) in enumerate(SIZES)
 ]
 
 
@@ -48,6 +49,16 @@ def test_the_images_of_each_batch_are_detectron2s(grouping):
         DATASET, mapper=identity, sampler=sampler, total_batch_size=3, aspect_ratio_grouping=grouping
     )
     assert take(loader(aspect_ratio_grouping=grouping), 20) == take(stock, 20)
+
+
+@pytest.mark.parametrize("name", ["InstanceAwareRepeatFactorSampler", "MultiDatasetSampler"])
+def test_samplers_of_ours_go_on_where_they_stopped(cfg, name):
+    cfg.DATALOADER.SAMPLER_TRAIN, cfg.SEED = name, 4
+    whole = take(TrainLoader(cfg, mapper=with_random_numbers), 9)
+    first, rest = TrainLoader(cfg, mapper=with_random_numbers), TrainLoader(cfg, mapper=with_random_numbers)
+    assert take(first, 4) == whole[:4]
+    rest.load_state_dict(first.state_dict())
+    assert take(rest, 5) == whole[4:]
 
 
 @pytest.mark.parametrize("grouping", [True, False])
@@ -149,9 +160,12 @@ def cfg(tiny_cfg):
         "RandomSubsetTrainingSampler",
         "WeightedTrainingSampler",
         "WeightedCategoryTrainingSampler",
+        "InstanceAwareRepeatFactorSampler",
+        "ExponentialRepeatFactorSampler",
+        "MultiDatasetSampler",
     ],
 )
-def test_every_sampler_of_detectron2_is_a_stream_of_the_seed(cfg, name):
+def test_every_sampler_is_a_stream_of_the_seed(cfg, name):
     cfg.DATALOADER.SAMPLER_TRAIN = name
     cfg.DATALOADER.RANDOM_SUBSET_RATIO = 0.6
     cfg.DATASETS.TRAIN_REPEAT_FACTOR = [["eql_d2_test_loader", 1.5]]  # a key that Detectron2 reads but does not have
