@@ -9,7 +9,13 @@ from eql_d2.losses import CLS_LOSS_REGISTRY
 from eql_d2.losses.hyper_parameters import NODE, config_node
 
 # Where an int may stand.
-OUR_FLOATS = (f"{NODE}.", "MODEL.ROI_BOX_HEAD.CLS_NORM.", "SOLVER.CLASSIFIER_LR_FACTOR", "DATALOADER.REPEAT_")
+OUR_FLOATS = (
+    f"{NODE}.",
+    "MODEL.ROI_BOX_HEAD.CLS_NORM.",
+    "MODEL.ROI_BOX_HEAD.CALIBRATION.",
+    "SOLVER.CLASSIFIER_LR_FACTOR",
+    "DATALOADER.REPEAT_",
+)
 
 
 def add_eql_config(cfg: CfgNode) -> None:
@@ -45,12 +51,20 @@ def add_eql_config(cfg: CfgNode) -> None:
     norm.TEMPERATURE = 0.0
     norm.BIAS = True
 
-    # Correction of the scores at inference for the class prior, for a model trained with any loss: "" (none),
-    # "LogitAdjustment" or "NorCal".
+    # Correction of the scores at inference, for a model trained with any loss: "" (none), "LogitAdjustment", "NorCal",
+    # "FRACAL" or "LogN" (docs/calibration.md).
     calibration = cfg.MODEL.ROI_BOX_HEAD.CALIBRATION = CfgNode()
     calibration.NAME = ""
-    # tau of LogitAdjustment (None: 1.0), gamma of NorCal (None: 0.6); 0 corrects nothing.
+    # tau of LogitAdjustment (None: 1.0), gamma of NorCal (None: 0.6), share of FRACAL and LogN (None: 1.0); 0 corrects
+    # nothing.
     calibration.STRENGTH = None
+    # lambda of FRACAL: how much it counts where objects lie; 0 is nothing.
+    calibration.SPACE = 2.0
+    # Of LogN: the file of the model's logits that `eql-d2 sweep RUN --calibration LogN` writes into the run's folder.
+    calibration.STATISTICS = ""
+    # Score that each category must reach to be detected, a file of `eql-d2 thresholds`; "" is none but
+    # MODEL.ROI_HEADS.SCORE_THRESH_TEST.
+    cfg.MODEL.ROI_BOX_HEAD.THRESHOLDS_FILE = ""
 
     # Modules or parameters that are not trained, as shell-style patterns of their names: ["backbone", "*.bbox_pred"].
     cfg.MODEL.FREEZE = []

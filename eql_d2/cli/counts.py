@@ -1,4 +1,4 @@
-"""Count images and instances of each category of a COCO- or LVIS-format annotation file.
+"""Count images and instances of each category of a COCO- or LVIS-format annotation file, and where they lie.
 
     eql-d2 counts datasets/mine/train.json datasets/mine/train_counts.json
 

@@ -26,8 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--confidence-threshold",
         type=float,
-        default=CONFIDENCE_THRESHOLD,
-        help="lowest score that is drawn, in [0, 1], default %(default)s: rare objects score low",
+        help=f"lowest score that is drawn, in [0, 1], default {CONFIDENCE_THRESHOLD}: rare objects score low; with "
+        "MODEL.ROI_BOX_HEAD.THRESHOLDS_FILE each category has its own, and the default is 0",
     )
     parser.add_argument(
         "--opts",
@@ -47,6 +47,9 @@ def run(args: argparse.Namespace) -> None:
     logging.getLogger("detectron2").setLevel(logging.ERROR)
     cfg = load_config(config_path(args.config_file), args.opts)
     use_available_device(cfg)
+    lowest = args.confidence_threshold
+    if lowest is None:
+        lowest = 0.0 if cfg.MODEL.ROI_BOX_HEAD.THRESHOLDS_FILE else CONFIDENCE_THRESHOLD
     files = image_files(args.input)
     predictor = Predictor(cfg)
     names = category_names(cfg)
@@ -61,14 +64,14 @@ def run(args: argparse.Namespace) -> None:
         except OSError as error:
             tqdm.write(f"skipped {file}: {error}", file=sys.stderr)
             continue
-        chosen = choose(predictor(image[:, :, ::-1])["instances"], args.confidence_threshold)
+        chosen = choose(predictor(image[:, :, ::-1])["instances"], lowest)
         Image.fromarray(draw(image, chosen.instances, names)).save(os.path.join(args.output, name))
         tqdm.write(f"{file}: {describe(chosen, names)}")
         num_read += 1
         num_drawn += len(chosen.instances)
     if num_read == 0:
         raise InputError(f"none of {len(files)} images could be read")
-    print(f"drew {num_drawn} detections of score >= {args.confidence_threshold:g} in {num_read} of {len(files)} images")
+    print(f"drew {num_drawn} detections of score >= {lowest:g} in {num_read} of {len(files)} images")
     print(f"pictures: {args.output}")
 
 

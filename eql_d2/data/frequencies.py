@@ -46,6 +46,8 @@ class ClassFrequencies:
         num_images: images with at least one annotation, the denominator of :attr:`frequency`; None if unknown.
         groups: K letters "r", "c", "f"; empty: by LVIS's rule on ``image_count``.
         source: where the counts come from, for messages.
+        fractal_dimension: (K,) float64 in [1, 2], how evenly the objects of the category lie in their images
+            (:func:`eql_d2.data.fractal.fractal_dimensions`), or None where the source lacks it.
 
     Raises:
         InputError: counts that are negative, of different lengths, or larger than the number of images.
@@ -56,12 +58,16 @@ class ClassFrequencies:
     num_images: int | None = None
     groups: str = ""
     source: str = "counts passed as arguments"
+    fractal_dimension: torch.Tensor | None = None
 
     def __post_init__(self):
         for name in ("image_count", "instance_count"):
             value = getattr(self, name)
             if value is not None:
                 object.__setattr__(self, name, whole_numbers(value, name))
+        if self.fractal_dimension is not None:
+            dimension = torch.as_tensor(self.fractal_dimension, dtype=torch.float64)
+            object.__setattr__(self, "fractal_dimension", dimension)
         if not self.groups:
             letters = map(frequency_letter, self.image_count.tolist())
             object.__setattr__(self, "groups", "".join(letters))
@@ -78,6 +84,11 @@ class ClassFrequencies:
             raise InputError(
                 f"image_count has {K} categories but instance_count has shape "
                 f"{tuple(self.instance_count.shape)} in {self.source}"
+            )
+        dimension = self.fractal_dimension
+        if dimension is not None and not (dimension.shape == (K,) and ((dimension >= 1) & (dimension <= 2)).all()):
+            raise InputError(
+                f"fractal_dimension must hold a number in [1, 2] for each of the {K} categories of {self.source}"
             )
         if len(self.groups) != K or set(self.groups) - set("rcf"):
             raise InputError(
@@ -117,6 +128,16 @@ class ClassFrequencies:
             )
         return self.instance_count
 
+    def require_fractal_dimension(self) -> torch.Tensor:
+        """(K,) float64 in [1, 2], or an error that says where to get it."""
+        if self.fractal_dimension is None:
+            raise FrequenciesNotFound(
+                f"{self.source} does not say how the objects lie in their images: make a counts file from the training "
+                f"annotations (`eql-d2 counts`) and give it by {COUNTS_KEY}, or give "
+                f"ClassFrequencies(fractal_dimension=...)"
+            )
+        return self.fractal_dimension
+
     @classmethod
     def of(cls, counts) -> "ClassFrequencies":
         """``counts`` as they are, or made of a sequence of samples of each class, as in plain classification.
@@ -154,7 +175,7 @@ class ClassFrequencies:
     def from_counts_file(cls, path) -> "ClassFrequencies":
         """Read a file that :meth:`save` or ``eql-d2 counts`` wrote."""
         counts = read_json(path, required=("image_count",))
-        known = ("image_count", "instance_count", "num_images", "groups")
+        known = ("image_count", "instance_count", "num_images", "groups", "fractal_dimension")
         return cls(**{key: counts[key] for key in known if counts.get(key) is not None}, source=str(path))
 
     @classmethod
@@ -196,8 +217,10 @@ class ClassFrequencies:
         stat = os.stat(json_file)
         key = {"file": str(Path(json_file).resolve()), "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
         cache = Path(cache_dir) / f"class_counts_{name}.json" if cache_dir else None
-        if cache is not None and cache.is_file() and read_json(cache).get("counted") == key:
-            return cls.from_counts_file(cache)
+        if cache is not None and cache.is_file():
+            cached = read_json(cache)
+            if cached.get("counted") == key and "fractal_dimension" in cached:  # older ones lack it
+                return cls.from_counts_file(cache)
         order = metadata.get("thing_dataset_id_to_contiguous_id")
         frequencies = cls.from_annotations(json_file, order)
         if cache is not None:
@@ -257,6 +280,7 @@ class ClassFrequencies:
             "image_count": self.image_count.tolist(),
             "instance_count": None if self.instance_count is None else self.instance_count.tolist(),
             "groups": self.groups,
+            "fractal_dimension": None if self.fractal_dimension is None else self.fractal_dimension.tolist(),
             **extra,
         }
         path = Path(path)

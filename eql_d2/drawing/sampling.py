@@ -5,7 +5,7 @@ import csv
 from tabulate import tabulate
 
 from eql_d2.data.exposure import Exposure
-from eql_d2.data.frequencies import GROUP_NAMES
+from eql_d2.data.letters import GROUP_NAMES
 
 
 def describe_exposure(exposures: dict[str, Exposure], groups: str) -> str:

@@ -21,10 +21,17 @@ logger = logging.getLogger(__name__)
 ARCHITECTURE_KEY, HEAD_KEY = "MODEL.META_ARCHITECTURE", "MODEL.ROI_HEADS.NAME"
 OUR_HEADS = "LongTailROIHeads, LongTailCascadeROIHeads or LongTailRes5ROIHeads"
 CALIBRATION = "MODEL.ROI_BOX_HEAD.CALIBRATION"
+# Key -> the calibrations that read it.
+CALIBRATION_KEYS = {
+    "STRENGTH": ("LogitAdjustment", "NorCal", "FRACAL", "LogN"),
+    "SPACE": ("FRACAL",),
+    "STATISTICS": ("LogN",),
+}
 # Keys, and sections, that our box predictor alone reads.
 READ_BY_OUR_PREDICTOR = (
     NODE,
     CALIBRATION,
+    "MODEL.ROI_BOX_HEAD.THRESHOLDS_FILE",
     "MODEL.ROI_BOX_HEAD.CLS_SCALE",
     "MODEL.ROI_BOX_HEAD.CLS_NORM",
     "MODEL.ROI_HEADS.LAMBDA",
@@ -49,11 +56,13 @@ def check_no_ignored_key(cfg: CfgNode, loss_name: str) -> None:
     if ignored_by and changed:
         key, value = next(iter(changed.items()))
         raise InputError(f"{key} is {value!r}, but {ignored_by}")
-    if f"{CALIBRATION}.STRENGTH" in changed and f"{CALIBRATION}.NAME" not in changed:
-        raise InputError(
-            f"{CALIBRATION}.STRENGTH is {changed[f'{CALIBRATION}.STRENGTH']}, but {CALIBRATION}.NAME is '', which "
-            f"corrects nothing: name a calibration, LogitAdjustment or NorCal"
-        )
+    calibration = changed.get(f"{CALIBRATION}.NAME", "")
+    for key, owners in CALIBRATION_KEYS.items():
+        if f"{CALIBRATION}.{key}" in changed and calibration not in owners:
+            raise InputError(
+                f"{CALIBRATION}.{key} is {changed[f'{CALIBRATION}.{key}']}, but {CALIBRATION}.NAME is '{calibration}', "
+                f"which does not read it: name {' or '.join(owners)}"
+            )
     for key, value in changed.items():
         owner = key.removeprefix(f"{NODE}.").split(".")[0]
         if owner in CLS_LOSS_REGISTRY and owner != loss_name:

@@ -11,7 +11,7 @@ import json
 import pickle
 from collections.abc import Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -21,20 +21,24 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import GeneralizedRCNN
 from tqdm import tqdm
 
+from eql_d2.data import ClassFrequencies
 from eql_d2.engine.checkpoint import LongTailCheckpointer
 from eql_d2.engine.checks import check_evaluator_type, check_run
 from eql_d2.engine.evaluators import training_frequencies
+from eql_d2.engine.logit_statistics import IMAGES, statistics_of_run
 from eql_d2.engine.settings import RunSettings, settings_of
 from eql_d2.engine.setup import load_config, load_lazy_config, use_available_device
 from eql_d2.engine.trainer import Trainer
 from eql_d2.errors import InputError, one_line
 from eql_d2.evaluation.categories import Categories
 from eql_d2.evaluation.compare import read_run_config
-from eql_d2.evaluation.lvis_metrics import COCO_MAX_DETS, Detections, GroundTruth, best_of_each, evaluate_lvis
+from eql_d2.evaluation.intervals import WeightedAP, bootstrap, group_means, interval
+from eql_d2.evaluation.lvis_metrics import COCO_MAX_DETS, Detections, GroundTruth, Matching, best_of_each, match_lvis
 from eql_d2.evaluation.predictions import ImagePredictions, as_detections, load
 from eql_d2.evaluation.tail_results import percent
+from eql_d2.evaluation.thresholds import halves
 from eql_d2.modeling import LongTailFastRCNNOutputLayers
-from eql_d2.modeling.calibration import CALIBRATIONS
+from eql_d2.modeling.calibration import CALIBRATIONS, LogitStatistics
 
 UNREADABLE = (ValueError, KeyError, OSError, yaml.YAMLError, RuntimeError, EOFError, TypeError, pickle.UnpicklingError)
 
@@ -47,8 +51,14 @@ class Sweep:
         strengths: of the calibration, 0 for none; None takes the predictions that the run has saved.
         detections: of an image, -1 for all; None is the run's own number.
         thresholds: scores that a detection must exceed; None is the run's own.
-        calibration: "LogitAdjustment" or "NorCal".
+        calibration: one of :data:`eql_d2.modeling.calibration.CALIBRATIONS`.
         task: "bbox" or "segm".
+        tune: "AP", "APr", "APc" or "APf": the strength that is best by it on one half of the images is compared with
+            strength 0 on the other half; None does not.
+        drawings: of the bootstrap, for the interval of that comparison.
+        seed: of the halves and of the drawings.
+        options: further keyword arguments of the calibration.
+        statistics_images: of the training stream, for a calibration that needs its logits.
     """
 
     strengths: Sequence[float] | None = None
@@ -56,16 +66,32 @@ class Sweep:
     thresholds: Sequence[float] | None = None
     calibration: str = "LogitAdjustment"
     task: str = "bbox"
+    tune: str | None = None
+    drawings: int = 1000
+    seed: int = 0
+    options: dict = field(default_factory=dict)
+    statistics_images: int = IMAGES
 
-    def rows(self, folder) -> list:
-        """The rows of one run, for each of its test sets.
+    def __post_init__(self):
+        if self.tune and (not self.strengths or 0 not in self.strengths or len(self.strengths) < 2):
+            raise InputError(
+                f"a strength is tuned among several, against 0: give --strengths 0 and others, not {self.strengths}"
+            )
+
+    def rows(self, folder) -> list[dict]:
+        """The rows of one run, for each of its test sets; see :meth:`run`."""
+        return self.run(folder)[0]
+
+    def run(self, folder) -> tuple[list[dict], list[dict]]:
+        """The rows of one run, for each of its test sets, and what tuning gives.
 
         Args:
             folder: output folder of `eql-d2 train`.
 
         Returns:
             dicts with run, dataset, strength ("saved" for the saved predictions), threshold, detections (the limit),
-            kept (detections an image, mean), AP, APr, APc, APf.
+            kept (detections an image, mean), AP, APr, APc, APf; and with :attr:`tune`, for each threshold and limit,
+            see :func:`tuned`.
 
         Raises:
             InputError: what is wrong with the run: no config, weights or predictions, or ones that are not whole, or
@@ -76,7 +102,7 @@ class Sweep:
         run = settings_of(cfg)
         limits = list(self.detections or [run.detections_per_image])
         thresholds = list(self.thresholds or [run.score_threshold])
-        rows = []
+        rows, tuned_rows = [], []
         for name in run.test_sets:
             DatasetCatalog.get(name)  # which sets the metadata
             if self.strengths is None:
@@ -86,11 +112,18 @@ class Sweep:
                 most = -1 if -1 in limits else max(limits)
                 predictions = self._predict(cfg, folder, name, self.strengths, most, min(thresholds))
             score = Scorer.of_dataset(cfg, name, self.task)
+            matchings: dict = {}
             for strength, threshold, limit in itertools.product(predictions, thresholds, limits):
                 setting = {"strength": strength, "threshold": threshold, "detections": limit}
-                scores = score(predictions[strength], threshold, limit)
-                rows.append({"run": folder.name, "dataset": name, **setting, **scores})
-        return rows
+                kept, matching = score.match(predictions[strength], threshold, limit)
+                rows.append({"run": folder.name, "dataset": name, **setting, **score.scores(kept, matching)})
+                if self.tune:
+                    matchings.setdefault((threshold, limit), {})[strength] = matching
+            for (threshold, limit), of_strength in matchings.items():
+                setting = {"threshold": threshold, "detections": limit}
+                result = tuned(of_strength, score.groups, self.tune or "AP", self.drawings, self.seed)
+                tuned_rows.append({"run": folder.name, "dataset": name, **setting, **result})
+        return rows, tuned_rows
 
     def _predict(
         self,
@@ -106,10 +139,17 @@ class Sweep:
         predictors = [m for m in model.modules() if isinstance(m, LongTailFastRCNNOutputLayers)]
         if not predictors:
             raise InputError(f"its {type(model.roi_heads).__name__} is not of eql_d2, so has no calibration")
-        frequencies = settings_of(cfg).frequencies()
+        calibration = CALIBRATIONS[self.calibration]
+        known: LogitStatistics | ClassFrequencies
+        if calibration.needs is LogitStatistics and any(strengths):
+            known = statistics_of_run(cfg, folder, model, self.statistics_images)
+        elif calibration.needs is LogitStatistics:
+            known = LogitStatistics.nothing(predictors[0].cls_loss.num_logits)
+        else:
+            known = settings_of(cfg).frequencies()
         calibrations = {
             strength: [
-                CALIBRATIONS[self.calibration](predictor.cls_loss, frequencies, strength).to(model.device)
+                calibration(predictor.cls_loss, known, strength, **self.options).to(model.device)
                 for predictor in predictors
             ]
             for strength in strengths
@@ -162,14 +202,50 @@ class Scorer:
         truth = GroundTruth.load(metadata.json_file, federated=check_evaluator_type(dataset_name) == "lvis")
         return cls(truth, Categories.of(truth, metadata, training_frequencies(settings_of(cfg))).members(), task)
 
-    def __call__(self, detections: Detections, threshold: float, limit: int) -> dict:
-        """Mean number of detections an image, and AP in percent."""
+    def match(self, detections: Detections, threshold: float, limit: int) -> tuple[Detections, Matching]:
+        """The detections that are left, and their matching."""
         image = np.unique(detections.image_id, return_inverse=True)[1]
         kept = detections.select((detections.score > threshold) & best_of_each(image, detections.score, limit))
-        curves = evaluate_lvis(self.truth, kept, self.task, -1 if self.truth.federated else COCO_MAX_DETS)
-        ap = curves.category_ap()
+        return kept, match_lvis(self.truth, kept, self.task, -1 if self.truth.federated else COCO_MAX_DETS)
+
+    def scores(self, kept: Detections, matching: Matching) -> dict:
+        """Mean number of detections an image, and AP in percent."""
+        ap = matching.curves.category_ap()
         of_groups = {f"AP{letter}": percent(ap[members]) for letter, members in self.groups.items()}
         return {"kept": len(kept.score) / len(self.truth.image_ids), "AP": percent(ap), **of_groups}
+
+
+def tuned(matchings: dict[float, Matching], groups: dict, metric: str, drawings: int, seed: int) -> dict:
+    """The strength that is best on one half of the images, against strength 0 on the other half.
+
+    Args:
+        matchings: strength -> matching, 0 among them.
+        groups: letter -> (K,) bool.
+        metric: "AP", or that of a group, to choose by.
+        drawings, seed: of the bootstrap over the images of the other half; the seed is also that of the halves.
+
+    Returns:
+        metric, strength (the best), and in percent on the other half: none (strength 0), tuned, gain, low and high (the
+        95 % interval of the gain), and verdict: "gain", "loss" or "within chance".
+    """
+    detectors = {strength: WeightedAP(matching) for strength, matching in matchings.items()}
+    K = len(next(iter(matchings.values())).truth.category_ids)
+    named = {"AP": np.ones(K, dtype=bool), **{f"AP{letter}": members for letter, members in groups.items()}}
+    if metric not in named:
+        raise InputError(f"--tune is {metric}, but the dataset has only {', '.join(named)}")
+    group = {metric: named[metric]}
+    num_images = detectors[0].num_images
+    first, second = halves(num_images, seed)
+    on_first, on_second = (np.bincount(half, minlength=num_images) for half in (first, second))
+    value = {strength: group_means(ap(on_first), group)[metric] for strength, ap in detectors.items()}
+    best = max(value, key=lambda strength: (np.nan_to_num(value[strength], nan=-1.0), -strength))
+    pair = [detectors[0], detectors[best]]
+    none, with_best = (group_means(ap(on_second), group)[metric] for ap in pair)
+    drawn = bootstrap(pair, group, drawings, seed, images=second)[metric]
+    low, high = interval(with_best - none, drawn[:, 1] - drawn[:, 0]) or (np.nan, np.nan)
+    verdict = "gain" if low > 0 else "loss" if high < 0 else "within chance"
+    numbers = {"none": none, "tuned": with_best, "gain": with_best - none, "low": low, "high": high}
+    return {"metric": metric, "strength": best, **{k: 100 * v for k, v in numbers.items()}, "verdict": verdict}
 
 
 def config_of_run(folder: Path):
@@ -233,16 +309,19 @@ def readable(path: Path):
         raise InputError(f"{path} cannot be read, perhaps it was not written to its end: {error}") from error
 
 
-def sweep_runs(folders: Sequence, sweep: Sweep) -> tuple:
+def sweep_runs(folders: Sequence, sweep: Sweep) -> tuple[list[dict], list[dict], dict[str, str]]:
     """All runs that can be read.
 
     Returns:
-        rows of the table, and folder -> why it was skipped.
+        rows of the table, rows of what tuning gives, and folder -> why it was skipped.
     """
-    rows, skipped = [], {}
+    rows, tuned_rows, skipped = [], [], {}
     for folder in folders:
         try:
-            rows += sweep.rows(folder)
+            of_run = sweep.run(folder)
         except InputError as error:
             skipped[str(folder)] = one_line(error)
-    return rows, skipped
+            continue
+        rows += of_run[0]
+        tuned_rows += of_run[1]
+    return rows, tuned_rows, skipped

@@ -114,6 +114,7 @@ def bootstrap(
     num_drawings: int,
     seed: int = 0,
     progress=iter,
+    images: np.ndarray | None = None,
 ) -> dict:
     """AP in every drawing of the images.
 
@@ -123,15 +124,17 @@ def bootstrap(
         num_drawings: how many; 1000 is usual for 95 %.
         seed: of the drawings.
         progress: wraps the range of drawings, as tqdm does.
+        images: indices of the images to draw from; None: all.
 
     Returns:
         name of a group -> (num_drawings, detectors), nan where a drawing has no object of the group.
     """
     rng = np.random.default_rng(seed)
-    images = detectors[0].num_images
+    count = detectors[0].num_images
+    images = np.arange(count) if images is None else images
     drawn: dict = {name: np.full((num_drawings, len(detectors)), np.nan) for name in groups}
     for row in progress(range(num_drawings)):
-        weights = np.bincount(rng.integers(0, images, images), minlength=images)
+        weights = np.bincount(images[rng.integers(0, len(images), len(images))], minlength=count)
         for column, detector in enumerate(detectors):
             for name, value in group_means(detector(weights), groups).items():
                 drawn[name][row, column] = value

@@ -19,6 +19,7 @@ from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 from detectron2.utils.events import get_event_storage
 from torch import nn
 
+from eql_d2.data.json_files import read_json
 from eql_d2.errors import InputError
 from eql_d2.losses import ClassificationLoss, build_cls_loss
 from eql_d2.losses.fused import own_entry
@@ -35,6 +36,7 @@ class LongTailFastRCNNOutputLayers(FastRCNNOutputLayers):
     """
 
     cls_score: nn.Linear
+    thresholds: torch.Tensor | None
 
     @configurable
     def __init__(
@@ -47,6 +49,7 @@ class LongTailFastRCNNOutputLayers(FastRCNNOutputLayers):
         learn_scale: bool = False,
         cls_temperature: float = 0.0,
         cls_bias: bool = True,
+        thresholds: torch.Tensor | None = None,
         **kwargs,
     ):
         """
@@ -62,6 +65,7 @@ class LongTailFastRCNNOutputLayers(FastRCNNOutputLayers):
             cls_temperature: of the normalised classifier, :class:`eql_d2.modeling.normed_linear.NormedLinear`; 0 is a
                 plain linear one.
             cls_bias: whether the normalised classifier has a bias; a loss with a prior starts from it.
+            thresholds: (K,) in [0, 1], scores that a category must reach to be detected; None: no such.
             kwargs: the arguments of ``FastRCNNOutputLayers``.
         """
         super().__init__(input_shape, **kwargs)
@@ -82,6 +86,12 @@ class LongTailFastRCNNOutputLayers(FastRCNNOutputLayers):
             )
         self.cls_loss = cls_loss
         self.calibration = calibration
+        if thresholds is not None and thresholds.shape != (self.num_classes,):
+            raise InputError(
+                f"there are thresholds of {len(thresholds)} categories (MODEL.ROI_BOX_HEAD.THRESHOLDS_FILE), but the "
+                f"box predictor has {self.num_classes}"
+            )
+        self.register_buffer("thresholds", thresholds, persistent=False)
         self.image_labels = image_labels
         self.checked: torch.Tensor | None = None  # (N, K) bool of the batch, which a hook sets
         stock = self.cls_score
@@ -116,6 +126,7 @@ class LongTailFastRCNNOutputLayers(FastRCNNOutputLayers):
             "learn_scale": cfg.MODEL.ROI_BOX_HEAD.CLS_SCALE,
             "cls_temperature": cfg.MODEL.ROI_BOX_HEAD.CLS_NORM.TEMPERATURE,
             "cls_bias": cfg.MODEL.ROI_BOX_HEAD.CLS_NORM.BIAS,
+            "thresholds": read_thresholds(cfg.MODEL.ROI_BOX_HEAD.THRESHOLDS_FILE),
         }
 
     @classmethod
@@ -235,13 +246,23 @@ class LongTailFastRCNNOutputLayers(FastRCNNOutputLayers):
         return super().predict_boxes_for_gt_classes(predictions[:2], proposals)
 
     def predict_probs(self, predictions, proposals):
-        """List of (Ri, K + 1) scores, one an image: the loss's, corrected by the calibration; background last."""
+        """List of (Ri, K + 1) scores, one an image: the loss's, corrected by the calibration; background last.
+
+        Those below the threshold of their category are 0.
+        """
         logits = predictions[0]
         if self.calibration is None:
             scores = self.cls_loss.probs(logits)
         else:
             scores = self.calibration(self.cls_loss, logits)
+        if self.thresholds is not None:
+            scores = torch.cat([scores[:, :-1] * (scores[:, :-1] >= self.thresholds), scores[:, -1:]], dim=1)
         return scores.split([len(p) for p in proposals])
+
+
+def read_thresholds(path: str) -> torch.Tensor | None:
+    """(K,) float32 of a file of `eql-d2 thresholds`; None without a file."""
+    return torch.tensor(read_json(path, required=("thresholds",))["thresholds"]) if path else None
 
 
 @torch.no_grad()

@@ -9,8 +9,10 @@ import torch
 
 from eql_d2.cli import main
 from eql_d2.engine import Trainer, load_config
+from eql_d2.engine.logit_statistics import logit_statistics, training_batches
 from eql_d2.engine.sweep import Sweep, config_of_run, model_of_run, sweep_runs
 from eql_d2.evaluation.lvis_evaluation import LVISEvaluator
+from eql_d2.modeling.calibration import LogitStatistics
 
 
 @pytest.fixture(scope="module")
@@ -105,12 +107,12 @@ def test_runs_that_are_not_whole_are_named_and_the_others_reported(run, datasets
     ):
         path.write_bytes(path.read_bytes()[:1000])
     runs = [*broken.values(), folder]
-    rows, skipped = sweep_runs(runs, Sweep(strengths=[0]))
+    rows, _, skipped = sweep_runs(runs, Sweep(strengths=[0]))
     assert {row["run"] for row in rows} == {"half_predictions", "run"}
     assert "there is no" in skipped[str(broken["no_weights"])]
     assert "perhaps it was not written to its end" in skipped[str(broken["half_weights"])]
     assert "no config.yaml" in skipped[str(broken["not_there"])]
-    rows, skipped = sweep_runs(runs, Sweep())
+    rows, _, skipped = sweep_runs(runs, Sweep())
     assert {row["run"] for row in rows} == {"no_weights", "half_weights", "run"}
     assert "instances_predictions.pth cannot be read" in skipped[str(broken["half_predictions"])]
 
@@ -132,3 +134,40 @@ def test_the_tool(run, tmp_path, capsys):
     assert [row["detections"] for row in rows] == ["60", "5"] and "APr" in rows[0]
     assert main(["sweep", str(tmp_path / "none")]) == 1
     assert "none of the runs could be read" in capsys.readouterr().err
+
+
+def test_a_strength_is_tuned_on_one_half_and_measured_on_the_other(run):
+    """Against evaluations of the halves' images alone."""
+    folder, _ = run
+    rows, tuned = Sweep([0, 0.5, 2], calibration="NorCal", tune="AP", drawings=50).run(folder)
+    (row,) = tuned
+    assert len(rows) == 3 and row["metric"] == "AP" and row["strength"] in (0, 0.5, 2)
+    assert row["gain"] == pytest.approx(row["tuned"] - row["none"])
+    assert row["low"] <= row["gain"] <= row["high"] or row["strength"] == 0
+    expected = "gain" if row["low"] > 0 else "loss" if row["high"] < 0 else "within chance"
+    assert row["verdict"] == expected
+    with pytest.raises(ValueError, match="against 0"):
+        Sweep([0.5, 1], tune="AP")
+
+
+def test_logn_takes_statistics_of_the_training_stream_and_keeps_them(run):
+    folder, _ = run
+    rows = Sweep([0, 1], calibration="LogN", statistics_images=8).rows(folder)
+    assert rows[0]["AP"] != rows[1]["AP"]
+    written = folder / "logit_statistics.json"
+    statistics = LogitStatistics.from_file(str(written))
+    assert len(statistics.mean) == 8 and (statistics.deviation > 0).all()
+    before = written.stat().st_mtime_ns
+    Sweep([1], calibration="LogN", statistics_images=8).rows(folder)
+    assert written.stat().st_mtime_ns == before
+    cfg = config_of_run(folder)
+    model = model_of_run(cfg, folder)
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    (batch,) = training_batches(cfg, 1)
+    logits = []
+    model.roi_heads.box_predictor.register_forward_hook(lambda _module, _args, out: logits.append(out[0]))
+    found = logit_statistics(model, [batch])
+    torch.testing.assert_close(found.mean, torch.cat(logits).double().mean(0))
+    torch.testing.assert_close(found.deviation, torch.cat(logits).double().std(0, correction=0))
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+    assert not model.roi_heads.training and "losses" not in vars(model.roi_heads.box_predictor)

@@ -1,0 +1,107 @@
+"""Mean and deviation of a trained model's logits over its training stream, for LogN."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from detectron2.modeling import GeneralizedRCNN
+from detectron2.utils.events import EventStorage
+from tqdm import tqdm
+
+from eql_d2.data.whole_files import written_whole
+from eql_d2.engine.settings import settings_of
+from eql_d2.engine.trainer import Trainer
+from eql_d2.errors import InputError
+from eql_d2.modeling import LongTailFastRCNNOutputLayers
+from eql_d2.modeling.calibration import LogitStatistics
+
+FILE = "logit_statistics.json"  # in a run's folder
+IMAGES = 2000
+
+
+def statistics_of_run(cfg, folder: Path, model: GeneralizedRCNN, num_images: int = IMAGES) -> LogitStatistics:
+    """Those in the run's folder, or made and put there where there are none of its weights.
+
+    Args:
+        cfg: of the run.
+        model: with its final weights, in evaluation mode.
+        num_images: of the training stream, whose sampler and augmentation are the run's.
+    """
+    path, weights = folder / FILE, (folder / "model_final.pth").stat()
+    key = {"size": weights.st_size, "mtime_ns": weights.st_mtime_ns, "images": num_images}
+    if path.is_file():
+        found = json.loads(path.read_text())
+        if found.get("made_of") == key:
+            return LogitStatistics.from_file(str(path))
+    statistics = logit_statistics(model, training_batches(cfg, num_images))
+    content = {"mean": statistics.mean.tolist(), "deviation": statistics.deviation.tolist(), "made_of": key}
+    with written_whole(path) as file:
+        json.dump(content, file)
+    return LogitStatistics(statistics.mean, statistics.deviation, str(path))
+
+
+def training_batches(cfg, num_images: int) -> Iterator[list[dict]]:
+    """The first batches of the training stream that hold so many images."""
+    seen = 0
+    progress = tqdm(total=num_images, desc=f"logits of {settings_of(cfg).train_sets}", unit="image", mininterval=2)
+    for batch in Trainer.build_train_loader(cfg):
+        yield batch
+        seen += len(batch)
+        progress.update(len(batch))
+        if seen >= num_images:
+            break
+
+
+@torch.no_grad()
+def logit_statistics(model: GeneralizedRCNN, batches) -> LogitStatistics:
+    """Over the RoIs that training would sample, with the model as for evaluation; all stages of a cascade together.
+
+    Args:
+        model: in evaluation mode, with our box predictors.
+        batches: what the model takes in training.
+    """
+    predictors = [m for m in model.modules() if isinstance(m, LongTailFastRCNNOutputLayers)]
+    rois, total, squares = 0, torch.zeros(()), torch.zeros(())
+    with EventStorage(), sampling_rois(model, predictors) as logits:
+        for batch in batches:
+            images = model.preprocess_image(batch)
+            objects = [image["instances"].to(model.device) for image in batch]
+            features = model.backbone(images.tensor)
+            proposals, _ = model.proposal_generator(images, features, None)
+            model.roi_heads(images, features, proposals, objects)
+            for z in map(torch.Tensor.double, logits):
+                rois, total, squares = rois + len(z), total + z.sum(0), squares + (z**2).sum(0)
+            logits.clear()
+    if rois < 2:
+        raise InputError("LogN: the training images gave no RoIs to take statistics of")
+    mean = total / rois
+    return LogitStatistics(mean.cpu(), (squares / rois - mean**2).clamp(min=0).sqrt().cpu())
+
+
+@contextmanager
+def sampling_rois(model: GeneralizedRCNN, predictors: list):
+    """The ROI heads match and sample proposals as in training, and nothing else is as in training.
+
+    Yields:
+        a list that the predictors' logits are appended to.
+    """
+    heads, logits = model.roi_heads, []
+    hooks = [p.register_forward_hook(lambda _module, _args, out: logits.append(out[0])) for p in predictors]
+    before = {name: getattr(heads, name) for name in ("mask_on", "keypoint_on") if hasattr(heads, name)}
+    for name in before:
+        setattr(heads, name, False)
+    for predictor in predictors:
+        predictor.losses = lambda *_args: {}  # a loss would count and accumulate
+    heads.training = True  # its own methods look at it, not its layers
+    try:
+        yield logits
+    finally:
+        heads.training = False
+        for predictor in predictors:
+            del predictor.losses
+        for name, value in before.items():
+            setattr(heads, name, value)
+        for hook in hooks:
+            hook.remove()
