@@ -14,11 +14,12 @@ CONFIG ?= configs/MiniLVIS/eql_faster_rcnn.yaml
 OUTPUT ?= output/mini_lvis_eql
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test prove benchmark speed lint clean
+.PHONY: help setup train test docs prove benchmark speed lint clean
 
 help:
 	@echo 'make train   set up, then train and evaluate EQL Faster R-CNN on MiniLVIS (about 10 minutes on 2 CPU cores)'
 	@echo 'make test    set up, then ruff, mypy and the tests, which must run 95 % of the lines of eql_d2'
+	@echo 'make docs    set up, then build the site from docs/, docstrings and config keys into output/site; any warning fails'
 	@echo 'make prove   set up, then prove what docs/reliability.md says: kills, full disk, processes, hostile files (about 15 minutes)'
 	@echo 'make benchmark   set up, then train every loss on MiniLVIS, for the tables of docs/benchmark.md (hours; resumable)'
 	@echo 'make speed   set up, then measure losses, inference, masks, evaluation and start-up (ARGS="--help" says what there is)'
@@ -44,6 +45,9 @@ lint: setup
 
 test: lint
 	$(VENV)/bin/python -m pytest tests $(if $(ARGS),$(ARGS),$(COVERAGE))
+
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict --config-file website/mkdocs.yml $(ARGS)
 
 prove: setup
 	$(VENV)/bin/python tools/prove.py $(ARGS)

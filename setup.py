@@ -18,6 +18,8 @@ REPORT = ["jinja2", "plotly"]  # what `eql-d2 report` makes its page with
 
 VIT = ["shapely", "timm"]  # what ViT, Swin and MViTv2 backbones and the cropping of polygons need
 
+DOCS = ["latex2mathml", "mkdocs<2", "mkdocs-material", "mkdocstrings[python]"]  # what `make docs` builds the site with
+
 setup(
     name="eql_d2",
     version=version(),
@@ -55,6 +57,7 @@ setup(
     # What reads results and runs needs no more than this; training needs the extra `train`, too.
     install_requires=["numpy", "orjson", "pycocotools", "PyYAML", "tabulate"],
     extras_require={
+        "docs": DOCS,
         "plot": ["tensorboard"],  # shows the training curves: tensorboard --logdir output
         "report": REPORT,
         "train": TRAIN,
@@ -68,6 +71,7 @@ setup(
             "scikit-learn",
             "scipy",
             "selenium",
+            *DOCS,
             *REPORT,
             *TRAIN,
             *VIT,
