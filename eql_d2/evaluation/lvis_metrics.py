@@ -453,8 +453,13 @@ def _box_pairs(truth: GroundTruth, kept: _Kept):
 
 
 def close_boxes(truth: GroundTruth, box: np.ndarray, first: np.ndarray, count: np.ndarray):
-    """As ``_box_pairs``, of each of the (n, 4) boxes with the (n,) ``count`` objects from its (n,) ``first`` on."""
+    """As ``_box_pairs``, of each of the (n, 4) boxes with the (n,) ``count`` objects from its (n,) ``first`` on.
+
+    IoU goes in the order of operations of ``pycocotools.mask.iou``, so it is equal to the bit. With a crowd region it is
+    the share of the box that the region covers.
+    """
     end = np.cumsum(count)  # of each detection's pairs
+    box, objects = np.ascontiguousarray(box.T), np.ascontiguousarray(truth.box.T)  # columns are read faster
     parts = []
     start = 0
     while start < len(count):
@@ -462,23 +467,26 @@ def close_boxes(truth: GroundTruth, box: np.ndarray, first: np.ndarray, count: n
         stop = max(np.searchsorted(end, before + PAIRS_AT_ONCE, side="right"), start + 1)
         detection = np.repeat(np.arange(start, stop), count[start:stop])
         gt = np.repeat(first[start:stop], count[start:stop]) + _place_in_run(detection)
-        iou = _box_iou(box[detection], truth.box[gt], truth.crowd[gt])
+        width = _overlap(box, objects, 0, detection, gt)
+        beside = width > 0
+        detection, gt, width = detection[beside], gt[beside], width[beside]
+        height = _overlap(box, objects, 1, detection, gt)
+        shared = height > 0
+        detection, gt, intersection = detection[shared], gt[shared], width[shared] * height[shared]
+        area = box[2, detection] * box[3, detection]
+        of_both = area + objects[2, gt] * objects[3, gt] - intersection
+        iou = intersection / np.where(truth.crowd[gt], area, of_both)
         close = iou >= IOU_THRESHOLDS[0]
         parts.append((detection[close], gt[close], iou[close]))
         start = stop
     return _concatenate(parts)
 
 
-def _box_iou(a: np.ndarray, b: np.ndarray, crowd: np.ndarray) -> np.ndarray:
-    """(n, 4), (n, 4), (n,) bool -> (n,), in the order of operations of pycocotools.mask.iou, so equal to the bit.
-
-    Where b is a crowd region, it is the share of a that b covers.
-    """
-    low, high = np.maximum(a[:, :2], b[:, :2]), np.minimum(a[:, 2:] + a[:, :2], b[:, 2:] + b[:, :2])
-    side = high - low
-    intersection = np.where((side > 0).all(axis=1), side[:, 0] * side[:, 1], 0.0)
-    area = a[:, 2] * a[:, 3]
-    return intersection / np.where(crowd, area, area + b[:, 2] * b[:, 3] - intersection)
+def _overlap(a: np.ndarray, b: np.ndarray, axis: int, i: np.ndarray, j: np.ndarray) -> np.ndarray:
+    """(n,) common width (axis 0) or height (1) of boxes i of ``a`` and j of ``b``, (4, *) x, y, w, h; negative apart."""
+    low_a, low_b = a[axis][i], b[axis][j]
+    high_a, high_b = a[axis + 2][i] + low_a, b[axis + 2][j] + low_b
+    return np.minimum(high_a, high_b) - np.maximum(low_a, low_b)
 
 
 def _mask_pairs(truth: GroundTruth, kept: _Kept):

@@ -3,9 +3,11 @@
 import json
 import logging
 from collections.abc import Sequence
+from json.encoder import encode_basestring_ascii
 from typing import NamedTuple
 
 import numpy as np
+import orjson
 import torch
 from detectron2.structures import BoxMode, Instances
 from detectron2.utils.file_io import PathManager
@@ -75,6 +77,23 @@ class ImagePredictions(NamedTuple):
             result["segmentation"] = {"size": self.mask_size, "counts": counts}
         return results
 
+    def json(self) -> str:
+        """:meth:`unpack` as ``json.dumps`` writes it, without the brackets around, in a third of its time."""
+        numbers = np.concatenate([self.bbox.ravel(), self.score]).astype(np.float64)
+        size = np.abs(numbers)
+        if not ((size == 0) | ((size >= 1e-4) & (size < 1e16))).all():  # Python writes these with other exponents
+            return json.dumps(self.unpack())[1:-1]
+        n = len(self.score)
+        text = orjson.dumps(numbers, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1].decode().split(",")
+        columns = [self.category_id.tolist(), *(text[i : 4 * n : 4] for i in range(4)), text[4 * n :]]
+        start = f'{{"image_id": {json.dumps(self.image_id)}, "category_id": '
+        rows = [f'{start}{c}, "bbox": [{x}, {y}, {w}, {h}], "score": {s}' for c, x, y, w, h, s in zip(*columns)]
+        if self.mask_counts:
+            size = json.dumps(self.mask_size)
+            counts = map(encode_basestring_ascii, self.mask_counts)
+            rows = [f'{row}, "segmentation": {{"size": {size}, "counts": {c}}}' for row, c in zip(rows, counts)]
+        return "}, ".join(rows) + "}"
+
 
 def rles_of(masks) -> list:
     """COCO's compressed RLEs of the masks of an image, with text as counts.
@@ -124,13 +143,13 @@ def load(path: str) -> list:
 
 
 def write_json(predictions: list, path: str) -> None:
-    """LVIS's results format, image by image: the whole as one string or list would be large."""
+    """LVIS's results format, as ``json.dump`` writes it: image by image, since the whole would be large."""
     logger.info("Saving results to %s", path)
     with PathManager.open(path, "w") as file:
         separator = "["
         for image in predictions:
             if len(image.score):
-                file.write(separator + json.dumps(image.unpack())[1:-1])
+                file.write(separator + image.json())
                 separator = ", "
         file.write("[]" if separator == "[" else "]")
 
