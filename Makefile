@@ -43,8 +43,9 @@ lint: setup
 	$(VENV)/bin/python -m ruff format --check .
 	$(VENV)/bin/python -m mypy
 
+# One thread a process: two that share a core are ten times slower.
 test: lint
-	$(VENV)/bin/python -m pytest tests $(if $(ARGS),$(ARGS),$(COVERAGE))
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest tests -n auto $(if $(ARGS),$(ARGS),$(COVERAGE))
 
 docs: setup
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict --config-file website/mkdocs.yml $(ARGS)

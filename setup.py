@@ -67,6 +67,7 @@ setup(
             "mypy",
             "pytest",
             "pytest-cov",
+            "pytest-xdist",
             "ruff",
             "scikit-learn",
             "scipy",

@@ -5,12 +5,13 @@ from contextlib import redirect_stdout
 from itertools import chain
 
 from detectron2.evaluation import COCOEvaluator
+from detectron2.structures import Instances
 from detectron2.utils import comm
 
 from eql_d2.data.normalised import normalise
 from eql_d2.evaluation.fixed_ap import BestOfEachCategory, best_of_all
 from eql_d2.evaluation.lvis_metrics import COCO_MAX_DETS, Detections, GroundTruth, match_lvis
-from eql_d2.evaluation.predictions import ImagePredictions, as_detections
+from eql_d2.evaluation.predictions import ImagePredictions, as_detections, rles_of
 from eql_d2.evaluation.tail_analysis import TailAnalysis
 
 
@@ -53,7 +54,20 @@ class AnalysedCOCOEvaluator(COCOEvaluator):
                 instances = output["instances"].to("cpu")
                 self._best.add(ImagePredictions.pack(instances, image["image_id"]))
             outputs = [{"instances": best_instances(output["instances"], self._limit)} for output in outputs]
-        super().process(inputs, outputs)
+        for image, output in zip(inputs, outputs):
+            self._process_image(image, output)
+
+    def _process_image(self, image, output):
+        """As Detectron2's; masks become RLEs without a full-size picture of each."""
+        instances = output.get("instances")
+        if instances is None or not instances.has("pred_masks"):
+            return super().process([image], [output])
+        fields = instances.get_fields()
+        masks = rles_of(fields["pred_masks"].to("cpu"))
+        others = {name: value for name, value in fields.items() if name != "pred_masks"}
+        super().process([image], [{**output, "instances": Instances(instances.image_size, **others)}])
+        for result, rle in zip(self._predictions[-1]["instances"], masks):
+            result["segmentation"] = rle
 
     def evaluate(self, img_ids=None):
         """As Detectron2's, of the images of ``img_ids``, which are analysed only where they are all (None)."""

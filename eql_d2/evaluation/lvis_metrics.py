@@ -455,8 +455,8 @@ def _box_pairs(truth: GroundTruth, kept: _Kept):
 def close_boxes(truth: GroundTruth, box: np.ndarray, first: np.ndarray, count: np.ndarray):
     """As ``_box_pairs``, of each of the (n, 4) boxes with the (n,) ``count`` objects from its (n,) ``first`` on.
 
-    IoU goes in the order of operations of ``pycocotools.mask.iou``, so it is equal to the bit. With a crowd region it is
-    the share of the box that the region covers.
+    IoU goes in the order of operations of ``pycocotools.mask.iou``, so it is equal to the bit. With a crowd region it
+    is the share of the box that the region covers.
     """
     end = np.cumsum(count)  # of each detection's pairs
     box, objects = np.ascontiguousarray(box.T), np.ascontiguousarray(truth.box.T)  # columns are read faster
@@ -483,7 +483,7 @@ def close_boxes(truth: GroundTruth, box: np.ndarray, first: np.ndarray, count: n
 
 
 def _overlap(a: np.ndarray, b: np.ndarray, axis: int, i: np.ndarray, j: np.ndarray) -> np.ndarray:
-    """(n,) common width (axis 0) or height (1) of boxes i of ``a`` and j of ``b``, (4, *) x, y, w, h; negative apart."""
+    """(n,) common width (axis 0) or height (1) of boxes i of ``a`` and j of ``b``, (4, *) x, y, w, h; < 0 if apart."""
     low_a, low_b = a[axis][i], b[axis][j]
     high_a, high_b = a[axis + 2][i] + low_a, b[axis + 2][j] + low_b
     return np.minimum(high_a, high_b) - np.maximum(low_a, low_b)
