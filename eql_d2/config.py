@@ -15,6 +15,7 @@ OUR_FLOATS = (
     "MODEL.ROI_BOX_HEAD.CALIBRATION.",
     "SOLVER.CLASSIFIER_LR_FACTOR",
     "DATALOADER.REPEAT_",
+    "INPUT.COPY_PASTE.",
 )
 
 
@@ -82,6 +83,15 @@ def add_eql_config(cfg: CfgNode) -> None:
     lsj = cfg.INPUT.LSJ = CfgNode()
     lsj.SIZE = 0
     lsj.SCALE_RANGE = (0.1, 2.0)
+
+    # Objects of other training images, pasted by their masks (docs/sampling.md): how many an image gets is drawn from 0
+    # to MAX_OBJECTS (0 is none), each with probability ~ (objects of its category)^-STRENGTH. One that is left with
+    # less than MIN_VISIBLE of its pixels is none any more. CACHE_MB of decoded images are kept in each worker.
+    paste = cfg.INPUT.COPY_PASTE = CfgNode()
+    paste.MAX_OBJECTS = 0
+    paste.STRENGTH = 1.0
+    paste.MIN_VISIBLE = 0.2
+    paste.CACHE_MB = 256.0
 
     # alpha of DATALOADER.SAMPLER_TRAIN ExponentialRepeatFactorSampler; its threshold is REPEAT_THRESHOLD, as of
     # InstanceAwareRepeatFactorSampler.

@@ -101,6 +101,7 @@ def studies() -> dict[str, list[Row]]:
         "background": [Row(sigmoid), Row(eql, SIGMOID), Row(without_exclusion(eql), SIGMOID)],
         "gamma": [Row(softmax), Row(softmax_eql, SOFTMAX), *(Row(v, SOFTMAX) for v in gammas(softmax_eql))],
         "sampler": [row for loss in (*key, losses[EQL_V2]) for row in samplers(loss)],
+        "copy_paste": [row for loss in (softmax, sigmoid, eql) for row in (Row(loss), Row(pasting(loss), loss.name))],
         "second_stage": [Row(softmax), Row(sigmoid), *(Row(v, v.first_stage) for v in second_stages())],
         "prior": paired(sigmoid, eql, [prior(p) for p in (0.001, 0.1)]),
         "data": paired(sigmoid, eql, [fewer_categories, milder_tail]),
@@ -136,6 +137,11 @@ def samplers(loss: Variant) -> list[Row]:
     instance_aware = "DATALOADER.SAMPLER_TRAIN", "InstanceAwareRepeatFactorSampler"
     irfs = loss.but("IRFS", *instance_aware, *threshold, seeds=FEW_SEEDS)
     return [Row(loss), Row(rfs, loss.name), Row(irfs, rfs.name)]
+
+
+def pasting(loss: Variant) -> Variant:
+    """0 to 6 objects more in an image, all categories alike."""
+    return loss.but("copy-paste", "INPUT.COPY_PASTE.MAX_OBJECTS", 6, seeds=FEW_SEEDS)
 
 
 def second_stages() -> list[Variant]:

@@ -15,9 +15,9 @@ def load_training_dicts(cfg) -> list[dict]:
 
     Four things differ. Of several datasets an image says which one it is from, in ``dataset_source``. With
     ``CLS_LOSS.IMAGE_LABELS`` it says which categories it was checked for. Python's search for cycles, which slows the
-    making of millions of objects, is paused. And without ``MODEL.MASK_ON`` the objects have no `segmentation`, which
-    nobody reads then: long polygons are most of what a data loader holds in memory, and of its work on an image's dict.
-    Pass the result to the loader as ``dataset``.
+    making of millions of objects, is paused. And where neither ``MODEL.MASK_ON`` nor copy-paste reads them, the objects
+    have no `segmentation`: long polygons are most of what a data loader holds in memory, and of its work on an image's
+    dict. Pass the result to the loader as ``dataset``.
     """
     with_labels = cfg.MODEL.ROI_BOX_HEAD.CLS_LOSS.IMAGE_LABELS
     read = get_checked_dataset_dicts if with_labels else get_detection_dataset_dicts
@@ -30,7 +30,8 @@ def load_training_dicts(cfg) -> list[dict]:
             min_keypoints=keypoints,
             proposal_files=cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None,
         )
-        if not cfg.MODEL.MASK_ON and isinstance(dicts, list):  # else a map-style dataset of the user's own
+        masks_are_read = cfg.MODEL.MASK_ON or cfg.INPUT.COPY_PASTE.MAX_OBJECTS > 0
+        if not masks_are_read and isinstance(dicts, list):  # else a map-style dataset of the user's own
             for i, image in enumerate(dicts):  # copied: the list of a registered dataset may be its owner's
                 dicts[i] = without_segmentation(image)
     return dicts

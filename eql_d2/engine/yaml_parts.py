@@ -3,12 +3,13 @@
 import detectron2.data.transforms as T
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetMapper, build_detection_test_loader
+from detectron2.data import DatasetMapper, MetadataCatalog, build_detection_test_loader
 from detectron2.data.detection_utils import build_augmentation
 from detectron2.modeling import build_model as build_detectron2_model
 from detectron2.solver import build_lr_scheduler
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 
+from eql_d2.data.copy_paste import CopyPasteMapper
 from eql_d2.data.image_errors import ExplainedMapper
 from eql_d2.data.loading import load_training_dicts
 from eql_d2.data.train_loader import TrainLoader
@@ -47,7 +48,9 @@ def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimiz
 
 def build_train_loader(cfg: CfgNode) -> TrainLoader:
     """A :class:`TrainLoader` of ``DATASETS.TRAIN``."""
-    return TrainLoader(cfg, dataset=load_training_dicts(cfg), mapper=ExplainedMapper(training_mapper(cfg)))
+    dataset = load_training_dicts(cfg)
+    mapper = copy_paste_mapper(cfg, dataset) if cfg.INPUT.COPY_PASTE.MAX_OBJECTS else training_mapper(cfg)
+    return TrainLoader(cfg, dataset=dataset, mapper=ExplainedMapper(mapper))
 
 
 def build_test_loader(cfg: CfgNode, dataset_name: str):
@@ -56,14 +59,44 @@ def build_test_loader(cfg: CfgNode, dataset_name: str):
 
 def training_mapper(cfg: CfgNode) -> DatasetMapper:
     """Detectron2's, with large-scale jitter in the place of its resizing where ``INPUT.LSJ.SIZE`` asks for it."""
-    if cfg.INPUT.LSJ.SIZE == 0:
-        return DatasetMapper(cfg, True)
-    if cfg.MODEL.MASK_ON and cfg.INPUT.MASK_FORMAT == "polygon":
+    if cfg.INPUT.LSJ.SIZE and cfg.MODEL.MASK_ON and cfg.INPUT.MASK_FORMAT == "polygon":
         require_shapely("INPUT.LSJ")
+    return DatasetMapper(**mapper_arguments(cfg))
+
+
+def mapper_arguments(cfg: CfgNode) -> dict:
     arguments = DatasetMapper.from_config(cfg, True)
-    # A cropped object's box is that of the mask that is left.
-    arguments.update(augmentations=large_scale_jitter(cfg), recompute_boxes=cfg.MODEL.MASK_ON)
-    return DatasetMapper(**arguments)
+    if cfg.INPUT.LSJ.SIZE:
+        # A cropped object's box is that of the mask that is left.
+        arguments.update(augmentations=large_scale_jitter(cfg), recompute_boxes=cfg.MODEL.MASK_ON)
+    return arguments
+
+
+def copy_paste_mapper(cfg: CfgNode, dataset: list[dict]) -> CopyPasteMapper:
+    """``INPUT.COPY_PASTE`` on top of the other augmentation.
+
+    Raises:
+        InputError: what it cannot do together with.
+    """
+    model = cfg.MODEL
+    if model.KEYPOINT_ON or model.LOAD_PROPOSALS or (model.MASK_ON and cfg.INPUT.MASK_FORMAT != "bitmask"):
+        raise InputError(
+            f"INPUT.COPY_PASTE.MAX_OBJECTS is {cfg.INPUT.COPY_PASTE.MAX_OBJECTS}: pasting needs MODEL.KEYPOINT_ON "
+            f"False, MODEL.LOAD_PROPOSALS False and, with masks, INPUT.MASK_FORMAT 'bitmask'"
+        )
+    arguments = mapper_arguments(cfg) | {"use_instance_mask": True, "instance_mask_format": "bitmask"}
+    orders = [MetadataCatalog.get(name).get("thing_dataset_id_to_contiguous_id") for name in cfg.DATASETS.TRAIN]
+    node = cfg.INPUT.COPY_PASTE
+    return CopyPasteMapper(
+        DatasetMapper(**arguments),
+        dataset,
+        max_objects=node.MAX_OBJECTS,
+        strength=node.STRENGTH,
+        min_visible=node.MIN_VISIBLE,
+        cache_mb=node.CACHE_MB,
+        keep_masks=model.MASK_ON,
+        dataset_ids=[{own: i for i, own in order.items()} for order in orders] if all(orders) else (),
+    )
 
 
 def large_scale_jitter(cfg: CfgNode) -> list:

@@ -88,3 +88,11 @@ def test_activation_checkpointing_needs_no_fairscale():
     model = Trainer.build_model(cfg)
     assert cfg.model.backbone.net.use_act_checkpoint  # the record says what was asked for
     assert all("forward" in vars(block) for block in model.backbone.net.blocks)
+
+
+@pytest.mark.parametrize("masks", [False, True])
+def test_copy_paste_by_its_key(lsj_cfg, masks):
+    cfg = lsj_cfg("INPUT.COPY_PASTE.MAX_OBJECTS", 4, "MODEL.MASK_ON", masks, "INPUT.MASK_FORMAT", "bitmask")
+    batch = next(iter(build_train_loader(cfg)))
+    assert all(image["instances"].has("gt_masks") == masks for image in batch)
+    assert sum(len(image["instances"]) for image in batch) > 0
