@@ -121,7 +121,7 @@ def test_the_drawing_law():
 
 
 def test_what_is_pasted_follows_the_law(two_images):
-    """3,000 images with 0, 1 or 2 pasted: of two of one category the lower one is covered, so 1 or 1.5 of two are seen."""
+    """0, 1 or 2 pasted: of two of one category the lower one is covered, so of two 1 or 1.5 are seen."""
     first, second = two_images
     sources = [{**first, "annotations": [rectangle(0, 0, 1, 1, 0)] * 3}, second]
     mapper = a_paste_mapper([first], sources, max_objects=2, strength=1.0, min_visible=0.0)
