@@ -2,11 +2,14 @@
 VENV ?= .venv
 # The Python that $(VENV) is made from. If it has torch and detectron2 already, those are used.
 PYTHON ?=
-# Another Detectron2: git+https://..., a folder, or "pinned". tools/setup_env.sh --help says more.
+# Another Detectron2: git+https://..., a folder, or "pinned". tools/setup_env.sh says more.
 DETECTRON2 ?=
 # More arguments: make train ARGS="--eval-only SOLVER.MAX_ITER 10", make test ARGS="-k equalization",
-# make prove ARGS="--kills 100 --output output/proofs_100"
+# make prove KILLS=100 ARGS="-k kill"
 ARGS ?=
+# How often `make prove` kills a training.
+KILLS ?= 20
+PROOFS = $(addprefix tests/slow/test_,interruptions.py processes_agree.py hostile_files_widely.py)
 # Not with ARGS, which may choose a few tests.
 COVERAGE = --cov --cov-report=term:skip-covered --cov-fail-under=95
 
@@ -30,7 +33,7 @@ help:
 	@echo 'PYTHON=/path/to/python3   use the torch and Detectron2 of that environment'
 	@echo 'DETECTRON2=git+https://github.com/facebookresearch/detectron2   build that Detectron2'
 	@echo 'VENV=folder   another environment; one of your own is added to'
-	@echo 'ARGS="..."   more arguments for train_net.py, pytest, prove.py or the study'
+	@echo 'ARGS="..."   more arguments for train_net.py, pytest or the study'
 
 setup:
 	@VENV='$(VENV)' PYTHON='$(PYTHON)' DETECTRON2='$(DETECTRON2)' tools/setup_env.sh
@@ -51,7 +54,7 @@ docs: setup
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict --config-file website/mkdocs.yml $(ARGS)
 
 prove: setup
-	$(VENV)/bin/python tools/prove.py $(ARGS)
+	KILLS=$(KILLS) $(VENV)/bin/python -m pytest -m slow -rP $(PROOFS) $(ARGS)
 
 benchmark: setup
 	$(VENV)/bin/python -m study $(ARGS)

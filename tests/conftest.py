@@ -10,9 +10,9 @@ from hypothesis import settings
 from eql_d2 import ClassFrequencies
 from eql_d2.engine import load_config
 
-# `make test` tries the same cases every time; `make prove` ten times as many, new ones (--hypothesis-profile prove).
+# `make test` tries the same cases every time; tests/slow ten times as many, new ones.
 settings.register_profile("test", max_examples=200, derandomize=True, deadline=None, database=None)
-settings.register_profile("prove", max_examples=2000, deadline=None, database=None)
+settings.register_profile("widely", max_examples=2000, deadline=None, database=None)
 settings.load_profile("test")
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"

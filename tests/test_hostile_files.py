@@ -1,6 +1,6 @@
 """Hostile annotation files and configs: whatever is in them, they work or are one clear error.
 
-`make test` tries 200 of each kind, the same ones every time; `make prove` at least 2,000 new ones.
+`make test` tries 200 of each kind, the same ones every time; tests/slow at least 2,000 new ones.
 """
 
 import copy

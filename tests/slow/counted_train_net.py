@@ -25,5 +25,5 @@ if __name__ == "__main__":
     path = sys.argv.pop(1)
     build_hooks = Trainer.build_hooks
     Trainer.build_hooks = lambda self: [Count(path), *build_hooks(self)]
-    sys.argv[0] = str(Path(__file__).parents[1] / "train_net.py")
+    sys.argv[0] = str(Path(__file__).parents[2] / "tools" / "train_net.py")
     runpy.run_path(sys.argv[0], run_name="__main__")

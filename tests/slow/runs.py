@@ -21,72 +21,43 @@ PERIOD = 5  # iterations between checkpoints
 TIMEOUT = 600  # seconds for anything here
 
 
-class Failed(Exception):
-    """A proof that does not hold; the message says what was seen."""
-
-
-def is_time(name) -> bool:
-    """Whether a metric is a clock's, which no two runs share."""
-    return "time" in str(name) or name == "eta_seconds"
-
-
 class Run:
     """One training in one folder, over as many processes as it takes.
 
     Args:
-        folder: of the run; the console goes to `console.txt` in it, one of each process to the end of it.
+        folder: of the run; each process adds to `console.txt` in it.
         data: folder of the small MiniLVIS to train on, made if it is not there.
-        max_iter: iterations.
         options: config keys and values besides.
     """
 
-    def __init__(self, folder: Path, data: Path, max_iter: int, *options: str):
+    def __init__(self, folder: Path, data: Path, max_iter: int, options: dict | None = None):
         self.folder, self.max_iter = folder, max_iter
         folder.mkdir(parents=True, exist_ok=True)
-        self.console = folder / "console.txt"
-        self.counter = folder / "iteration.txt"
+        self.console, self.counter = folder / "console.txt", folder / "iteration.txt"
         self.process: subprocess.Popen | None = None
         self._start_of_output = 0
         ensure(SPEC, data)
-        register = [[f"proof_{s}", str(data / f"mini_lvis_{s}.json"), str(data)] for s in ("train", "val")]
-        self.options = [
-            str(option)
-            for option in (
-                "DATASETS.REGISTER",
-                register,
-                "DATASETS.TRAIN",
-                ("proof_train",),
-                "DATASETS.TEST",
-                ("proof_val",),
-                "DATALOADER.NUM_WORKERS",
-                2,
-                "INPUT.MIN_SIZE_TRAIN",
-                (64, 80, 96),
-                "INPUT.MIN_SIZE_TEST",
-                64,
-                "INPUT.RANDOM_FLIP",
-                "horizontal",
-                "MODEL.DEVICE",
-                "cpu",
-                "MODEL.WEIGHTS",
-                "",
-                "MODEL.ROI_HEADS.NUM_CLASSES",
-                SPEC.num_categories,
-                "SOLVER.IMS_PER_BATCH",
-                2,
-                "SOLVER.MAX_ITER",
-                max_iter,
-                "SOLVER.CHECKPOINT_PERIOD",
-                PERIOD,
-                "SOLVER.WARMUP_ITERS",
-                10,
-                "TEST.EVAL_PERIOD",
-                max_iter // 3,
-                "OUTPUT_DIR",
-                folder,
-                *options,
-            )
-        ]
+        register = [[f"slow_{s}", str(data / f"mini_lvis_{s}.json"), str(data)] for s in ("train", "val")]
+        settings = {
+            "DATASETS.REGISTER": register,
+            "DATASETS.TRAIN": ("slow_train",),
+            "DATASETS.TEST": ("slow_val",),
+            "DATALOADER.NUM_WORKERS": 2,
+            "INPUT.MIN_SIZE_TRAIN": (64, 80, 96),
+            "INPUT.MIN_SIZE_TEST": 64,
+            "INPUT.RANDOM_FLIP": "horizontal",
+            "MODEL.DEVICE": "cpu",
+            "MODEL.WEIGHTS": "",
+            "MODEL.ROI_HEADS.NUM_CLASSES": SPEC.num_categories,
+            "SOLVER.IMS_PER_BATCH": 2,
+            "SOLVER.MAX_ITER": max_iter,
+            "SOLVER.CHECKPOINT_PERIOD": PERIOD,
+            "SOLVER.WARMUP_ITERS": 10,
+            "TEST.EVAL_PERIOD": max_iter // 3,
+            "OUTPUT_DIR": folder,
+            **(options or {}),
+        }
+        self.options = [str(word) for setting in settings.items() for word in setting]
 
     def start(self, *options: str, resume: bool = True, preexec: Callable | None = None) -> None:
         """Start the tool, in a process group of its own."""
@@ -95,7 +66,7 @@ class Run:
 
     def counted(self, arguments: list[str]) -> list[str]:
         """The command of tools/train_net.py with these arguments, and a count of its iterations."""
-        return [sys.executable, str(ROOT / "tools" / "proofs" / "counted_train_net.py"), str(self.counter), *arguments]
+        return [sys.executable, str(Path(__file__).parent / "counted_train_net.py"), str(self.counter), *arguments]
 
     def start_command(self, command: list[str], preexec: Callable | None = None) -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
@@ -125,12 +96,15 @@ class Run:
                 return False
             if time.monotonic() > deadline:
                 self.kill(signal.SIGKILL)
-                raise Failed(f"nothing happened for {TIMEOUT} s, see {self.console}")
+                raise AssertionError(f"nothing happened for {TIMEOUT} s, see {self.console}")
             time.sleep(poll)
         return True
 
     def wait_until_it_trains(self) -> bool:
         return self.wait_until(lambda: "Starting training from iteration" in self.output())
+
+    def wait_for_iteration(self, iteration: int) -> None:
+        assert self.wait_until(lambda: self.last_finished() >= iteration), f"ended before {iteration}: {self.console}"
 
     def kill(self, signum: int) -> int:
         """Send a signal to all processes of the run; the exit code of the first, negative where a signal ended it."""
@@ -145,15 +119,20 @@ class Run:
         pid = self.process.pid
         return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
+    def wait_for_its_end(self) -> int:
+        self.wait_until(lambda: False, poll=0.1)
+        return self.process.returncode
+
     def finish(self) -> None:
         """Wait until the process has ended well."""
-        self.wait_until(lambda: False, poll=0.1)
-        if self.process.returncode:
-            raise Failed(f"exit code {self.process.returncode}, see {self.console}:\n{self.output()[-2000:]}")
+        assert self.wait_for_its_end() == 0, f"see {self.console}:\n{self.output()[-2000:]}"
 
     @property
     def done(self) -> bool:
         return (self.folder / "model_final.pth").exists() and self.process.poll() == 0
+
+    def unfinished_files(self) -> list[Path]:
+        return list(self.folder.glob("*.tmp"))
 
     def last_finished(self) -> int:
         """The last iteration that was finished by any process, -1 if none."""
@@ -170,8 +149,9 @@ class Run:
             return -1
         return self.max_iter - 1 if name == "model_final.pth" else int(re.search(r"\d{7}", name).group())
 
-    def started_from(self) -> int:
-        return int(re.search(r"Starting training from iteration (\d+)", self.output()).group(1))
+    def started_from(self) -> int | None:
+        match = re.search(r"Starting training from iteration (\d+)", self.output())
+        return int(match.group(1)) if match else None
 
     def errors(self) -> list[str]:
         """The lines in which the present process says what went wrong."""
@@ -188,28 +168,30 @@ class Run:
         return [line for line in timeless if line.keys() != {"iteration"}]
 
 
-def check_equal(run: Run, reference: Run) -> int:
-    """Final checkpoints and metrics must be equal to the last bit; returns how many numbers were compared."""
+def is_time(name) -> bool:
+    """Whether a metric is a clock's, which no two runs share."""
+    return "time" in str(name) or name == "eta_seconds"
+
+
+def assert_same_end(run: Run, reference: Run) -> int:
+    """Final checkpoints and metrics are equal to the last bit; returns how many numbers were compared."""
     final = [torch.load(r.folder / "model_final.pth", weights_only=True) for r in (run, reference)]
-    count = compare(*final, "")
-    if run.metrics() != reference.metrics():
-        raise Failed(f"metrics.json of {run.folder} and {reference.folder} differ")
+    count = assert_equal(*final)
+    assert run.metrics() == reference.metrics()
     return count
 
 
-def compare(a, b, path: str) -> int:
-    """Count the numbers of two checkpoints, which must be equal."""
+def assert_equal(a, b, path: str = "") -> int:
+    """Two checkpoints, or parts of them, hold the same numbers but for clocks; returns how many."""
     if isinstance(a, torch.Tensor):
-        same, count = torch.equal(a, b), a.numel()
-    elif isinstance(a, dict):
+        assert torch.equal(a, b), path
+        return a.numel()
+    if isinstance(a, dict):
         keys = [key for key in a if not is_time(key)]
-        same, count = keys == [key for key in b if not is_time(key)], 0
-        count += sum(compare(a[key], b.get(key), f"{path}.{key}") for key in keys)
-    elif isinstance(a, (list, tuple)):
-        same, count = len(a) == len(b), 0
-        count += sum(compare(x, y, f"{path}[{i}]") for i, (x, y) in enumerate(zip(a, b)))
-    else:
-        same, count = a == b or (a != a and b != b), 1
-    if not same:
-        raise Failed(f"{path[1:]} of the final checkpoints differ")
-    return count
+        assert keys == [key for key in b if not is_time(key)], path
+        return sum(assert_equal(a[key], b[key], f"{path}.{key}") for key in keys)
+    if isinstance(a, (list, tuple)):
+        assert len(a) == len(b), path
+        return sum(assert_equal(x, y, f"{path}[{i}]") for i, (x, y) in enumerate(zip(a, b)))
+    assert a == b or (a != a and b != b), path
+    return 1
