@@ -1,4 +1,4 @@
-"""tests/test_hostile_files.py with ten times as many cases, new ones each time, in memory that an absurd size exceeds."""
+"""tests/test_hostile_files.py with ten times as many cases, new ones each time, in memory that an absurd size fills."""
 
 import re
 import resource
