@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -165,7 +166,10 @@ def test_environment_of_a_users_own_is_added_to(machine, fate):
 
 def test_torch_and_detectron2_of_the_parent_are_used(machine):
     machine.make_python(machine.folder / "parent", "torch", "torchvision", "detectron2")
+    before = sorted(Path(sysconfig.get_path("purelib", vars={"base": sys.base_prefix})).glob("*.pth"))
     assert "torchvision, as they are" in machine.run()
+    assert [path.name for path in machine.venv.rglob("*.pth")] == ["eql_d2_parent.pth"]
+    assert sorted(Path(sysconfig.get_path("purelib", vars={"base": sys.base_prefix})).glob("*.pth")) == before
     assert "torch.txt" not in machine.pip_calls()
     assert "made anew: it was made from" in machine.run(DETECTRON2="pinned")
     assert "torch.txt" in machine.pip_calls()

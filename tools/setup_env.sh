@@ -94,9 +94,13 @@ venv() {
     [ -n "$OURS" ] || return 0
     "$BASE" -m venv "$VENV"
     [ "$DETECTRON2" = found ] || return 0
-    # It looks where BASE does, after its own packages.
-    "$BASE" -c 'import site; [print(f"import site; site.addsitedir({folder!r})") for folder in site.getsitepackages() +
-[site.getusersitepackages()] * bool(site.ENABLE_USER_SITE)]' >"$("$PY" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/eql_d2_parent.pth"
+    # It looks where BASE does, after its own packages. The path is within VENV whatever its Python says of itself.
+    local site
+    site=$VENV/lib/$("$BASE" -c 'import sys; print("python%d.%d" % sys.version_info[:2])')/site-packages
+    mkdir -p "$site"
+    "$BASE" -c 'import site
+for folder in site.getsitepackages() + [site.getusersitepackages()] * bool(site.ENABLE_USER_SITE):
+    print(f"import site; site.addsitedir({folder!r})")' >"$site/eql_d2_parent.pth"
 }
 torch() { add $([ -n "$THEIRS" ] || echo -r requirements/torch.txt); }
 detectron2() { # the new wheel is there before the old one goes

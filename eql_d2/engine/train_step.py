@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from eql_d2.engine.settings import settings_of
-from eql_d2.errors import InputError
+from eql_d2.errors import InputError, one_line
 from eql_d2.losses import losses_of
 
 logger = logging.getLogger(__name__)
@@ -205,6 +205,8 @@ class TrainStep(SimpleTrainer):
 
 def last_line(error: Exception) -> str:
     """What an error says, on one line; from a worker process it begins with the traceback there."""
+    if isinstance(error, (ConnectionError, EOFError)):  # it was killed while its batch was read
+        return f"a worker of the data loader is gone ({one_line(error) or type(error).__name__})"
     return (str(error).strip().splitlines() or [type(error).__name__])[-1]
 
 

@@ -188,8 +188,7 @@ def test_images_and_a_worker_that_are_gone(folder, reference):
 
     run.start()
     run.wait_for_iteration(rng.randrange(MAX_ITER // 2, MAX_ITER - 5))
-    worker = run.children()[-1]
-    os.kill(worker, signal.SIGKILL)
-    assert_one_error(run, f"{worker}")
+    os.kill(run.children()[-1], signal.SIGKILL)
+    assert_one_error(run, "worker")
     assert_nothing_is_lost(run)
     assert_resumed_ends_the_same(run, reference)
