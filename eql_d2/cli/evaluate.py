@@ -9,8 +9,11 @@ and what objects are taken for. Several results files stand side by side. Needs 
 
 import argparse
 import json
+import re
 import sys
 from pathlib import Path
+
+from eql_d2.errors import InputError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,9 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from eql_d2.evaluation.files import Dataset, Evaluated, resampled  # here, so that help stays quick
 
-    if args.report:
-        import eql_d2.report.page  # noqa: F401  (what it lacks is said before minutes of work)
-
+    check(args)
     dataset = Dataset.load(args.annotations, args.format, args.image_ids, args.frequencies)
     truth = dataset.truth
     print(
@@ -79,6 +80,26 @@ def run(args: argparse.Namespace) -> None:
         write_json(args.json, dataset, names, evaluated, drawings)
     if args.report:
         write_report(args.report, names, evaluated, drawings)
+
+
+def check(args: argparse.Namespace) -> None:
+    """What is wrong with the arguments is said before minutes of work."""
+    if args.report:
+        import eql_d2.report.page  # noqa: F401  (or an error that names the extra)
+    if args.bootstrap is not None and args.bootstrap < 2:
+        raise InputError(f"--bootstrap needs at least 2 drawings, 1000 are usual; got {args.bootstrap}")
+    if args.boundary and args.iou_type != "segm":
+        raise InputError("--boundary is of masks: evaluate them by --iou-type segm")
+    for path in args.results:
+        if args.results.count(path) > 1:
+            raise InputError(f"{path} is given twice")
+    for path in filter(None, (args.categories, args.json, args.report)):
+        if Path(path).is_dir():
+            raise InputError(f"{path} is a folder: name a file to write")
+        try:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{path} cannot be written: {error.strerror}") from error
 
 
 def distinct_names(paths: list) -> list[str]:
@@ -114,7 +135,8 @@ def write_categories(path, names: list, evaluated: list) -> None:
 
     path = Path(path)
     for name, each in zip(names, evaluated, strict=True):
-        own = path if len(names) == 1 else path.with_name(f"{path.stem}.{Path(name).stem}{path.suffix}")
+        part = re.sub(r"[^\w.-]+", "_", name.removesuffix(".json"))
+        own = path if len(names) == 1 else path.with_name(f"{path.stem}.{part}{path.suffix}")
         with written_whole(own) as file:
             each.analysis.write_categories(file)
         print(f"wrote {own}")

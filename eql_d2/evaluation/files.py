@@ -23,7 +23,7 @@ from eql_d2.evaluation.lvis_metrics import (
     best_of_each,
     match_lvis,
 )
-from eql_d2.evaluation.mistakes import mistakes
+from eql_d2.evaluation.mistakes import indices_for_ids, mistakes
 from eql_d2.evaluation.results_file import name_of, read_results
 from eql_d2.evaluation.tail_results import TailResults, in_percent
 from eql_d2.evaluation.training_counts import shipped_counts, training_counts
@@ -56,6 +56,7 @@ class Dataset:
             train: the training set's annotation file, or a file of `eql-d2 counts`, for r, c and f of these and AP by
                 training images. None is LVIS's own training set for LVIS's categories, else none.
         """
+        _refuse_results(path)
         data = normalise(path, read_json(path, required=("images", "categories", "annotations")))
         _check(path, data)
         all_ids = np.array([image["id"] for image in data["images"]])
@@ -130,9 +131,13 @@ class Evaluated:
         if detections.box is None:
             detections = _with_boxes(dataset.truth, detections)
         matching = match_lvis(dataset.truth, detections, iou_type, limit)
-        return cls(
+        evaluated = cls(
             str(path), name_of(path), dataset, iou_type, limit, matching, detections, notes, fixed_ap, boundary, unknown
         )
+        if not unknown["category_id"]:
+            line = indices_for_ids(dataset.truth.category_ids, evaluated.analysis.answers)
+            notes += [line] if line else []
+        return evaluated
 
     @cached_property
     def analysis(self) -> TailResults:
@@ -221,6 +226,13 @@ def read_image_ids(path) -> set[int]:
         return {int(word) for word in words}
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} must hold image ids, one a line, a JSON list, or annotations: {error}") from error
+
+
+def _refuse_results(path) -> None:
+    if os.path.isfile(path):
+        with open(path, "rb") as file:
+            if file.read(64).lstrip().startswith(b"["):
+                raise InputError(f"{path} is a list, as of detections: results come first, annotations last")
 
 
 def _check(path, data: dict) -> None:

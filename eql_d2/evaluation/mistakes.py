@@ -5,10 +5,12 @@ Each check returns one line with the cure, or None. They look at conventions, no
 
 import numpy as np
 
+from eql_d2.evaluation.confusion import MISSED, Answers
 from eql_d2.evaluation.lvis_metrics import Detections, GroundTruth
 
 FEW = 0.2  # share of boxes out of their image that a detector without clipping may have
 MARGIN = 2  # px by which a box may leave its image through rounding
+ENOUGH = 20  # objects that are judged
 
 
 def mistakes(truth: GroundTruth, detections: Detections) -> list[str]:
@@ -28,9 +30,36 @@ def contiguous_ids(truth: GroundTruth, detections: Detections) -> str | None:
         if indices and len(unknown) and known.min() >= first and (first == 0) == bool(used.min() == 0):
             return (
                 f"the category ids look like a model's indices, from {first} on: {used.min()} to {used.max()}, and the "
-                f"annotations do not list {_some(unknown)}; write the dataset's ids, sorted(ids)[index - {first}]"
+                f"annotations do not list {_some(unknown)}; write the dataset's ids, {_cure(first)}"
             )
     return None
+
+
+def indices_for_ids(category_ids: np.ndarray, answers: Answers) -> str | None:
+    """The same where all ids are known, by what the detections on objects are called.
+
+    Args:
+        category_ids: (K,) ascending.
+        answers: what the objects are taken for.
+    """
+    found = answers.predicted != MISSED
+    objects, predicted = answers.category[found], answers.predicted[found]
+    if found.sum() < ENOUGH:
+        return None
+    right = (predicted == objects).mean()
+    for first in (0, 1):
+        as_indices = (category_ids[predicted] - first == objects).mean()
+        if as_indices > max(0.1, 3 * right):
+            return (
+                f"the category ids look like a model's indices, from {first} on: {100 * right:.0f} % of the objects "
+                f"that are found have the right id, and {100 * as_indices:.0f} % the right index; write the dataset's "
+                f"ids, {_cure(first)}"
+            )
+    return None
+
+
+def _cure(first: int) -> str:
+    return f"sorted(ids)[index{f' - {first}' if first else ''}]"
 
 
 def box_format(truth: GroundTruth, detections: Detections) -> str | None:

@@ -51,7 +51,9 @@ def pieces(path, size: int = PIECE) -> Iterator[list]:
     try:
         rest = orjson.loads(b"[" + text)
     except orjson.JSONDecodeError as error:
-        raise InputError(f"{path} is not a JSON list of detections, or is cut off: {error}") from error
+        constants = [name for name in (b"NaN", b"Infinity") if name in text]
+        hint = f", and it holds {constants[0].decode()}, which no detector may give" if constants else ""
+        raise InputError(f"{path} is not a JSON list of detections, or is cut off: {error}{hint}") from error
     if rest:
         yield rest
 
@@ -108,7 +110,9 @@ def _first_problem(results: list, iou_type: str) -> str | None:
             return f"a detection must have a finite number as its `score`: {_short(result)}"
         field = FIELD[iou_type]
         if result.get(field) is None:
-            return f"iou_type '{iou_type}' needs '{field}' in every detection: {_short(result)}"
+            other = "segm" if iou_type == "bbox" else "bbox"
+            cure = f"; it has what '{other}' needs (--iou-type {other})" if result.get(FIELD[other]) else ""
+            return f"iou_type '{iou_type}' needs '{field}' in every detection: {_short(result)}{cure}"
         box = result.get("bbox")
         if box is not None and not (isinstance(box, list) and len(box) == 4 and _are_numbers(box)):
             return f"a detection must have a `bbox` of four finite numbers x, y, width, height: {_short(result)}"

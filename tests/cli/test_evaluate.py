@@ -154,8 +154,6 @@ def test_fixed_and_boundary_ap(files):
     metrics = json.loads((folder / "out.json").read_text())["results"][0]["metrics"]
     assert metrics["AP-fixed"] == pytest.approx(metrics["AP"])  # no limit is reached here
     assert 0 <= metrics["AP-boundary"] <= metrics["AP"]
-    with pytest.raises(InputError, match="boundary AP is of masks"):
-        evaluate(folder / "results.json", folder / "truth.json", "--boundary")
 
 
 def test_results_of_another_dataset(files):
@@ -225,3 +223,30 @@ def test_the_limit_is_in_the_names(files):
     assert "AR@300" not in metrics
     with pytest.raises(InputError, match="max_dets must be"):
         evaluate(folder / "results.json", folder / "truth.json", "--max-dets", 0)
+
+
+def test_mistakes_are_one_line_before_any_work(files, capsys):
+    folder, _, _ = files
+    inputs = [str(folder / "results.json"), str(folder / "truth.json")]
+    for arguments, words in (
+        ([*inputs, "--bootstrap", "1"], "--bootstrap needs at least 2"),
+        ([*inputs, "--boundary"], "--iou-type segm"),
+        ([inputs[0], *inputs], "is given twice"),
+        ([*inputs, "--json", str(folder)], "is a folder: name a file"),
+        ([*inputs, "--report", str(folder / "truth.json" / "page.html")], "cannot be written"),
+        (inputs[::-1], "results come first, annotations last"),
+    ):
+        assert main(["evaluate", *arguments]) == 1
+        shown = capsys.readouterr()
+        assert shown.out == "" and words in shown.err and len(shown.err.splitlines()) == 1
+
+
+def test_results_of_one_name_in_two_folders(files, capsys):
+    folder, _, results = files
+    for name in "ab":
+        (folder / name).mkdir()
+        (folder / name / "results.json").write_text(json.dumps(results))
+    paths = [folder / name / "results.json" for name in "ab"]
+    evaluate(*paths, folder / "truth.json", "--categories", folder / "new" / "table.csv")
+    assert len(list((folder / "new").glob("table.*_a_results.csv"))) == 1 and len(list((folder / "new").iterdir())) == 2
+    assert str(paths[1]) in capsys.readouterr().out

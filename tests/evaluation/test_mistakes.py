@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from eql_d2.evaluation.confusion import answers
 from eql_d2.evaluation.lvis_metrics import Detections, GroundTruth
-from eql_d2.evaluation.mistakes import mistakes
+from eql_d2.evaluation.mistakes import indices_for_ids, mistakes
 
 N = 200
 
@@ -43,7 +44,10 @@ def test_nothing_is_wrong(truth):
 @pytest.mark.parametrize("first", [0, 1])
 def test_contiguous_ids(truth, first):
     (line,) = mistakes(truth, right(truth, category_id=truth.category + first))
-    assert f"look like a model's indices, from {first} on" in line and f"sorted(ids)[index - {first}]" in line
+    assert (
+        f"look like a model's indices, from {first} on" in line
+        and ("sorted(ids)[index - 1]" if first else "sorted(ids)[index]") in line
+    )
 
 
 def test_one_unknown_id_is_no_convention(truth):
@@ -67,3 +71,22 @@ def test_normalised(truth):
 def test_scores(truth, change, name):
     (line,) = mistakes(truth, right(truth, score=change(np.linspace(0, 1, len(truth.group)))))
     assert name in line and "AP is not touched" in line
+
+
+def judged(truth, category_id):
+    detections = right(truth, category_id=category_id)
+    known = np.isin(category_id, truth.category_ids)
+    return indices_for_ids(truth.category_ids, answers(truth, detections.select(known), -1))
+
+
+def test_indices_that_are_all_ids_are_known_by_what_they_name(truth):
+    """The first category has no detection, so that no index is 0, which is no id."""
+    index = truth.category
+    line = judged(truth, np.where(index == 0, 1000, index))
+    assert "a model's indices, from 0 on" in line and "sorted(ids)[index]" in line
+
+
+def test_a_bad_detector_is_none(truth):
+    assert judged(truth, truth.category_ids[truth.category]) is None
+    assert judged(truth, np.random.default_rng(0).choice(truth.category_ids, len(truth.group))) is None
+    assert judged(truth, np.full(len(truth.group), truth.category_ids[0])) is None

@@ -68,3 +68,13 @@ def test_errors(write, content, message):
 def test_no_file(tmp_path):
     with pytest.raises(InputError, match="there is no file"):
         read_results(tmp_path / "no.json", "bbox")
+
+
+def test_what_no_detector_may_give_is_named(tmp_path):
+    path = tmp_path / "results.json"
+    path.write_text('[{"image_id": 1, "category_id": 1, "score": NaN, "bbox": [1, 2, 3, 4]}]')
+    with pytest.raises(InputError, match="it holds NaN"):
+        read_results(path, "bbox")
+    path.write_text('[{"image_id": 1, "category_id": 1, "score": 1, "segmentation": {"size": [1, 1], "counts": "1"}}]')
+    with pytest.raises(InputError, match="needs 'bbox' .*--iou-type segm"):
+        read_results(path, "bbox")
