@@ -3,6 +3,6 @@
 Importing this package registers them. Nothing of the core imports it.
 """
 
-from eql_d2.mini_lvis import backbone, base_weights, datasets
+from eql_d2.mini_lvis import backbone, base_weights, cached_features, datasets
 
-__all__ = ["backbone", "base_weights", "datasets"]
+__all__ = ["backbone", "base_weights", "cached_features", "datasets"]

@@ -1,6 +1,6 @@
 """Registers MiniLVIS: `mini_lvis_*`, the long-tailed set, and `mini_lvis_base_*`, other glyphs to pre-train on.
 
-Both are generated on first use under `$DETECTRON2_DATASETS` (by default `./datasets`), like Detectron2's own sets.
+And `mini_lvis_1203_*`, which has LVIS's categories by number and count. They are generated on first use under `$DETECTRON2_DATASETS` (by default `./datasets`), like Detectron2's own sets.
 """
 
 import json
@@ -11,21 +11,23 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.lvis import load_lvis_json
 
 from eql_d2.data.registration import datasets_root
-from eql_d2.mini_lvis.generator import MiniLVISSpec, ensure
+from eql_d2.mini_lvis.generator import GlyphSpec, MiniLVISSpec, ensure
+from eql_d2.mini_lvis.lvis_scale import MiniLVIS1203Spec
 
-SPECS = {
+SPECS: dict[str, GlyphSpec] = {
     "mini_lvis": MiniLVISSpec(),
     "mini_lvis_base": MiniLVISSpec(num_categories=80, first_glyph=90, tail_exponent=0.0, num_val_images=100),
+    "mini_lvis_1203": MiniLVIS1203Spec(),
 }
 
 
-def register_mini_lvis(name: str, spec: MiniLVISSpec, root: Path) -> None:
+def register_mini_lvis(name: str, spec: GlyphSpec, root: Path) -> None:
     """Register `<name>_train` and `<name>_val`, which are made at `root` when they are first asked for."""
     for split in ("train", "val"):
         _register_split(f"{name}_{split}", spec, root, root / f"mini_lvis_{split}.json")
 
 
-def _register_split(dataset: str, spec: MiniLVISSpec, root: Path, json_file: Path) -> None:
+def _register_split(dataset: str, spec: GlyphSpec, root: Path, json_file: Path) -> None:
     metadata = MetadataCatalog.get(dataset)
 
     def load():

@@ -1,7 +1,8 @@
 """MiniLVIS: a long-tailed detection set that makes itself, in LVIS v1's format.
 
 Glyphs of matplotlib's DejaVuSans font are pasted, warped and partly covered, on noise textures. The
-same spec gives the same bytes on the same machine. Needs numpy, Pillow, matplotlib and contourpy.
+same spec gives the same bytes on the same machine, in however many processes. Needs numpy, Pillow,
+matplotlib and contourpy. :mod:`eql_d2.mini_lvis.lvis_scale` has the spec of LVIS's own size.
 
 Shape shorthand: K categories, by index in [0, K) (ids in the files are index + 1); h, w the window
 of a shape in its image. A polygon is (P, 2), x before y, in pixels; pixel i spans [i, i + 1].
@@ -11,13 +12,19 @@ import functools
 import json
 import logging
 import math
+import multiprocessing
 import os
 import shutil
+import threading
 import unicodedata
+from abc import ABC, abstractmethod
 from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -46,28 +53,60 @@ LICENSES = [{"id": 1, "name": "Generated images, free of rights", "url": ""}]
 MAX_TRAIN_CATEGORIES_PER_IMAGE = 5.0  # on average; more would not fit beside each other
 MAX_VAL_CATEGORIES_PER_IMAGE = 5.5
 LOAD_SPREAD = 0.6  # an image holds 1 +- this times the average number of categories
-SECOND_OBJECT_PROBABILITY = 0.14  # that a category has two objects in an image
 NEGATIVES_PER_POSITIVE = 1.5
+SCENE_PREFERENCE = 20  # how much likelier a category is in an image of its scene
 
+IMAGE_SIZES = (64, 512)
 OBJECT_SIDE = (20 / 128, 46 / 128)  # long side in units of the image's side
 OCCLUDER_SIDE = (12 / 128, 30 / 128)
 MAX_OCCLUDERS = 2
 MAX_ROTATION, MAX_SHEAR, MAX_LOG_ASPECT = math.radians(18), 0.2, 0.2
 MAX_OVERLAP = 0.18  # intersection over the smaller of two boxes
 MIN_VISIBLE = 0.35  # of an object's own pixels
-POLYGON_TOLERANCE = 0.05  # pixels
 MIN_FRAGMENT = 1.0  # px^2; smaller parts of an object get no polygon
 MIN_CONTRAST = 70.0  # grey levels of 255 between an object and what is behind it
 SUPERSAMPLING = 3
 PLACES_TRIED = 40
 IMAGES_TRIED = 100
+IMAGES_WORTH_A_PROCESS = 200
 
 # Names of random streams, so that none repeats another.
 _TRAIN_STREAM, _VAL_STREAM, _LAYOUT_STREAM, _RANK_STREAM = range(4)
 
 
+class GlyphSpec(ABC):
+    """What the generator asks of a spec: a frozen dataclass, whose fields decide the bytes of the dataset."""
+
+    num_categories: int  # K
+    num_train_images: int
+    num_val_images: int
+    seed: int
+    image_size: int
+    min_val_images: int
+    first_glyph: int  # a random stream of its own, so that no two sets show the same backgrounds
+
+    max_processes: ClassVar[int | None] = 1  # None: one a core
+    more_objects_probability: ClassVar[float] = 0.14  # that a category has another object in an image
+    max_objects: ClassVar[int] = 2  # of a category in an image
+    num_scenes: ClassVar[int] = 1  # categories of one scene are found together
+    polygon_tolerance: ClassVar[float] = 0.05  # pixels
+
+    @property
+    @abstractmethod
+    def glyphs(self) -> tuple[str, ...]:
+        """Of each category a text; an object is one of its characters."""
+
+    @abstractmethod
+    def train_image_counts(self) -> np.ndarray:
+        """(K,) int64, the training images of each category by rank, falling."""
+
+    def record(self) -> dict:
+        """What ``spec.json`` holds; the dataset of another record is another dataset."""
+        return {"version": VERSION, **asdict(self)}  # type: ignore[call-overload]  # a dataclass
+
+
 @dataclass(frozen=True)
-class MiniLVISSpec:
+class MiniLVISSpec(GlyphSpec):
     """Everything that decides the bytes of a MiniLVIS dataset.
 
     Category i is ``GLYPHS[first_glyph + i]``; a permutation drawn from ``seed`` ranks them.
@@ -116,21 +155,17 @@ class MiniLVISSpec:
         self._check_room("num_val_images", MAX_VAL_CATEGORIES_PER_IMAGE)
 
     def _check_integers(self):
-        limits = {
-            "num_categories": (2, len(GLYPHS)),
-            "num_train_images": (1, math.inf),
-            "num_val_images": (1, math.inf),
-            "max_image_count": (1, math.inf),
-            "first_glyph": (0, len(GLYPHS) - 2),
-            "seed": (0, math.inf),
-            "image_size": (64, 512),
-            "min_val_images": (1, math.inf),
-        }
-        for name, (low, high) in limits.items():
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-                wanted = f"at least {low}" if high == math.inf else f"in [{low}, {high}]"
-                raise InputError(f"{name} must be an integer {wanted}, got {value!r}")
+        require_integers(
+            self,
+            num_categories=(2, len(GLYPHS)),
+            num_train_images=(1, math.inf),
+            num_val_images=(1, math.inf),
+            max_image_count=(1, math.inf),
+            first_glyph=(0, len(GLYPHS) - 2),
+            seed=(0, math.inf),
+            image_size=IMAGE_SIZES,
+            min_val_images=(1, math.inf),
+        )
 
     def _check_room(self, name: str, per_image: float):
         needed = math.ceil(self.num_categories / per_image)
@@ -139,6 +174,30 @@ class MiniLVISSpec:
                 f"{name} must be at least {needed} for {self.num_categories} categories, "
                 f"got {getattr(self, name)}: raise it or lower num_categories"
             )
+
+    @property
+    def glyphs(self) -> tuple[str, ...]:
+        return GLYPHS[self.first_glyph : self.first_glyph + self.num_categories]
+
+    def train_image_counts(self) -> np.ndarray:
+        decay = self.tail_exponent * np.arange(self.num_categories) / (self.num_categories - 1)
+        return _largest_fitting(
+            lambda peak: np.maximum(1, np.rint(float(peak) ** (1 - decay))),
+            peak=min(self.max_image_count, self.num_train_images),
+            room=MAX_TRAIN_CATEGORIES_PER_IMAGE * self.num_train_images,
+        )
+
+    def record(self) -> dict:
+        return super().record() | {"tail_exponent": float(self.tail_exponent)}  # so that 1 and 1.0 are one spec
+
+
+def require_integers(spec: GlyphSpec, **limits: tuple[float, float]) -> None:
+    """An InputError for a field that is no integer within its limits."""
+    for name, (low, high) in limits.items():
+        value = getattr(spec, name)
+        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+            wanted = f"at least {low}" if high == math.inf else f"in [{low}, {high}]"
+            raise InputError(f"{name} must be an integer {wanted}, got {value!r}")
 
 
 class _Layer(NamedTuple):
@@ -155,7 +214,7 @@ class _Layer(NamedTuple):
         return slice(self.top, self.top + h), slice(self.left, self.left + w)
 
 
-def ensure(spec: MiniLVISSpec, root: str | Path) -> Path:
+def ensure(spec: GlyphSpec, root: str | Path) -> Path:
     """The dataset at ``root``, generated unless it is already there.
 
     Args:
@@ -172,7 +231,7 @@ def ensure(spec: MiniLVISSpec, root: str | Path) -> Path:
     return root if _is_complete(spec, root) else generate(spec, root)
 
 
-def generate(spec: MiniLVISSpec, root: str | Path) -> Path:
+def generate(spec: GlyphSpec, root: str | Path) -> Path:
     """Make the dataset in a sibling folder, then rename it: ``root`` never holds half a dataset.
 
     Of several processes one generates; the others wait (up to an hour) and use what it made.
@@ -200,14 +259,14 @@ def generate(spec: MiniLVISSpec, root: str | Path) -> Path:
     return root
 
 
-def _is_complete(spec: MiniLVISSpec, root: Path) -> bool:
+def _is_complete(spec: GlyphSpec, root: Path) -> bool:
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         return False
     cure = "choose another folder (--output), or delete this one"
     if not (root / SPEC_FILE).is_file():
         raise InputError(f"{root} exists and is not a MiniLVIS dataset: {cure}")
     found = json.loads((root / SPEC_FILE).read_text())
-    wanted = _spec_record(spec)
+    wanted = spec.record()
     differing = [key for key in wanted if found.get(key) != wanted[key]]
     if differing:
         differences = ", ".join(f"{k} {found.get(k)} (wanted {wanted[k]})" for k in differing)
@@ -218,12 +277,7 @@ def _is_complete(spec: MiniLVISSpec, root: Path) -> bool:
     )
 
 
-def _spec_record(spec: MiniLVISSpec) -> dict:
-    # A float, so that tail_exponent 1 and 1.0 are one spec.
-    return {"version": VERSION, **asdict(spec), "tail_exponent": float(spec.tail_exponent)}
-
-
-def _write_dataset(spec: MiniLVISSpec, folder: Path) -> None:
+def _write_dataset(spec: GlyphSpec, folder: Path) -> None:
     train_count, val_count = image_count_targets(spec)
     train = _draw_split(spec, folder / "train", train_count, _TRAIN_STREAM, first_image_id=1)
     val = _draw_split(spec, folder / "val", val_count, _VAL_STREAM, first_image_id=spec.num_train_images + 1)
@@ -231,28 +285,22 @@ def _write_dataset(spec: MiniLVISSpec, folder: Path) -> None:
     for name, split in (("train", train), ("val", val)):
         content = {"info": INFO, "licenses": LICENSES, **split, "categories": categories}
         (folder / f"mini_lvis_{name}.json").write_text(json.dumps(content))
-    (folder / SPEC_FILE).write_text(json.dumps(_spec_record(spec), indent=2) + "\n")
+    (folder / SPEC_FILE).write_text(json.dumps(spec.record(), indent=2) + "\n")
 
 
-def image_count_targets(spec: MiniLVISSpec) -> tuple[np.ndarray, np.ndarray]:
+def image_count_targets(spec: GlyphSpec) -> tuple[np.ndarray, np.ndarray]:
     """How many images of each split contain each category; the generated files match exactly.
 
     Returns:
         (K,) int64 for train and (K,) int64 for val.
     """
     K = spec.num_categories
-    decay = spec.tail_exponent * np.arange(K) / (K - 1)
-    num_train = spec.num_train_images
-    train = _largest_fitting(
-        lambda peak: np.maximum(1, np.rint(float(peak) ** (1 - decay))),
-        peak=min(spec.max_image_count, num_train),
-        room=MAX_TRAIN_CATEGORIES_PER_IMAGE * num_train,
-    )
+    train = spec.train_image_counts()
     room = MAX_VAL_CATEGORIES_PER_IMAGE * spec.num_val_images
     floor = min(spec.min_val_images, spec.num_val_images, int(room / K))
     val = _largest_fitting(
         lambda peak: np.maximum(floor, np.rint(peak * train / train.max())),
-        peak=max(1, round(spec.num_val_images * train.max() / num_train)),
+        peak=max(1, round(spec.num_val_images * train.max() / spec.num_train_images)),
         room=room,
     )
     rank = _rng(spec, _RANK_STREAM, 0).permutation(K)
@@ -266,19 +314,26 @@ def _largest_fitting(counts_for_peak, peak: int, room: float) -> np.ndarray:
     return counts_for_peak(peak).astype(np.int64)
 
 
-def _assign_categories(counts: np.ndarray, num_images: int, rng) -> list[list[int]]:
-    """Categories of each image: i in ``counts[i]`` images, twice in some of them."""
+def _assign_categories(spec: GlyphSpec, counts: np.ndarray, num_images: int, rng) -> list[list[int]]:
+    """Categories of each image: i in ``counts[i]`` images, several times in some of them."""
     room = rng.uniform(1 - LOAD_SPREAD, 1 + LOAD_SPREAD, num_images)
     room *= counts.sum() / room.sum()
+    scenes = rng.integers(spec.num_scenes, size=num_images) if spec.num_scenes > 1 else np.zeros(num_images, int)
     images: list[list[int]] = [[] for _ in range(num_images)]
     for category in np.argsort(-counts, kind="stable"):
-        # The smallest of exponential variates at these rates: draws without replacement, by room.
-        arrival = rng.exponential(size=num_images) / np.maximum(room, 1e-3)
+        # The smallest of exponential variates at these rates: draws without replacement, by room and scene.
+        rate = np.maximum(room, 1e-3) * np.where(scenes == category % spec.num_scenes, SCENE_PREFERENCE, 1)
+        arrival = rng.exponential(size=num_images) / rate
         chosen = np.argsort(arrival, kind="stable")[: counts[category]]
         room[chosen] -= 1
         for image in chosen:
-            images[image] += [int(category)] * (1 + (rng.random() < SECOND_OBJECT_PROBABILITY))
+            images[image] += [int(category)] * _number_of_objects(spec, rng.random())
     return images
+
+
+def _number_of_objects(spec: GlyphSpec, u: float) -> int:
+    """Geometric in a ``u`` that is uniform on [0, 1), up to ``max_objects``."""
+    return 1 + sum(u < spec.more_objects_probability**more for more in range(1, spec.max_objects))
 
 
 def _assign_negatives(images: list[list[int]], num_categories: int, rng) -> list[list[int]]:
@@ -295,12 +350,12 @@ def _assign_negatives(images: list[list[int]], num_categories: int, rng) -> list
     return negatives
 
 
-def _rng(spec: MiniLVISSpec, stream: int, index: int) -> np.random.Generator:
+def _rng(spec: GlyphSpec, stream: int, index: int) -> np.random.Generator:
     # first_glyph too: a set for pre-training must not show the backgrounds of the set it is for.
     return np.random.default_rng([spec.seed, spec.first_glyph, stream, index])
 
 
-def _draw_image(spec: MiniLVISSpec, stream: int, index: int, categories: list[int]):
+def _draw_image(spec: GlyphSpec, stream: int, index: int, categories: list[int]):
     """Paint one image, again and again until all of its objects fit and can be seen.
 
     Returns:
@@ -311,18 +366,21 @@ def _draw_image(spec: MiniLVISSpec, stream: int, index: int, categories: list[in
         layers = _arrange(rng, categories, spec)
         if layers is None:
             continue
-        objects = _visible_objects(layers, spec.image_size)
+        objects = _visible_objects(layers, spec.image_size, spec.polygon_tolerance)
         if objects is not None:
             return _paint(rng, layers, spec.image_size), objects
     raise RuntimeError(f"found no place for {len(categories)} objects in {IMAGES_TRIED} images")
 
 
-def _arrange(rng, categories: list[int], spec: MiniLVISSpec) -> list[_Layer] | None:
+def _arrange(rng, categories: list[int], spec: GlyphSpec) -> list[_Layer] | None:
     """Objects, large ones below small ones, then occluders; None if an object finds no place."""
     layers: list[_Layer] = []
     sides = np.sort(_log_uniform(rng, OBJECT_SIDE, len(categories)))[::-1] * spec.image_size
     for category, side in zip(rng.permutation(categories).tolist(), sides):
-        mask = _glyph_mask(GLYPHS[spec.first_glyph + category], spec.image_size)
+        glyph = spec.glyphs[category]
+        if len(glyph) > 1:
+            glyph = glyph[rng.integers(len(glyph))]
+        mask = _glyph_mask(glyph, spec.image_size)
         layer = _place_object(rng, mask, side, category, layers, spec.image_size)
         if layer is None:
             return None
@@ -392,14 +450,19 @@ def _warp(rng, mask: _Mask, side: float, max_rotation: float) -> np.ndarray:
     return np.asarray(warped.reduce(SUPERSAMPLING), np.float32) / 255
 
 
+def font_path() -> str:
+    """DejaVuSans, which comes with matplotlib."""
+    import matplotlib
+
+    return str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"))
+
+
 @functools.cache
 def _glyph_mask(glyph: str, em: int) -> _Mask:
     """A glyph at a font size of ``em`` pixels."""
-    import matplotlib
     from PIL import Image, ImageDraw, ImageFont
 
-    path = Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
-    font = ImageFont.truetype(str(path), em, layout_engine=ImageFont.Layout.BASIC)
+    font = ImageFont.truetype(font_path(), em, layout_engine=ImageFont.Layout.BASIC)
     picture = Image.new("L", (3 * em, 3 * em))
     # The outline keeps hair strokes visible in small objects.
     ImageDraw.Draw(picture).text((em, em), glyph, 255, font, stroke_width=max(1, em // 128))
@@ -461,7 +524,7 @@ def _log_uniform(rng, limits: tuple[float, float], size: int) -> np.ndarray:
     return np.exp(rng.uniform(*np.log(limits), size))
 
 
-def _visible_objects(layers: list[_Layer], image_size: int):
+def _visible_objects(layers: list[_Layer], image_size: int, tolerance: float = GlyphSpec.polygon_tolerance):
     """(category, polygons of its visible part) of each object; None if one is hidden too much."""
     objects = []
     uncovered = np.ones((image_size, image_size), np.float32)
@@ -470,14 +533,14 @@ def _visible_objects(layers: list[_Layer], image_size: int):
         uncovered[layer.window] *= 1 - layer.alpha
         if layer.category is None:
             continue
-        polygons = [np.add(p, (layer.left, layer.top)) for p in _outlines(visible)]
+        polygons = [np.add(p, (layer.left, layer.top)) for p in _outlines(visible, tolerance)]
         if not polygons or visible.sum() < MIN_VISIBLE * layer.alpha.sum():
             return None
         objects.append((layer.category, polygons))
     return objects[::-1]
 
 
-def _outlines(alpha: np.ndarray) -> list[np.ndarray]:
+def _outlines(alpha: np.ndarray, tolerance: float = GlyphSpec.polygon_tolerance) -> list[np.ndarray]:
     """Polygons of the pixels more than half covered, without holes and what lies in holes."""
     from contourpy import FillType, contour_generator
     from matplotlib.path import Path as Outline
@@ -485,7 +548,7 @@ def _outlines(alpha: np.ndarray) -> list[np.ndarray]:
     contours = contour_generator(z=np.pad(alpha, 1), fill_type=FillType.OuterOffset)
     points, offsets = contours.filled(0.5, 2.0)
     # The first ring is the outer one, closed by its first point. Index 1 is pixel 0's centre, 0.5.
-    rings = [_thinned(p[: ends[1] - 1] - 0.5) for p, ends in zip(points, offsets)]
+    rings = [_thinned(p[: ends[1] - 1] - 0.5, tolerance) for p, ends in zip(points, offsets)]
     kept: list[np.ndarray] = []
     for ring in sorted(rings, key=_area, reverse=True):
         inside = any(Outline(outer).contains_point(ring[0]) for outer in kept)
@@ -494,14 +557,14 @@ def _outlines(alpha: np.ndarray) -> list[np.ndarray]:
     return kept
 
 
-def _thinned(polygon: np.ndarray) -> np.ndarray:
-    """Without points that lie within ``POLYGON_TOLERANCE`` of the line through their neighbours."""
+def _thinned(polygon: np.ndarray, tolerance: float) -> np.ndarray:
+    """Without points that lie within ``tolerance`` px of the line through their neighbours."""
     for _ in range(2):
         # Every second point at most: the neighbours of one that goes must stay.
         before, after = np.roll(polygon, 1, 0), np.roll(polygon, -1, 0)
         (x, y), (chord_x, chord_y) = (polygon - before).T, (after - before).T
         distance = np.abs(x * chord_y - y * chord_x) / np.hypot(chord_x, chord_y).clip(1e-6)
-        needless = distance < POLYGON_TOLERANCE
+        needless = distance < tolerance
         needless[::2] = False
         polygon = polygon[~needless]
     return polygon
@@ -512,30 +575,60 @@ def _area(polygon: np.ndarray) -> float:
     return abs(float(x @ np.append(y[1:], y[0]) - y @ np.append(x[1:], x[0]))) / 2
 
 
-def _draw_split(spec: MiniLVISSpec, folder: Path, counts: np.ndarray, stream: int, first_image_id: int) -> dict:
+def _draw_split(spec: GlyphSpec, folder: Path, counts: np.ndarray, stream: int, first_image_id: int) -> dict:
     """Write the images of one split; return its ``images`` and ``annotations`` in LVIS's format."""
-    from PIL import Image
     from tqdm import tqdm
 
     folder.mkdir(parents=True)
     num_images = spec.num_train_images if folder.name == "train" else spec.num_val_images
     rng = _rng(spec, _LAYOUT_STREAM, stream)
-    images = _assign_categories(counts, num_images, rng)
+    images = _assign_categories(spec, counts, num_images, rng)
     negatives = _assign_negatives(images, spec.num_categories, rng)
     split: dict = {"images": [], "annotations": []}
-    for index in tqdm(range(num_images), desc=f"MiniLVIS {folder.name}", unit="image"):
-        pixels, objects = _draw_image(spec, stream, index, images[index])
-        image = _image_record(first_image_id + index, folder.name, spec, negatives[index])
-        # Fast compression: noise hardly shrinks.
-        Image.fromarray(pixels).save(folder / image["file_name"], compress_level=1)
-        split["images"].append(image)
+    split["images"] = [_image_record(first_image_id + i, folder.name, spec, negatives[i]) for i in range(num_images)]
+    files = [folder / image["file_name"] for image in split["images"]]
+    drawn = _map(partial(_write_image, spec, stream), zip(range(num_images), images, files), num_images, spec)
+    for image, objects in zip(
+        split["images"], tqdm(drawn, f"MiniLVIS {folder.name}", num_images, unit="image"), strict=True
+    ):
         for category, polygons in objects:
             annotation_id = len(split["annotations"]) + 1
             split["annotations"].append(_annotation_record(annotation_id, image["id"], category, polygons))
     return split
 
 
-def _image_record(image_id: int, split: str, spec: MiniLVISSpec, negatives: list[int]) -> dict:
+def _map(function: Callable, jobs: Iterable, num_jobs: int, spec: GlyphSpec) -> Iterator:
+    """``map(function, jobs)``, in several processes where the spec allows it and there is enough to do."""
+    cores = spec.max_processes or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
+    processes = min(cores, num_jobs // IMAGES_WORTH_A_PROCESS)
+    if processes < 2:
+        yield from map(function, jobs)
+        return
+    with ProcessPoolExecutor(processes, initializer=_end_with_the_parent) as pool:
+        yield from pool.map(function, jobs, chunksize=32)
+
+
+def _end_with_the_parent() -> None:
+    """In a worker process: a parent that is killed cannot end it, and it would wait for work forever."""
+
+    def watch(parent):
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, args=[multiprocessing.parent_process()], daemon=True).start()
+
+
+def _write_image(spec: GlyphSpec, stream: int, job: tuple[int, list[int], Path]):
+    """Draw one image into its file; returns (category index, polygons) of its objects."""
+    from PIL import Image
+
+    index, categories, path = job
+    pixels, objects = _draw_image(spec, stream, index, categories)
+    Image.fromarray(pixels).save(path, compress_level=1)  # fast: noise hardly shrinks
+    return objects
+
+
+def _image_record(image_id: int, split: str, spec: GlyphSpec, negatives: list[int]) -> dict:
     file_name = f"{image_id:06d}.png"
     return {
         "id": image_id,
@@ -565,22 +658,21 @@ def _annotation_record(annotation_id: int, image_id: int, category: int, polygon
     }
 
 
-def _categories(spec: MiniLVISSpec, train_annotations: list[dict]) -> list[dict]:
+def _categories(spec: GlyphSpec, train_annotations: list[dict]) -> list[dict]:
     """LVIS's category records, counted on the training annotations."""
     pairs = {(a["image_id"], a["category_id"]) for a in train_annotations}
     image_count = Counter(category_id for _, category_id in pairs)
     instance_count = Counter(a["category_id"] for a in train_annotations)
-    glyphs = GLYPHS[spec.first_glyph : spec.first_glyph + spec.num_categories]
     records = []
-    for category_id, glyph in enumerate(glyphs, start=1):
-        name = unicodedata.name(glyph).lower().replace(" ", "_").replace("-", "_")
+    for category_id, glyphs in enumerate(spec.glyphs, start=1):
+        name = unicodedata.name(glyphs[0]).lower().replace(" ", "_").replace("-", "_")
         records.append(
             {
                 "id": category_id,
                 "name": name,
                 "synset": f"{name}.n.01",
                 "synonyms": [name],
-                "def": f"the character {glyph} (U+{ord(glyph):04X})",
+                "def": "the character " + " or ".join(f"{glyph} (U+{ord(glyph):04X})" for glyph in glyphs),
                 "frequency": frequency_letter(image_count[category_id]),
                 "image_count": image_count[category_id],
                 "instance_count": instance_count[category_id],

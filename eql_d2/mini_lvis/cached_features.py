@@ -1,0 +1,166 @@
+"""A detector whose backbone and proposals are frozen, and so are computed once for each image and kept in files.
+
+A method for the long tail acts on the classifier. Where only the box head and its predictor are trained, an iteration
+takes a fifth of its time, and the files serve all methods alike.
+"""
+
+import hashlib
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
+from detectron2.structures import Boxes, Instances
+
+from eql_d2.data.registration import datasets_root
+from eql_d2.errors import InputError
+
+FOLDER = "mini_lvis_features"  # below the datasets' root
+FROZEN = ("backbone", "proposal_generator")
+
+
+class Outputs(NamedTuple):
+    """What the frozen part gives for an image."""
+
+    features: dict[str, torch.Tensor]  # level of the pyramid -> (1, C, H, W), of fp16's numbers
+    proposals: Instances  # best first
+
+
+@META_ARCH_REGISTRY.register()
+class CachedFeaturesRCNN(GeneralizedRCNN):
+    """GeneralizedRCNN from the features on; the part before them runs only for images that have no file yet.
+
+    Needs ``MODEL.FREEZE: ["backbone", "proposal_generator"]``, and no augmentation: an image is known by its file's
+    name, size and time. Files lie in ``$DETECTRON2_DATASETS/mini_lvis_features/<hash of the frozen part>``, 0.1 MB
+    each for MiniLVIS. Several processes may fill and read them at once, and all of them may be deleted.
+
+    Deviations from ``GeneralizedRCNN``: features are kept in fp16, which moves them by up to 0.05 %; and the frozen
+    part is in evaluation mode also in training, so there is one set of proposals, of ``RPN.POST_NMS_TOPK_TEST``.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._folder: Path | None = None  # of the weights that are loaded now
+        self.register_load_state_dict_post_hook(lambda model, _: setattr(model, "_folder", None))
+
+    @classmethod
+    def from_config(cls, cfg):
+        crop, lsj = cfg.INPUT.CROP.ENABLED, cfg.INPUT.LSJ.SIZE
+        if cfg.INPUT.RANDOM_FLIP != "none" or crop or lsj or len(set(cfg.INPUT.MIN_SIZE_TRAIN)) > 1:
+            raise InputError(
+                "CachedFeaturesRCNN keeps one set of features for each image: set INPUT.RANDOM_FLIP none, INPUT.CROP.ENABLED "
+                "False, INPUT.LSJ.SIZE 0 and one INPUT.MIN_SIZE_TRAIN, or MODEL.META_ARCHITECTURE GeneralizedRCNN"
+            )
+        return super().from_config(cfg)
+
+    def train(self, mode: bool = True):
+        """As ever, but for the frozen part, which stays in evaluation mode."""
+        super().train(mode)
+        for name in FROZEN:
+            getattr(self, name).eval()
+        return self
+
+    def forward(self, batched_inputs: list[dict]):
+        """As of ``GeneralizedRCNN``; in training the losses are those of the ROI heads.
+
+        Raises:
+            InputError: the backbone or the proposal generator is not frozen.
+        """
+        if not self.training:
+            return self.inference(batched_inputs)
+        self._require_frozen()
+        features, proposals = self._outputs(batched_inputs)
+        targets = [x["instances"].to(self.device) for x in batched_inputs]
+        _, losses = self.roi_heads(None, features, proposals, targets)  # the head looks at no image
+        return losses
+
+    def inference(self, batched_inputs: list[dict], detected_instances=None, do_postprocess: bool = True):
+        """As of ``GeneralizedRCNN``, but for boxes that are given."""
+        if detected_instances is not None:
+            raise InputError("CachedFeaturesRCNN finds its own boxes: for given ones take GeneralizedRCNN")
+        features, proposals = self._outputs(batched_inputs)
+        results, _ = self.roi_heads(None, features, proposals, None)
+        if not do_postprocess:
+            return results
+        return self._postprocess(results, batched_inputs, [p.image_size for p in proposals])
+
+    def _require_frozen(self) -> None:
+        for name in FROZEN:
+            if any(p.requires_grad for p in getattr(self, name).parameters()):
+                raise InputError(
+                    f"CachedFeaturesRCNN computes {' and '.join(FROZEN)} once for each image, but {name} is trained: "
+                    f"set MODEL.FREEZE {list(FROZEN)}, or MODEL.META_ARCHITECTURE GeneralizedRCNN"
+                )
+
+    @torch.no_grad()
+    def _outputs(self, batched_inputs: list[dict]) -> tuple[dict[str, torch.Tensor], list[Instances]]:
+        """What the ROI heads are given for a batch of images of one size."""
+        each = [self._recall(x) for x in batched_inputs]
+        features = {
+            level: torch.cat([e.features[level] for e in each]).to(self.device, torch.float32)
+            for level in self.roi_heads.in_features
+        }
+        return features, [e.proposals.to(self.device) for e in each]
+
+    def _recall(self, image: dict) -> Outputs:
+        path = self._file(image)
+        try:
+            return read(path, self.roi_heads.in_features)
+        except FileNotFoundError:
+            write(path, self._compute(image))
+            return read(path, self.roi_heads.in_features)
+
+    def _compute(self, image: dict) -> Outputs:
+        images = self.preprocess_image([image])
+        features = self.backbone(images.tensor)
+        (proposals,), _ = self.proposal_generator(images, features, None)
+        return Outputs({level: features[level].half() for level in self.roi_heads.in_features}, proposals)
+
+    def _file(self, image: dict) -> Path:
+        """Of an image as it is mapped: another picture under its name, or another size, has another file."""
+        if self._folder is None:
+            self._folder = datasets_root() / FOLDER / self._hash_of_frozen_part()
+            self._folder.mkdir(parents=True, exist_ok=True)
+        source = os.path.abspath(image["file_name"])
+        stat = os.stat(source)
+        key = repr((source, stat.st_size, stat.st_mtime_ns, tuple(image["image"].shape)))
+        return self._folder / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.npy"
+
+    def _hash_of_frozen_part(self) -> str:
+        digest = hashlib.sha256()
+        for name in FROZEN:
+            part = getattr(self, name)
+            digest.update(repr(part).encode())
+            for key, value in part.state_dict().items():
+                digest.update(key.encode() + value.cpu().numpy().tobytes())
+        rpn = self.proposal_generator
+        settings = [rpn.pre_nms_topk, rpn.post_nms_topk, rpn.nms_thresh, rpn.min_box_size, self.roi_heads.in_features]
+        settings += [a.tolist() for a in rpn.anchor_generator.cell_anchors]
+        settings += [self.pixel_mean.tolist(), self.pixel_std.tolist(), self.input_format]
+        digest.update(repr(settings).encode())
+        return digest.hexdigest()[:12]
+
+
+def write(path: Path, outputs: Outputs) -> None:
+    """One file of several arrays, there whole or not at all; of two processes that write it the last stays."""
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    with open(unfinished, "wb") as file:
+        for features in outputs.features.values():
+            np.save(file, features.cpu().numpy())
+        np.save(file, np.array(outputs.proposals.image_size))
+        np.save(file, outputs.proposals.proposal_boxes.tensor.cpu().numpy())
+        np.save(file, outputs.proposals.objectness_logits.cpu().numpy())
+    os.replace(unfinished, path)
+
+
+def read(path: Path, levels: list[str]) -> Outputs:
+    """What :func:`write` wrote for these levels."""
+    with open(path, "rb") as file:
+        features = {level: torch.from_numpy(np.load(file)) for level in levels}
+        height, width = np.load(file).tolist()
+        proposals = Instances((height, width))
+        proposals.proposal_boxes = Boxes(torch.from_numpy(np.load(file)))
+        proposals.objectness_logits = torch.from_numpy(np.load(file))
+    return Outputs(features, proposals)
