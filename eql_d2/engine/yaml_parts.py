@@ -1,10 +1,13 @@
 """The parts of a run that a YAML config asks for; :mod:`eql_d2.engine.lazy_parts` has the same for a LazyConfig."""
 
+from collections.abc import Callable
+
 import detectron2.data.transforms as T
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper, MetadataCatalog, build_detection_test_loader
 from detectron2.data.detection_utils import build_augmentation
+from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.modeling import build_model as build_detectron2_model
 from detectron2.solver import build_lr_scheduler
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
@@ -57,8 +60,14 @@ def build_test_loader(cfg: CfgNode, dataset_name: str):
     return build_detection_test_loader(cfg, dataset_name)
 
 
-def training_mapper(cfg: CfgNode) -> DatasetMapper:
-    """Detectron2's, with large-scale jitter in the place of its resizing where ``INPUT.LSJ.SIZE`` asks for it."""
+def training_mapper(cfg: CfgNode) -> Callable[[dict], dict | None]:
+    """Detectron2's, with large-scale jitter in the place of its resizing where ``INPUT.LSJ.SIZE`` asks for it.
+
+    An architecture may have a ``training_mapper`` of its own.
+    """
+    own = getattr(META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE), "training_mapper", None)
+    if own is not None:
+        return own(cfg)
     if cfg.INPUT.LSJ.SIZE and cfg.MODEL.MASK_ON and cfg.INPUT.MASK_FORMAT == "polygon":
         require_shapely("INPUT.LSJ")
     return DatasetMapper(**mapper_arguments(cfg))

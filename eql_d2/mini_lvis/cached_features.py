@@ -11,8 +11,9 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from detectron2.data.detection_utils import read_image
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Boxes, BoxMode, Instances
 
 from eql_d2.data.registration import datasets_root
 from eql_d2.errors import InputError
@@ -32,8 +33,9 @@ class Outputs(NamedTuple):
 class CachedFeaturesRCNN(GeneralizedRCNN):
     """GeneralizedRCNN from the features on; the part before them runs only for images that have no file yet.
 
-    Needs ``MODEL.FREEZE: ["backbone", "proposal_generator"]``, and no augmentation: an image is known by its file's
-    name, size and time. Files lie in ``$DETECTRON2_DATASETS/mini_lvis_features/<hash of the frozen part>``, 0.1 MB
+    Needs ``MODEL.FREEZE: ["backbone", "proposal_generator"]``, and images that are not augmented nor resized: the
+    picture is read by this model, when it has no file of features, and known by its name, size and time. These files
+    lie in ``$DETECTRON2_DATASETS/mini_lvis_features/<hash of the frozen part>``, 0.1 MB
     each for MiniLVIS. Several processes may fill and read them at once, and all of them may be deleted.
 
     Deviations from ``GeneralizedRCNN``: features are kept in fp16, which moves them by up to 0.05 %; and the frozen
@@ -47,13 +49,18 @@ class CachedFeaturesRCNN(GeneralizedRCNN):
 
     @classmethod
     def from_config(cls, cfg):
-        crop, lsj = cfg.INPUT.CROP.ENABLED, cfg.INPUT.LSJ.SIZE
-        if cfg.INPUT.RANDOM_FLIP != "none" or crop or lsj or len(set(cfg.INPUT.MIN_SIZE_TRAIN)) > 1:
+        if cfg.INPUT.RANDOM_FLIP != "none" or cfg.INPUT.CROP.ENABLED or cfg.INPUT.LSJ.SIZE or cfg.MODEL.MASK_ON:
             raise InputError(
-                "CachedFeaturesRCNN keeps one set of features for each image: set INPUT.RANDOM_FLIP none, INPUT.CROP.ENABLED "
-                "False, INPUT.LSJ.SIZE 0 and one INPUT.MIN_SIZE_TRAIN, or MODEL.META_ARCHITECTURE GeneralizedRCNN"
+                "CachedFeaturesRCNN keeps one set of features for each image, and has boxes only: set INPUT.RANDOM_FLIP "
+                "none, INPUT.CROP.ENABLED False, INPUT.LSJ.SIZE 0 and MODEL.MASK_ON False, or MODEL.META_ARCHITECTURE "
+                "GeneralizedRCNN"
             )
         return super().from_config(cfg)
+
+    @staticmethod
+    def training_mapper(cfg):
+        """In the place of Detectron2's, which reads the picture."""
+        return objects_of_image
 
     def train(self, mode: bool = True):
         """As ever, but for the frozen part, which stays in evaluation mode."""
@@ -113,19 +120,26 @@ class CachedFeaturesRCNN(GeneralizedRCNN):
             return read(path, self.roi_heads.in_features)
 
     def _compute(self, image: dict) -> Outputs:
-        images = self.preprocess_image([image])
+        pixels = read_image(image["file_name"], self.input_format)
+        pixels = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+        images = self.preprocess_image([{"image": pixels}])
         features = self.backbone(images.tensor)
         (proposals,), _ = self.proposal_generator(images, features, None)
         return Outputs({level: features[level].half() for level in self.roi_heads.in_features}, proposals)
 
     def _file(self, image: dict) -> Path:
-        """Of an image as it is mapped: another picture under its name, or another size, has another file."""
+        """Another picture under the same name has another file."""
+        if "image" in image and image["image"].shape[1:] != (image["height"], image["width"]):
+            raise InputError(
+                f"{image['file_name']} is resized to {tuple(image['image'].shape[1:])}, and CachedFeaturesRCNN takes "
+                f"pictures as they are: set INPUT.MIN_SIZE_TEST {min(image['height'], image['width'])}"
+            )
         if self._folder is None:
             self._folder = datasets_root() / FOLDER / self._hash_of_frozen_part()
             self._folder.mkdir(parents=True, exist_ok=True)
         source = os.path.abspath(image["file_name"])
         stat = os.stat(source)
-        key = repr((source, stat.st_size, stat.st_mtime_ns, tuple(image["image"].shape)))
+        key = repr((source, stat.st_size, stat.st_mtime_ns))
         return self._folder / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.npy"
 
     def _hash_of_frozen_part(self) -> str:
@@ -141,6 +155,19 @@ class CachedFeaturesRCNN(GeneralizedRCNN):
         settings += [self.pixel_mean.tolist(), self.pixel_std.tolist(), self.input_format]
         digest.update(repr(settings).encode())
         return digest.hexdigest()[:12]
+
+
+def objects_of_image(image: dict) -> dict:
+    """A dataset dict as the model takes it in training: Detectron2's ``instances``, without the picture."""
+    objects = [a for a in image["annotations"] if not a.get("iscrowd", 0)]
+    boxes = torch.tensor([a["bbox"] for a in objects], dtype=torch.float64).view(-1, 4)
+    if objects:
+        boxes = BoxMode.convert(boxes, objects[0]["bbox_mode"], BoxMode.XYXY_ABS)
+    targets = Instances((image["height"], image["width"]))
+    targets.gt_boxes = Boxes(boxes.float())
+    targets.gt_classes = torch.tensor([a["category_id"] for a in objects], dtype=torch.int64)
+    kept = {key: value for key, value in image.items() if key != "annotations"}
+    return {**kept, "instances": targets}
 
 
 def write(path: Path, outputs: Outputs) -> None:

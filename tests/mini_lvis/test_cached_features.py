@@ -5,11 +5,13 @@ import os
 import numpy as np
 import pytest
 import torch
+from detectron2.data import DatasetMapper
 from detectron2.modeling import build_model
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Boxes, BoxMode, Instances
 from detectron2.utils.events import EventStorage
 from PIL import Image
 
+from eql_d2.engine.yaml_parts import training_mapper
 from eql_d2.errors import InputError
 from eql_d2.mini_lvis import cached_features
 from eql_d2.modeling.freeze import freeze
@@ -112,6 +114,22 @@ def test_what_would_be_wrong_is_an_error(tiny_cfg, inputs):
         built(tiny_cfg, *CACHED, "INPUT.RANDOM_FLIP", "horizontal")
     with pytest.raises(InputError, match="for given ones take GeneralizedRCNN"):
         built(tiny_cfg, *CACHED).eval().inference(inputs, detected_instances=[])
+
+
+def test_the_mapper_gives_the_instances_of_detectron2s(tiny_cfg, tmp_path):
+    Image.new("RGB", (128, 128)).save(tmp_path / "a.png")
+    objects = [
+        {"bbox": [1.5, 2.25, 30, 40.75], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 3, "iscrowd": 0},
+        {"bbox": [50, 60, 8, 9], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 1},
+        {"bbox": [0, 0, 99, 99], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 2, "iscrowd": 1},
+    ]
+    image = {"file_name": str(tmp_path / "a.png"), "height": 128, "width": 128, "image_id": 7, "annotations": objects}
+    expected = DatasetMapper(tiny_cfg(), True)(image)
+    found = training_mapper(tiny_cfg(*CACHED))(image)
+    assert found["image_id"] == 7 and "image" not in found
+    assert found["instances"].image_size == (128, 128)
+    assert torch.equal(found["instances"].gt_boxes.tensor, expected["instances"].gt_boxes.tensor)
+    assert torch.equal(found["instances"].gt_classes, expected["instances"].gt_classes)
 
 
 def test_a_file_appears_whole(tmp_path):
