@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,12 +45,17 @@ def missing_runs(variants: list[Variant], workshop: Workshop) -> list[tuple[Vari
     return [run for run in runs.values() if not workshop.result(*run).exists()]
 
 
-def train_all(runs: list[tuple[Variant, int]], jobs: int, workshop: Workshop) -> dict[str, str]:
+def train_all(runs: list, jobs: int, workshop: Workshop, train: Callable | None = None) -> dict[str, str]:
     """Train, evaluate and record.
+
+    Args:
+        runs: (variant, seed).
+        train: what makes a run of these and the workshop; default: :func:`train_variant`.
 
     Returns:
         run -> what went wrong, with the log to read.
     """
+    train = train or train_variant
     finished = {(variant.name, seed): threading.Event() for variant, seed in runs}
     failures = {}
 
@@ -75,7 +81,7 @@ def train_all(runs: list[tuple[Variant, int]], jobs: int, workshop: Workshop) ->
     return failures
 
 
-def train(variant: Variant, seed: int, workshop: Workshop) -> None:
+def train_variant(variant: Variant, seed: int, workshop: Workshop) -> None:
     """One run, in a process of its own on one core, which goes on where an earlier one was stopped."""
     arguments = variant.arguments(seed, workshop.datasets, workshop.output)
     folder = workshop.output / variant.name / str(seed)

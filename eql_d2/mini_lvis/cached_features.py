@@ -51,14 +51,14 @@ class CachedFeaturesRCNN(GeneralizedRCNN):
     def from_config(cls, cfg):
         if cfg.INPUT.RANDOM_FLIP != "none" or cfg.INPUT.CROP.ENABLED or cfg.INPUT.LSJ.SIZE or cfg.MODEL.MASK_ON:
             raise InputError(
-                "CachedFeaturesRCNN keeps one set of features for each image, and has boxes only: set INPUT.RANDOM_FLIP "
-                "none, INPUT.CROP.ENABLED False, INPUT.LSJ.SIZE 0 and MODEL.MASK_ON False, or MODEL.META_ARCHITECTURE "
+                "CachedFeaturesRCNN has one set of features for each image, and boxes only: set INPUT.RANDOM_FLIP none, "
+                "INPUT.CROP.ENABLED False, INPUT.LSJ.SIZE 0 and MODEL.MASK_ON False, or MODEL.META_ARCHITECTURE "
                 "GeneralizedRCNN"
             )
         return super().from_config(cfg)
 
     @staticmethod
-    def training_mapper(cfg):
+    def training_mapper(_cfg):
         """In the place of Detectron2's, which reads the picture."""
         return objects_of_image
 

@@ -1,6 +1,7 @@
 """Registers MiniLVIS: `mini_lvis_*`, the long-tailed set, and `mini_lvis_base_*`, other glyphs to pre-train on.
 
-And `mini_lvis_1203_*`, which has LVIS's categories by number and count. They are generated on first use under `$DETECTRON2_DATASETS` (by default `./datasets`), like Detectron2's own sets.
+And `mini_lvis_1203_*`, with LVIS's categories by number and count. All are generated on first use under
+`$DETECTRON2_DATASETS` (by default `./datasets`), like Detectron2's own sets.
 """
 
 import json

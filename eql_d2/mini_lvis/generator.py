@@ -54,6 +54,7 @@ MAX_TRAIN_CATEGORIES_PER_IMAGE = 5.0  # on average; more would not fit beside ea
 MAX_VAL_CATEGORIES_PER_IMAGE = 5.5
 LOAD_SPREAD = 0.6  # an image holds 1 +- this times the average number of categories
 NEGATIVES_PER_POSITIVE = 1.5
+MAX_OBJECTS_PER_IMAGE = 18  # more seldom find a place; then a category has one object
 SCENE_PREFERENCE = 20  # how much likelier a category is in an image of its scene
 
 IMAGE_SIZES = (64, 512)
@@ -327,7 +328,8 @@ def _assign_categories(spec: GlyphSpec, counts: np.ndarray, num_images: int, rng
         chosen = np.argsort(arrival, kind="stable")[: counts[category]]
         room[chosen] -= 1
         for image in chosen:
-            images[image] += [int(category)] * _number_of_objects(spec, rng.random())
+            places = max(1, MAX_OBJECTS_PER_IMAGE - len(images[image]))
+            images[image] += [int(category)] * min(places, _number_of_objects(spec, rng.random()))
     return images
 
 

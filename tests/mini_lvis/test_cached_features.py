@@ -1,4 +1,4 @@
-"""CachedFeaturesRCNN: the same as GeneralizedRCNN but for fp16's rounding, computed once, and never of other weights."""
+"""CachedFeaturesRCNN: GeneralizedRCNN but for fp16's rounding, computed once, and never of other weights."""
 
 import os
 

@@ -1,0 +1,198 @@
+"""The tables and the figure of docs/benchmark_1203.md, of all runs that there are."""
+
+from collections.abc import Callable
+from pathlib import Path
+from statistics import mean
+
+import matplotlib
+
+from study.documents import PLACE, markdown
+from study.record import load as load_small
+from study.scale.correlation import Agreement, agreement, gains
+from study.scale.plan import PUBLISHED, SEEDS, SOFTMAX, TUNING_SEED, published_gain
+from study.scale.runs import CAPS, load
+from study.seeds import spread, values
+
+matplotlib.use("agg")
+from matplotlib import pyplot as plt
+
+METRICS = ("AP", "APr", "APc", "APf")
+# Methods of the 90-category benchmark (docs/benchmark.md) with published figures.
+SMALL_NAMES = {
+    SOFTMAX: "SoftmaxCrossEntropy",
+    "EQL": "EqualizationLoss",
+    "RFS": "SoftmaxCrossEntropy-RFS",
+    "EQLv2": "EqualizationLossV2",
+    "cRT": "cRT-on-SoftmaxCrossEntropy",
+    "BAGS": "BAGS-on-SoftmaxCrossEntropy",
+    "LWS": "LWS-on-SoftmaxCrossEntropy",
+    "sigmoid": "SigmoidCrossEntropy",
+    "Seesaw": "SeesawLoss",
+}
+Records = dict[str, dict[int, dict]]  # method -> seed -> line
+
+
+def write_document(results: Path, docs: Path) -> list[Path]:
+    """Fill the places of benchmark_1203.md anew, and draw its figure; returns the files."""
+    records = load(results)
+    page = docs / "benchmark_1203.md"
+    text = page.read_text()
+    page.write_text(PLACE.sub(lambda at: f"{at[1]}\n{TABLES[at[2]](records, docs)}\n\n{at[3]}", text))
+    figure = docs / "figures" / "benchmark" / "lvis_scale.png"
+    drawn = draw(untouched(records))
+    if drawn is None:
+        return [page]
+    drawn.savefig(figure, dpi=110, bbox_inches="tight")
+    plt.close(drawn)
+    return [page, figure]
+
+
+def untouched(records: Records) -> Records:
+    """Without the seed that was looked at while the set was made."""
+    kept = {name: {s: r for s, r in of.items() if s != TUNING_SEED} for name, of in records.items()}
+    return {name: of for name, of in kept.items() if of}
+
+
+def of_metric(records: Records, metric: str, cap: int = CAPS[0]) -> dict[str, dict[int, float]]:
+    return {name: values(of, str(cap), metric) for name, of in records.items()}
+
+
+# ---- the tables ----
+
+
+def methods_table(records: Records, _docs: Path) -> str:
+    """Every method on the untouched seeds, the best first, beside what is published."""
+    records = untouched(records)
+    rows = []
+    for name in sorted(records, key=lambda n: -mean(values(records[n], str(CAPS[0]), "AP").values())):
+        row = {"method": name, "seeds": len(records[name])}
+        row |= {metric: spread(values(records[name], str(CAPS[0]), metric)) for metric in METRICS}
+        row |= {f"{m} − softmax's": signed(gain_of(records, name, m)) for m in ("AP", "APr")}
+        row |= {f"published, {m}": signed(published_or_none(name, m)) for m in ("AP", "APr")}
+        rows.append(row | {"half": half(name)})
+    return markdown(rows)
+
+
+def gain_of(records: Records, name: str, metric: str) -> float | None:
+    """Over the seeds that softmax has, too."""
+    common = records[name].keys() & records.get(SOFTMAX, {}).keys()
+    of = of_metric({key: records[key] for key in (name, SOFTMAX) if key in records}, metric)
+    return gains(of, common)[name] if common else None
+
+
+def published_or_none(name: str, metric: str) -> float | None:
+    return published_gain(name, metric) if name in PUBLISHED else None
+
+
+def half(name: str) -> str:
+    if name not in PUBLISHED:
+        return ""
+    return "tuning" if PUBLISHED[name].tuned else "held out"
+
+
+def signed(value: float | None) -> str:
+    return "" if value is None else f"{value:+.1f}"
+
+
+def correlation_table(records: Records, _docs: Path) -> str:
+    """Agreement of both halves and all, on the untouched seeds and on the tuned-on one."""
+    rows = []
+    untouched_label = f"seeds {', '.join(map(str, SEEDS))}"
+    for label, kept in ((untouched_label, untouched(records)), (f"seed {TUNING_SEED}", tuning(records))):
+        for cap in CAPS:
+            for metric in ("AP", "APr"):
+                rows += agreement_rows({"data": label, "detections": cap}, of_metric(kept, metric, cap), metric)
+    return markdown(rows)
+
+
+def tuning(records: Records) -> Records:
+    return {name: {TUNING_SEED: of[TUNING_SEED]} for name, of in records.items() if TUNING_SEED in of}
+
+
+def agreement_rows(cells: dict, of: dict, metric: str) -> list[dict]:
+    halves = {
+        "all": list(PUBLISHED),
+        "tuning": [name for name, figures in PUBLISHED.items() if figures.tuned],
+        "held out": [name for name, figures in PUBLISHED.items() if not figures.tuned],
+    }
+    found = {name: agreement(of, metric, chosen) for name, chosen in halves.items()}
+    return [cells | {"metric": metric, "methods": name} | shown(a) for name, a in found.items() if a is not None]
+
+
+def shown(a: Agreement) -> dict[str, str]:
+    return {
+        "number": str(len(a.methods)),
+        "seeds": str(len(a.seeds)),
+        "Spearman [95 %]": f"{a.spearman:.2f} [{a.interval[0]:.2f}, {a.interval[1]:.2f}]",
+        "Kendall": f"{a.kendall:.2f}",
+        "pairs in order": f"{a.right_pairs} of {a.pairs}",
+    }
+
+
+def other_sets_table(records: Records, docs: Path) -> str:
+    """The 90 categories of docs/benchmark.md on the methods that both have."""
+    small = load_small(docs / "benchmark")
+    small = {name: small[theirs] for name, theirs in SMALL_NAMES.items() if theirs in small}
+    rows = []
+    for label, kept in (("1,203 categories", untouched(records)), ("90 categories", small)):
+        common = set(small) & set(untouched(records))
+        for metric in ("AP", "APr"):
+            found = agreement(of_metric(kept, metric), metric, common)
+            if found is not None:
+                rows.append({"set": label, "metric": metric} | shown(found))
+    return markdown(rows)
+
+
+def published_table(_records: Records, _docs: Path) -> str:
+    rows = []
+    for name, f in PUBLISHED.items():
+        row = {"method": name, "AP": f"{f.AP}", "APr": dash(f.APr), "minus": f.baseline or ""}
+        row |= {"its AP": f"{f.baseline_AP}", "its APr": dash(f.baseline_APr), "source": f.source, "half": half(name)}
+        rows.append(row | {f"{m} − softmax's": signed(published_gain(name, m)) for m in ("AP", "APr")})
+    return markdown(rows)
+
+
+def dash(value: float | None) -> str:
+    return "-" if value is None else f"{value}"
+
+
+def cost_table(records: Records, _docs: Path) -> str:
+    rows = []
+    for name, of in records.items():
+        row = {"method": name, "runs": len(of), "CPU s": f"{mean(r['cpu_seconds'] for r in of.values()):.0f}"}
+        rows.append(row | {"GB": f"{max(r['peak_GB'] for r in of.values()):.1f}"})
+    return markdown(rows)
+
+
+TABLES: dict[str, Callable[[Records, Path], str]] = {
+    "methods": methods_table,
+    "correlation": correlation_table,
+    "other-sets": other_sets_table,
+    "published": published_table,
+    "cost": cost_table,
+}
+
+
+def draw(records: Records):
+    """Our gains over softmax against the published ones; None without any."""
+    if SOFTMAX not in records:
+        return None
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.6))
+    for axis, metric in zip(axes, ("AP", "APr"), strict=True):
+        for name in PUBLISHED:
+            theirs = published_gain(name, metric)
+            ours = gain_of(records, name, metric) if name in records else None
+            if ours is not None and theirs is not None:
+                axis.plot(theirs, ours, "o", color="#1b3a5c" if PUBLISHED[name].tuned else "#d1495b", markersize=5)
+                axis.annotate(name, (theirs, ours), xytext=(4, 3), textcoords="offset points", fontsize=8)
+        found = agreement(of_metric(records, metric), metric)
+        axis.set_xlabel(f"published {metric} minus softmax's, LVIS v1")
+        axis.set_title("" if found is None else f"Spearman {found.spearman:.2f}", fontsize=10)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(alpha=0.25, linewidth=0.6)
+    axes[0].set_ylabel("here minus softmax's, 1,203 categories")
+    for label, color in (("tuned on", "#1b3a5c"), ("held out", "#d1495b")):
+        axes[0].plot([], [], "o", color=color, label=label)
+    axes[0].legend(frameon=False, fontsize=9)
+    figure.tight_layout()
+    return figure

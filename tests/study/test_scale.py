@@ -1,0 +1,158 @@
+"""python -m study.scale: its plan, its correlations, and what it makes of the lines of its runs."""
+
+import json
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from eql_d2 import CLS_LOSS_REGISTRY
+from eql_d2.engine import load_config
+from eql_d2.engine.checks import check_names
+from eql_d2.engine.settings import loss_name
+from study.scale import correlation, documents, plan, runs
+from study.scale.correlation import agreement, interval, pairs_in_order
+
+
+def line(method, seed, **groups):
+    scores = {"AP": 1.0, "APr": 1.0, "APc": 1.0, "APf": 1.0} | groups
+    caps = {"300": scores, "150": scores}
+    return {"method": method, "seed": seed, "seconds": 120, "cpu_seconds": 60, "peak_GB": 1.0, "AP": caps}
+
+
+@pytest.fixture
+def results(tmp_path):
+    """Three methods on three seeds, in the published order by AP; the tuning seed says the contrary."""
+    values = {plan.SOFTMAX: 20.0, "EQL": 23.0, "RFS": 26.0}
+    lines = [line(m, s, AP=v + s / 10, APr=v / 10) for s in plan.SEEDS for m, v in values.items()]
+    lines += [line(m, plan.TUNING_SEED, AP=-v) for m, v in values.items()]
+    path = tmp_path / "runs.jsonl"
+    path.write_text("".join(json.dumps(each) + "\n" for each in lines))
+    return path
+
+
+class TestPlan:
+    def test_every_method_can_be_trained_and_every_loss_is_among_them(self):
+        losses = set()
+        for method in plan.methods().values():
+            cfg = load_config(str(plan.CONFIG), method.overrides)
+            check_names(cfg)
+            losses.add(loss_name(cfg))
+            assert method.first_stage is None or method.first_stage in plan.methods()
+        assert losses == {name for name, _ in CLS_LOSS_REGISTRY}
+
+    def test_the_published_run_on_all_untouched_seeds_first_and_in_halves(self):
+        planned = [(method.name, seed) for method, seed in plan.runs()]
+        assert len(set(planned)) == len(planned)
+        count = len(plan.PUBLISHED) * len(plan.SEEDS)
+        assert {name for name, _ in planned[:count]} == set(plan.PUBLISHED)
+        assert plan.TUNING_SEED not in plan.SEEDS and len(plan.SEEDS) == 3
+        tuned = [name for name, figures in plan.PUBLISHED.items() if figures.tuned]
+        assert len(tuned) == len(plan.PUBLISHED) / 2 == 7
+
+    def test_a_stage_comes_after_the_one_it_stands_on(self):
+        planned = [(method.name, seed) for method, seed in plan.runs()]
+        for method, seed in plan.runs():
+            if method.first_stage:
+                assert planned.index((method.first_stage, seed)) < planned.index((method.name, seed))
+
+    def test_repeat_factors_are_those_of_a_hundred_images_for_as_many_epochs(self):
+        cfg = load_config(str(plan.CONFIG), plan.methods()["RFS"].overrides)
+        assert cfg.DATALOADER.REPEAT_THRESHOLD * 15483 == pytest.approx(100)
+        assert cfg.SOLVER.MAX_ITER == 10620
+
+    def test_published_gains_go_through_the_baseline_of_their_source(self):
+        assert plan.published_gain(plan.SOFTMAX, "AP") == 0
+        assert plan.published_gain("EQLv2", "APr") == pytest.approx(14.9)
+        assert plan.published_gain("sigmoid", "AP") == pytest.approx(16.4 - 15.2)
+        assert plan.published_gain("NorCal-RFS", "APr") == pytest.approx(19.3 - 12.3 + 11.5)
+        assert plan.published_gain("Seesaw", "APr") is None
+
+
+class TestCorrelation:
+    def test_it_is_scipys_of_the_mean_gains(self):
+        rng = np.random.default_rng(0)
+        names = [name for name in plan.PUBLISHED if plan.published_gain(name, "AP") is not None]
+        values = {name: dict(zip((1, 2, 3), rng.normal(size=3))) for name in names}
+        found = agreement(values, "AP")
+        ours = [np.mean([values[n][s] - values[plan.SOFTMAX][s] for s in (1, 2, 3)]) for n in names]
+        theirs = [plan.published_gain(n, "AP") for n in names]
+        assert found.spearman == pytest.approx(stats.spearmanr(ours, theirs).statistic)
+        assert found.kendall == pytest.approx(stats.kendalltau(ours, theirs).statistic)
+        assert found.interval[0] < found.spearman < found.interval[1]
+        # Kendall's tau without ties is the share of pairs in order minus that of the others.
+        assert (2 * found.right_pairs - found.pairs) / found.pairs == pytest.approx(found.kendall, abs=0.02)
+
+    def test_only_common_seeds_and_known_figures_count(self):
+        values = {plan.SOFTMAX: {1: 0.0, 2: 0.0}, "EQL": {1: 1.0, 2: 9.0}, "RFS": {1: 2.0}, "Seesaw": {1: 3.0}}
+        assert agreement(values, "AP").methods == [plan.SOFTMAX, "EQL", "RFS", "Seesaw"]
+        assert agreement(values, "AP").seeds == [1]
+        assert agreement(values, "APr").methods == [plan.SOFTMAX, "EQL", "RFS"]
+        assert agreement({"EQL": {1: 1.0}, "RFS": {1: 2.0}, "LWS": {1: 1.5}}, "AP") is None  # nothing to subtract
+        assert agreement({plan.SOFTMAX: {1: 0.0}, "EQL": {1: 1.0}}, "AP") is None
+
+    def test_pairs(self):
+        ours, theirs = np.array([0.0, 1, 3, 2]), np.array([0.0, 1, 2, 2])
+        assert pairs_in_order(ours, theirs) == (5, 5)  # the last two are equal in theirs
+        assert pairs_in_order(-ours, theirs) == (0, 5)
+
+    def test_the_interval_narrows_with_methods_and_widens_with_noise(self):
+        rng = np.random.default_rng(1)
+
+        def width(methods, noise):
+            theirs = np.arange(methods, dtype=float)
+            low, high = interval(theirs[:, None] + noise * rng.normal(size=(methods, 3)), theirs, drawings=300)
+            return high - low
+
+        assert width(40, 5.0) < width(8, 5.0)
+        assert width(12, 0.01) < width(12, 6.0)
+
+
+class TestRuns:
+    def test_what_has_a_line_is_not_made_again(self, results):
+        todo = runs.missing(plan.runs(), results)
+        names = {(method.name, seed) for method, seed in todo}
+        assert len(todo) == len(plan.runs()) - 9 and ("RFS", 1) not in names and ("EQLv2", 1) in names
+        assert runs.minutes_left(todo, results, jobs=2) == pytest.approx(len(todo))
+        assert runs.minutes_left(todo, results.with_name("none.jsonl"), jobs=2) is None
+
+    def test_of_two_lines_of_a_run_the_later_counts(self, results):
+        with results.open("a") as file:
+            file.write(json.dumps(line("RFS", 1, AP=99.0)) + "\n")
+        assert runs.load(results)["RFS"][1]["AP"]["300"]["AP"] == 99.0
+
+    def test_only_weights_and_logs_stay(self, tmp_path):
+        (tmp_path / "inference").mkdir()
+        for name in ("inference/predictions.json", "model_final.pth", "model_0001999.pth", "log.txt"):
+            (tmp_path / name).touch()
+        runs.clear(tmp_path)
+        assert {path.name for path in tmp_path.iterdir()} == {"model_final.pth", "log.txt"}
+
+
+class TestDocuments:
+    def test_the_tuning_seed_is_kept_apart(self, results, tmp_path):
+        records = runs.load(results)
+        table = documents.correlation_table(records, tmp_path)
+        untouched, tuned = (
+            [row for row in table.splitlines() if label in row and "| all" in row]
+            for label in ("seeds 1, 2, 3", "seed 0")
+        )
+        assert "| 1.00 " in untouched[0] and "3 of 3" in untouched[0]
+        assert "| -1.00 " in tuned[0] and "0 of 3" in tuned[0]
+        assert "26.2" in documents.methods_table(records, tmp_path)  # mean of 26.1, 26.2, 26.3
+
+    def test_every_place_of_the_page_has_a_table(self):
+        page = (documents.Path(__file__).parents[2] / "docs" / "benchmark_1203.md").read_text()
+        names = [match[2] for match in documents.PLACE.finditer(page)]
+        assert sorted(names) == sorted(documents.TABLES)
+
+    def test_a_figure_of_what_there_is(self, results):
+        figure = documents.draw(documents.untouched(runs.load(results)))
+        assert [len(axis.texts) for axis in figure.axes] == [3, 3]
+        assert documents.draw({}) is None
+
+
+def test_published_metrics_have_a_baseline_in_the_plan():
+    for name, figures in plan.PUBLISHED.items():
+        assert figures.baseline is None or figures.baseline in plan.PUBLISHED, name
+    assert correlation.DRAWINGS >= 1000
