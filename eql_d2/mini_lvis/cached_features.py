@@ -51,8 +51,8 @@ class CachedFeaturesRCNN(GeneralizedRCNN):
     def from_config(cls, cfg):
         if cfg.INPUT.RANDOM_FLIP != "none" or cfg.INPUT.CROP.ENABLED or cfg.INPUT.LSJ.SIZE or cfg.MODEL.MASK_ON:
             raise InputError(
-                "CachedFeaturesRCNN has one set of features for each image, and boxes only: set INPUT.RANDOM_FLIP none, "
-                "INPUT.CROP.ENABLED False, INPUT.LSJ.SIZE 0 and MODEL.MASK_ON False, or MODEL.META_ARCHITECTURE "
+                "CachedFeaturesRCNN has one set of features for each image, and boxes only: set INPUT.RANDOM_FLIP "
+                "none, INPUT.CROP.ENABLED False, INPUT.LSJ.SIZE 0 and MODEL.MASK_ON False, or MODEL.META_ARCHITECTURE "
                 "GeneralizedRCNN"
             )
         return super().from_config(cfg)

@@ -101,9 +101,13 @@ class GlyphSpec(ABC):
     def train_image_counts(self) -> np.ndarray:
         """(K,) int64, the training images of each category by rank, falling."""
 
+    def fields(self) -> dict:
+        """Name -> value."""
+        return asdict(self)  # type: ignore[call-overload]  # all specs are dataclasses
+
     def record(self) -> dict:
         """What ``spec.json`` holds; the dataset of another record is another dataset."""
-        return {"version": VERSION, **asdict(self)}  # type: ignore[call-overload]  # a dataclass
+        return {"version": VERSION, **self.fields()}
 
 
 @dataclass(frozen=True)
@@ -601,13 +605,17 @@ def _draw_split(spec: GlyphSpec, folder: Path, counts: np.ndarray, stream: int, 
 
 def _map(function: Callable, jobs: Iterable, num_jobs: int, spec: GlyphSpec) -> Iterator:
     """``map(function, jobs)``, in several processes where the spec allows it and there is enough to do."""
-    cores = spec.max_processes or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
-    processes = min(cores, num_jobs // IMAGES_WORTH_A_PROCESS)
+    processes = min(spec.max_processes or available_cores(), num_jobs // IMAGES_WORTH_A_PROCESS)
     if processes < 2:
         yield from map(function, jobs)
         return
     with ProcessPoolExecutor(processes, initializer=_end_with_the_parent) as pool:
         yield from pool.map(function, jobs, chunksize=32)
+
+
+def available_cores() -> int:
+    """That this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _end_with_the_parent() -> None:

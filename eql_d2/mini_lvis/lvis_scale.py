@@ -82,7 +82,8 @@ class MiniLVIS1203Spec(GlyphSpec):
 
     @property
     def num_train_images(self) -> int:  # type: ignore[override]  # follows from the counts
-        return math.ceil(self.train_image_counts().sum() / CATEGORIES_PER_IMAGE)
+        counts = self.train_image_counts()
+        return max(math.ceil(counts.sum() / CATEGORIES_PER_IMAGE), counts[0].item())
 
     def train_image_counts(self) -> np.ndarray:
         counts = np.sort(json.loads(LVIS_COUNTS.read_text())["image_count"])[::-1]

@@ -4,7 +4,7 @@
     python -m study.scale --list             # what is left, and about how long it takes
     python -m study.scale --jobs 2           # go on; one line of docs/benchmark_1203/runs.jsonl a run
     python -m study.scale --tables           # only write docs/benchmark_1203.md and its figure anew
-    python -m study.scale --only RFS --seeds 0
+    python -m study.scale --only RFS --seeds 9
 
 A run with a line is not made again; one that was stopped goes on from its last checkpoint.
 """
