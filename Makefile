@@ -17,7 +17,7 @@ CONFIG ?= configs/MiniLVIS/eql_faster_rcnn.yaml
 OUTPUT ?= output/mini_lvis_eql
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test docs prove benchmark speed lint clean
+.PHONY: help setup train test docs prove benchmark benchmark_1203 speed lint clean
 
 help:
 	@echo 'make train   set up, then train and evaluate EQL Faster R-CNN on MiniLVIS (about 10 minutes on 2 CPU cores)'
@@ -25,6 +25,7 @@ help:
 	@echo 'make docs    set up, then build the site from docs/, docstrings and config keys into output/site; any warning fails'
 	@echo 'make prove   set up, then prove what docs/reliability.md says: kills, full disk, processes, hostile files (about 15 minutes)'
 	@echo 'make benchmark   set up, then train every loss on MiniLVIS, for the tables of docs/benchmark.md (hours; resumable)'
+	@echo 'make benchmark_1203   set up, then compare methods on 1,203 categories with LVIS, for docs/benchmark_1203.md (hours; resumable)'
 	@echo 'make speed   set up, then measure losses, inference, masks, evaluation and start-up (ARGS="--help" says what there is)'
 	@echo 'make setup   only make $(VENV) with torch, Detectron2 and eql_d2 in it'
 	@echo 'make lint    set up, then ruff (rules and format) and mypy'
@@ -58,6 +59,9 @@ prove: setup
 
 benchmark: setup
 	$(VENV)/bin/python -m study $(ARGS)
+
+benchmark_1203: setup
+	$(VENV)/bin/python -m study.scale $(ARGS)
 
 speed: setup
 	$(VENV)/bin/python -m speed $(ARGS)

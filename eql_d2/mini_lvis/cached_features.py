@@ -5,6 +5,8 @@ takes a fifth of its time, and the files serve all methods alike.
 """
 
 import hashlib
+import json
+import math
 import os
 from pathlib import Path
 from typing import NamedTuple
@@ -63,21 +65,25 @@ class CachedFeaturesRCNN(GeneralizedRCNN):
         return objects_of_image
 
     def train(self, mode: bool = True):
-        """As ever, but for the frozen part, which stays in evaluation mode."""
+        """As ever, but for the frozen part, which stays in evaluation mode.
+
+        Raises:
+            InputError: the backbone or the proposal generator is to be trained.
+        """
         super().train(mode)
         for name in FROZEN:
-            getattr(self, name).eval()
+            part = getattr(self, name).eval()
+            if mode and any(p.requires_grad for p in part.parameters()):
+                raise InputError(
+                    f"CachedFeaturesRCNN computes {' and '.join(FROZEN)} once for each image, but {name} is trained: "
+                    f"set MODEL.FREEZE {list(FROZEN)}, or MODEL.META_ARCHITECTURE GeneralizedRCNN"
+                )
         return self
 
     def forward(self, batched_inputs: list[dict]):
-        """As of ``GeneralizedRCNN``; in training the losses are those of the ROI heads.
-
-        Raises:
-            InputError: the backbone or the proposal generator is not frozen.
-        """
+        """As of ``GeneralizedRCNN``; in training the losses are those of the ROI heads."""
         if not self.training:
             return self.inference(batched_inputs)
-        self._require_frozen()
         features, proposals = self._outputs(batched_inputs)
         targets = [x["instances"].to(self.device) for x in batched_inputs]
         _, losses = self.roi_heads(None, features, proposals, targets)  # the head looks at no image
@@ -93,14 +99,6 @@ class CachedFeaturesRCNN(GeneralizedRCNN):
             return results
         return self._postprocess(results, batched_inputs, [p.image_size for p in proposals])
 
-    def _require_frozen(self) -> None:
-        for name in FROZEN:
-            if any(p.requires_grad for p in getattr(self, name).parameters()):
-                raise InputError(
-                    f"CachedFeaturesRCNN computes {' and '.join(FROZEN)} once for each image, but {name} is trained: "
-                    f"set MODEL.FREEZE {list(FROZEN)}, or MODEL.META_ARCHITECTURE GeneralizedRCNN"
-                )
-
     @torch.no_grad()
     def _outputs(self, batched_inputs: list[dict]) -> tuple[dict[str, torch.Tensor], list[Instances]]:
         """What the ROI heads are given for a batch of images of one size."""
@@ -114,10 +112,10 @@ class CachedFeaturesRCNN(GeneralizedRCNN):
     def _recall(self, image: dict) -> Outputs:
         path = self._file(image)
         try:
-            return read(path, self.roi_heads.in_features)
+            return read(path)
         except FileNotFoundError:
             write(path, self._compute(image))
-            return read(path, self.roi_heads.in_features)
+            return read(path)
 
     def _compute(self, image: dict) -> Outputs:
         pixels = read_image(image["file_name"], self.input_format)
@@ -140,7 +138,7 @@ class CachedFeaturesRCNN(GeneralizedRCNN):
         source = os.path.abspath(image["file_name"])
         stat = os.stat(source)
         key = repr((source, stat.st_size, stat.st_mtime_ns))
-        return self._folder / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.npy"
+        return self._folder / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.features"
 
     def _hash_of_frozen_part(self) -> str:
         digest = hashlib.sha256()
@@ -171,23 +169,40 @@ def objects_of_image(image: dict) -> dict:
 
 
 def write(path: Path, outputs: Outputs) -> None:
-    """One file of several arrays, there whole or not at all; of two processes that write it the last stays."""
+    """A line of JSON that says what follows, then the arrays' bytes: read in a tenth of the time of numpy's own format.
+
+    The file is there whole or not at all; of two processes that write it the last one's stays.
+    """
+    proposals = outputs.proposals
+    levels = {level: list(features.shape) for level, features in outputs.features.items()}
+    header = {"levels": levels, "image_size": proposals.image_size, "proposals": len(proposals)}
+    arrays = [*outputs.features.values(), proposals.proposal_boxes.tensor, proposals.objectness_logits]
     unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     with open(unfinished, "wb") as file:
-        for features in outputs.features.values():
-            np.save(file, features.cpu().numpy())
-        np.save(file, np.array(outputs.proposals.image_size))
-        np.save(file, outputs.proposals.proposal_boxes.tensor.cpu().numpy())
-        np.save(file, outputs.proposals.objectness_logits.cpu().numpy())
+        file.write(json.dumps(header).encode() + b"\n")
+        for array in arrays:
+            file.write(array.cpu().numpy().tobytes())
     os.replace(unfinished, path)
 
 
-def read(path: Path, levels: list[str]) -> Outputs:
-    """What :func:`write` wrote for these levels."""
+def read(path: Path) -> Outputs:
+    """What :func:`write` wrote."""
     with open(path, "rb") as file:
-        features = {level: torch.from_numpy(np.load(file)) for level in levels}
-        height, width = np.load(file).tolist()
-        proposals = Instances((height, width))
-        proposals.proposal_boxes = Boxes(torch.from_numpy(np.load(file)))
-        proposals.objectness_logits = torch.from_numpy(np.load(file))
+        header = json.loads(file.readline())
+        content = bytearray(file.read())
+    place = 0
+
+    def take(dtype: torch.dtype, *shape: int) -> torch.Tensor:
+        nonlocal place
+        size = math.prod(shape)  # torch cannot take 0 numbers from a buffer
+        array = (
+            torch.frombuffer(content, dtype=dtype, count=size, offset=place) if size else torch.empty(0, dtype=dtype)
+        )
+        place += array.nbytes
+        return array.view(shape)
+
+    features = {level: take(torch.float16, *shape) for level, shape in header["levels"].items()}
+    proposals = Instances(tuple(header["image_size"]))
+    proposals.proposal_boxes = Boxes(take(torch.float32, header["proposals"], 4))
+    proposals.objectness_logits = take(torch.float32, header["proposals"])
     return Outputs(features, proposals)

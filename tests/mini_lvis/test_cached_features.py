@@ -132,14 +132,16 @@ def test_the_mapper_gives_the_instances_of_detectron2s(tiny_cfg, tmp_path):
     assert torch.equal(found["instances"].gt_classes, expected["instances"].gt_classes)
 
 
-def test_a_file_appears_whole(tmp_path):
+@pytest.mark.parametrize("proposals", [5, 0])
+def test_a_file_appears_whole(tmp_path, proposals):
     outputs = cached_features.Outputs(
-        {"p2": torch.rand(1, 3, 4, 4).half()},
-        Instances((8, 9), proposal_boxes=Boxes(torch.rand(5, 4)), objectness_logits=torch.rand(5)),
+        {"p2": torch.rand(1, 3, 4, 4).half(), "p3": torch.rand(1, 3, 2, 2).half()},
+        Instances((8, 9), proposal_boxes=Boxes(torch.rand(proposals, 4)), objectness_logits=torch.rand(proposals)),
     )
-    cached_features.write(tmp_path / "a.npy", outputs)
-    assert [path.name for path in tmp_path.iterdir()] == ["a.npy"]
-    features, proposals = cached_features.read(tmp_path / "a.npy", ["p2"])
-    assert torch.equal(features["p2"], outputs.features["p2"]) and proposals.image_size == (8, 9)
-    assert torch.equal(proposals.proposal_boxes.tensor, outputs.proposals.proposal_boxes.tensor)
-    assert torch.equal(proposals.objectness_logits, outputs.proposals.objectness_logits)
+    cached_features.write(tmp_path / "a", outputs)
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    features, found = cached_features.read(tmp_path / "a")
+    assert features.keys() == outputs.features.keys() and found.image_size == (8, 9)
+    assert all(torch.equal(features[level], outputs.features[level]) for level in features)
+    assert torch.equal(found.proposal_boxes.tensor, outputs.proposals.proposal_boxes.tensor)
+    assert torch.equal(found.objectness_logits, outputs.proposals.objectness_logits)
