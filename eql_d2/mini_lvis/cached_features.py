@@ -51,11 +51,12 @@ class CachedFeaturesRCNN(GeneralizedRCNN):
 
     @classmethod
     def from_config(cls, cfg):
-        if cfg.INPUT.RANDOM_FLIP != "none" or cfg.INPUT.CROP.ENABLED or cfg.INPUT.LSJ.SIZE or cfg.MODEL.MASK_ON:
+        given, augmented = cfg.INPUT, cfg.INPUT.LSJ.SIZE or cfg.INPUT.COPY_PASTE.MAX_OBJECTS
+        if given.RANDOM_FLIP != "none" or given.CROP.ENABLED or augmented or cfg.MODEL.MASK_ON:
             raise InputError(
                 "CachedFeaturesRCNN has one set of features for each image, and boxes only: set INPUT.RANDOM_FLIP "
-                "none, INPUT.CROP.ENABLED False, INPUT.LSJ.SIZE 0 and MODEL.MASK_ON False, or MODEL.META_ARCHITECTURE "
-                "GeneralizedRCNN"
+                "none, INPUT.CROP.ENABLED False, INPUT.LSJ.SIZE and INPUT.COPY_PASTE.MAX_OBJECTS 0 and MODEL.MASK_ON "
+                "False, or MODEL.META_ARCHITECTURE GeneralizedRCNN"
             )
         return super().from_config(cfg)
 

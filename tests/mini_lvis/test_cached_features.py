@@ -110,8 +110,9 @@ def test_only_the_head_learns(tiny_cfg, inputs):
 def test_what_would_be_wrong_is_an_error(tiny_cfg, inputs):
     with pytest.raises(InputError, match=r"backbone is trained: set MODEL.FREEZE"):
         losses(built(tiny_cfg, *CACHED[:2]), inputs)
-    with pytest.raises(InputError, match="set INPUT.RANDOM_FLIP none"):
-        built(tiny_cfg, *CACHED, "INPUT.RANDOM_FLIP", "horizontal")
+    for augmented in (["INPUT.RANDOM_FLIP", "horizontal"], ["INPUT.COPY_PASTE.MAX_OBJECTS", 2]):
+        with pytest.raises(InputError, match="set INPUT.RANDOM_FLIP none"):
+            built(tiny_cfg, *CACHED, *augmented)
     with pytest.raises(InputError, match="for given ones take GeneralizedRCNN"):
         built(tiny_cfg, *CACHED).eval().inference(inputs, detected_instances=[])
 
