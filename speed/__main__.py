@@ -53,7 +53,7 @@ def inference_cases() -> dict:
     return cases
 
 
-def inference_variants(make_scores, R: int, K: int, C: int) -> dict:
+def inference_variants(make_scores, R: int, K: int, C: int, device: str = "cpu") -> dict:
     """Stock and ours on R proposals, two thirds of which lie on 20 objects of an 800 x 1333 image."""
     generator = torch.Generator().manual_seed(0)
     image_size = torch.tensor([1333.0, 800.0])
@@ -69,7 +69,7 @@ def inference_variants(make_scores, R: int, K: int, C: int) -> dict:
         torch.cat([corner, corner + size], dim=1),
     )
     deltas = torch.randn(R, 4 * C, generator=generator) * 0.5
-    scores = make_scores(which, K, generator)
+    scores, deltas, proposals = make_scores(which, K, generator).to(device), deltas.to(device), proposals.to(device)
     transform = Box2BoxTransform((10.0, 10.0, 5.0, 5.0))
     settings = [scores], [(800, 1333)], 1e-4, 0.5, 300
 

@@ -109,7 +109,11 @@ class Step:
 def make_steps(R: int, K: int, dtype: torch.dtype) -> dict:
     """{(loss, implementation): step}; the first implementation of a loss is what the others are compared with."""
     gt_classes = torch.where(torch.rand(R) < 0.25, torch.randint(0, K, (R,)), K)
-    logits = {width: (torch.randn(R, width) - 4).to(dtype) for width in (K, K + 1, K + 2)}
+
+    @functools.cache
+    def logits_of(width: int) -> torch.Tensor:
+        return (torch.randn(R, width) - 4).to(dtype)
+
     target = F.one_hot(gt_classes, K + 1)[:, :K].to(dtype)
     features = torch.rand(R, 1024)
     frequencies = frequencies_of(K)
@@ -118,22 +122,22 @@ def make_steps(R: int, K: int, dtype: torch.dtype) -> dict:
         return F.binary_cross_entropy_with_logits(z, target.to(z.dtype), reduction="sum") / R
 
     # A step must read the logits and write their gradient, as many bytes as a copy.
-    destination = torch.empty_like(logits[K])
+    destination = torch.empty_like(logits_of(K))
     steps = {
-        FLOOR: lambda: destination.copy_(logits[K]),
-        BCE: Step(bce, logits[K], gt_classes),
+        FLOOR: lambda: destination.copy_(logits_of(K)),
+        BCE: Step(bce, logits_of(K), gt_classes),
     }
     others = other_implementations(K, frequencies)
     for name, loss_class in CLS_LOSS_REGISTRY:
         takes_counts = "frequencies" in inspect.signature(loss_class.__init__).parameters
-        loss = loss_class(K, **({"frequencies": frequencies} if takes_counts else {}))
+        loss = loss_class(K, **({"frequencies": frequencies} if takes_counts else {})).to(gt_classes.device)
         implementations = {**others.get(name, {}), OURS: functools.partial(loss, features=features)}
         if loss.compiled is not None and name in others and dtype is torch.float32:
             compiled = copy.copy(loss)
             compiled.compiled = True
             implementations[COMPILED] = compiled
         for implementation, function in implementations.items():
-            steps[name, implementation] = Step(function, logits[loss.num_logits], gt_classes)
+            steps[name, implementation] = Step(function, logits_of(loss.num_logits), gt_classes)
     return steps
 
 
@@ -149,11 +153,11 @@ def frequencies_of(K: int) -> ClassFrequencies:
 def other_implementations(K: int, frequencies) -> dict:
     """{our loss: {who: (logits, gt_classes) -> scalar}}: fvcore's, and authors' formulas as re-typed below."""
     return {
-        "EqualizationLoss": {"authors' formula": lambda z, y: authors_eql(z, y, frequencies.frequency.to(z.dtype))},
+        "EqualizationLoss": {"authors' formula": lambda z, y: authors_eql(z, y, frequencies.frequency.to(z))},
         "SigmoidFocalLoss": {"fvcore": fvcore_focal},
         "AsymmetricLoss": {"authors' formula": authors_asl},
         "SoftmaxEqualizationLoss": {
-            "public port": lambda z, y: port_of_softmax_eql(z, y, TailRule().mask(frequencies))
+            "public port": lambda z, y: port_of_softmax_eql(z, y, TailRule().mask(frequencies).to(z.device))
         },
         "EqualizationLossV2": {"authors' formula": AuthorsEQLv2(K)},
         "SeesawLoss": {"authors' formula": AuthorsSeesaw(K)},
@@ -249,9 +253,10 @@ class AuthorsSeesaw(torch.nn.Module):
         return loss / len(z) + F.cross_entropy(z[:, -2:], (~foreground).long())
 
 
-def peak_bytes(step: Step) -> int:
-    """What torch's CPU allocator hands out at most at a time in a step, gradient included, logits not."""
-    step.logits.grad = None
+def peak_bytes(step) -> int:
+    """What torch's CPU allocator hands out at most at a time in a call; in a :class:`Step` the gradient included."""
+    if isinstance(step, Step):
+        step.logits.grad = None
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
         step()
     events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]

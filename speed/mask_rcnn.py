@@ -79,7 +79,7 @@ def make_weights(path: Path, size: int) -> None:
     wanted = {rpn.anchor_deltas: 0.1, box.bbox_pred: 0.5, box.cls_score: NOISE, mask.predictor: 3.0}
     for layer, spread in wanted.items():  # the later ones see what the earlier ones were scaled to
         outputs = []
-        hook = layer.register_forward_hook(lambda module, args, output, seen=outputs: seen.append(output))
+        hook = layer.register_forward_hook(lambda *call, seen=outputs: seen.append(call[-1]))
         model(image)
         hook.remove()
         layer.weight.mul_(spread / torch.cat([o.flatten() for o in outputs]).std())
@@ -121,8 +121,8 @@ def measure(side: str, weights: str, num_images: int, size: int) -> dict:
 
 def table(measured: dict) -> list[dict]:
     """A row for each part, in the order of stock's; "paste" is part of ours' "encode"."""
-    stock, ours = (measured[side]["ms"] for side in SIDES)
-    rows = [{"part": part, **{side: measured[side]["ms"].get(part, 0.0) for side in SIDES}} for part in stock]
+    parts = measured["detectron2"]["ms"]
+    rows = [{"part": part, **{side: measured[side]["ms"].get(part, 0.0) for side in SIDES}} for part in parts]
     beyond = [row for row in rows if not row["part"].startswith(("network", "read", "RPN"))]
     for name, chosen in (("beyond the network", beyond), ("all", rows)):
         rows = [*rows, {"part": name, **{side: sum(row[side] for row in chosen) for side in SIDES}}]

@@ -19,7 +19,7 @@ def masks_cases() -> dict:
     }
 
 
-def masks_variants(low: float, high: float) -> dict:
+def masks_variants(low: float, high: float, device: str = "cpu") -> dict:
     """Detectron2's paste with pycocotools' encode, and ours; smooth blobs in boxes of random aspect."""
     generator = torch.Generator().manual_seed(0)
     area = (low + (high - low) * torch.rand(N, generator=generator)) * SIZE[0] * SIZE[1]
@@ -30,10 +30,10 @@ def masks_variants(low: float, high: float) -> dict:
     boxes = torch.cat([corner, corner + side], 1)
     coarse = torch.randn(N, 1, 6, 6, generator=generator)
     blobs = torch.nn.functional.interpolate(coarse, size=(RESOLUTION, RESOLUTION), mode="bicubic")[:, 0]
-    masks = (3 * blobs + 1).sigmoid()
+    masks, boxes = (3 * blobs + 1).sigmoid().to(device), boxes.to(device)
 
     def stock():
-        pasted = paste_masks_in_image(masks, boxes, SIZE)
+        pasted = paste_masks_in_image(masks, boxes, SIZE).cpu()
         return [pycocotools.mask.encode(np.array(m[:, :, None], order="F", dtype="uint8"))[0] for m in pasted]
 
     return {"detectron2": stock, "eql_d2": lambda: mask_rles(masks, boxes, SIZE)}
