@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> None:
     if not cfg.DATASETS.TEST:
         raise InputError("DATASETS.TEST is empty: the model is traced on the first image of a dataset")
     model = Trainer.build_model(cfg).eval()
-    LongTailCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+    LongTailCheckpointer(model).resume_or_load(cfg.MODEL.WEIGHTS, resume=False)
     images = Trainer.build_test_loader(cfg, cfg.DATASETS.TEST[0])
     image = next(iter(images))[0]["image"].to(cfg.MODEL.DEVICE)
     traced = trace_detector(model, image)

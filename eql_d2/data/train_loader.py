@@ -183,6 +183,16 @@ def training_sampler(dataset, seed: int) -> Sampler:
     return TrainingSampler(len(dataset), seed=seed)
 
 
+def sampler_of_configs(dataset, seed: int) -> Sampler:
+    """The ``TrainingSampler`` of a run, of a YAML file or a LazyConfig: it draws a seed of its own, under ours.
+
+    So Detectron2's loader made it before 2024-05, when it began to give ``cfg.SEED``. With any version of it a seed
+    means one order.
+    """
+    with seeded(seed):
+        return TrainingSampler(len(dataset))
+
+
 def reseeded(sampler: Sampler, _dataset, seed: int) -> Sampler:
     """A copy of one of Detectron2's samplers, which draw by a seed of their own, with this seed; others as they are."""
     if hasattr(sampler, "_seed"):
@@ -204,6 +214,9 @@ def sampler_from_config(cfg, dataset, seed: int) -> Sampler:
         logger.info("Using training sampler %s", name)  # as Detectron2 does of its own
         sampler = TRAIN_SAMPLER_REGISTRY.get(name)
         return sampler(dataset, seed, **(sampler.from_config(cfg) if hasattr(sampler, "from_config") else {}))
+    if name == "TrainingSampler":
+        logger.info("Using training sampler %s", name)
+        return sampler_of_configs(dataset, seed)
     cfg = cfg.clone()
     cfg.defrost()
     cfg.SEED = seed  # some of Detectron2's take this, the others draw from numpy's generator

@@ -62,6 +62,7 @@ class LongTailCheckpointer(DetectionCheckpointer):
         self.weights_to_save = weights_to_save
         self.new_classifier = new_classifier
         self.whole_model = False  # whether weights that leave a part of the model random are an error
+        self.resumes = False  # whether the weights must be of this very model
         self.saved_iteration: int | None = None  # of the last checkpoint that this object has saved
 
     def save(self, name, **kwargs):
@@ -112,8 +113,9 @@ class LongTailCheckpointer(DetectionCheckpointer):
         trains = "trainer" in self.checkpointables
         if trains:  # else another process may be writing here
             self._remove_unfinished()
-        self.whole_model = not trains  # a training may start from a backbone alone
         newest = self._newest_whole() if resume else None
+        self.resumes = newest is not None
+        self.whole_model = self.resumes or not trains  # a new training may start from a backbone alone
         if newest is None:
             with keeping_state(self.model) if trains else nullcontext():
                 return self.load(path, checkpointables=[])
@@ -188,7 +190,7 @@ class LongTailCheckpointer(DetectionCheckpointer):
         if self.new_classifier:
             drop_classifier(weights)
         for name, module in self.model.named_modules():
-            if isinstance(module, LongTailFastRCNNOutputLayers):
+            if isinstance(module, LongTailFastRCNNOutputLayers) and not self.resumes:
                 for parameter in ("weight", "bias"):
                     fit_cls_score(weights, f"{name}.cls_score.{parameter}", module)
         names = list(weights)
@@ -207,6 +209,8 @@ class LongTailCheckpointer(DetectionCheckpointer):
         missing = [name for name in parameters if name in unset and not (self.new_classifier and ".cls_" in name)]
         if not missing or (len(missing) < len(parameters) and not self.whole_model):
             return
+        if self.resumes:
+            raise InputError(self._other_model(missing, incompatible))
         foreign = any(name.startswith(("roi_head.", "neck.", "bbox_head.")) for name in names)
         raise InputError(
             f"the weights do not fit the model: {len(missing)} of its {len(parameters)} parameters are not among their "
@@ -214,6 +218,18 @@ class LongTailCheckpointer(DetectionCheckpointer):
             f"{', '.join(names[:3])}, ...)"
             f"{'. These are names of mmdetection, whose weights must be converted' if foreign else ''}. Choose the "
             f"config that they were trained with, or other MODEL.WEIGHTS (in a LazyConfig train.init_checkpoint)"
+        )
+
+    def _other_model(self, missing: list[str], incompatible) -> str:
+        shapes = {name: (tuple(theirs), tuple(ours)) for name, theirs, ours in incompatible.incorrect_shapes}
+        examples = [
+            f"{name} of shape {shapes[name][0]} there and {shapes[name][1]} here" if name in shapes else f"no {name}"
+            for name in missing[:2]
+        ]
+        return (
+            f"the checkpoint to resume from, in {self.save_dir}, is of another model: it has {', '.join(examples)}"
+            f"{', ...' if len(missing) > 2 else ''}. Resume with the config that it was trained with, or start a new "
+            f"run, without --resume and in another output folder"
         )
 
 

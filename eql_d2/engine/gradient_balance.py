@@ -90,6 +90,7 @@ class GradientBalance(HookBase):
         self._total = torch.zeros(len(predictors), 2, len(frequencies), dtype=torch.float64)
         self._logged_total = self._total.clone()
         self._by_label = torch.zeros(len(predictors), *_Stage.BY_LABEL, dtype=torch.float64)  # since the last log
+        self._of_processes: list[list[list[torch.Tensor]]] = []  # at the last checkpoint, what each had not added up
 
     def before_train(self):
         self._handles = [stage.watch() for stage in self._stages]
@@ -104,16 +105,15 @@ class GradientBalance(HookBase):
 
     def after_step(self):
         self._iterations += 1
-        is_last = self.trainer.iter + 1 >= self.trainer.max_iter
-        if not (is_last or self._is_due(self._period) or self._is_due(self._checkpoint_period)):
-            return
-        self._add_up()
-        if not comm.is_main_process():
-            return
         if self._is_due(self._period):
-            self._log()
+            self._add_up()
+            if comm.is_main_process():
+                self._log()
+        is_last = self.trainer.iter + 1 >= self.trainer.max_iter
         if is_last or self._is_due(self._checkpoint_period):
-            self._write()
+            self._of_processes = comm.gather(self._own_sums())
+            if comm.is_main_process():
+                self._write()
 
     def _is_due(self, period: int) -> bool:
         return (self.trainer.iter + 1) % period == 0
@@ -129,6 +129,11 @@ class GradientBalance(HookBase):
         self._by_label += by_label_sum.view_as(self._by_label)
         for stage in self._stages:
             stage.reset()
+        self._of_processes = []
+
+    def _own_sums(self) -> list[list[torch.Tensor]]:
+        """Of each stage what this process has not yet added to the totals."""
+        return [[stage.gradient.cpu().clone(), stage.by_label.cpu().clone()] for stage in self._stages]
 
     def _log(self) -> None:
         since_last = self._total - self._logged_total
@@ -146,18 +151,22 @@ class GradientBalance(HookBase):
         self._by_label.zero_()
 
     def _write(self) -> None:
-        stages = [dict(zip(("positive", "negative"), sums)) for sums in self._total.tolist()]
+        total = self._total.clone()
+        for process in self._of_processes:
+            total += torch.stack([gradient for gradient, _ in process])
+        stages = [dict(zip(("positive", "negative"), sums)) for sums in total.tolist()]
         with written_whole(self._path) as file:
             json.dump({"iterations": self._iterations, "stages": stages}, file)
 
     def state_dict(self):
-        """The sums until now; with several processes, of which one writes checkpoints, until they were last added up.
+        """The sums until now; with several processes, of which one writes checkpoints, until they were last gathered.
 
-        What is not added up yet is kept apart: added before an uninterrupted run does, it would be rounded otherwise.
+        They are added up where they are logged, and nowhere else: at checkpoints they would be rounded otherwise than
+        in a run with another period, or one that was not interrupted.
         """
         alone = comm.get_world_size() == 1
         return {
-            "stages": [[stage.gradient.clone(), stage.by_label.clone()] for stage in self._stages if alone],
+            "processes": [self._own_sums()] if alone else self._of_processes,
             "iterations": self._iterations,
             "total": self._total.clone(),
             "logged_iterations": self._logged_iterations,
@@ -170,9 +179,11 @@ class GradientBalance(HookBase):
         self._total.copy_(state["total"])
         self._logged_total.copy_(state["logged_total"])
         self._by_label.copy_(state["by_label"])
-        for stage, (gradient, by_label) in zip(self._stages, state.get("stages", ())):  # none in a checkpoint of before
-            stage.gradient.copy_(gradient)
-            stage.by_label.copy_(by_label)
+        processes = state.get("processes") or [state.get("stages", ())]  # the latter in a checkpoint of before
+        for process in processes[comm.get_rank() :: comm.get_world_size()]:
+            for stage, (gradient, by_label) in zip(self._stages, process):
+                stage.gradient += gradient.to(stage.gradient.device)
+                stage.by_label += by_label.to(stage.by_label.device)
 
 
 class _Stage:

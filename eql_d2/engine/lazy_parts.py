@@ -10,14 +10,12 @@ import logging
 import torch
 from detectron2.config import instantiate
 from detectron2.data import build_detection_train_loader
-from detectron2.data.samplers import TrainingSampler
 from detectron2.solver import LRMultiplier
 from omegaconf import DictConfig, ListConfig
 from torch import nn
 
 from eql_d2.data.image_errors import ExplainedMapper
-from eql_d2.data.seeding import seeded
-from eql_d2.data.train_loader import TrainLoader
+from eql_d2.data.train_loader import TrainLoader, sampler_of_configs
 from eql_d2.engine.extras import explained_missing_package, require_shapely
 from eql_d2.engine.settings import settings_of
 from eql_d2.modeling.activation_checkpoint import checkpoint_activations
@@ -71,14 +69,8 @@ def build_train_loader(cfg: DictConfig):
     arguments["mapper"] = ExplainedMapper(arguments["mapper"])
     arguments.setdefault("seed", settings_of(cfg).seed)
     if arguments.get("sampler") is None:
-        arguments.setdefault("make_sampler", same_shuffle_as_yaml)
+        arguments.setdefault("make_sampler", sampler_of_configs)
     return TrainLoader(**arguments)
-
-
-def same_shuffle_as_yaml(dataset, seed: int) -> TrainingSampler:
-    """Detectron2 gives the sampler of a YAML file no seed: it draws one."""
-    with seeded(seed):
-        return TrainingSampler(len(dataset))
 
 
 def replaceable(node: DictConfig) -> bool:

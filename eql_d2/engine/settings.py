@@ -129,6 +129,7 @@ class RunSettings:
     precise_bn_iterations: int = 0
     test_time_augmentation: bool = False
     expected_results: Sequence = ()
+    cudnn_benchmark: bool = False
 
 
 def settings_of(cfg) -> RunSettings:
@@ -168,6 +169,7 @@ def yaml_settings(cfg: CfgNode) -> RunSettings:
         precise_bn_iterations=test.PRECISE_BN.NUM_ITER if test.PRECISE_BN.ENABLED else 0,
         test_time_augmentation=test.AUG.ENABLED,
         expected_results=test.EXPECTED_RESULTS,
+        cudnn_benchmark=cfg.CUDNN_BENCHMARK,
     )
 
 
@@ -216,6 +218,7 @@ def lazy_settings(cfg: DictConfig) -> RunSettings:
         frequencies=partial(lazy_frequencies, cfg),
         tail_rule=partial(lazy_tail_rule, cfg.model),
         ddp=dict(train.get("ddp") or {"broadcast_buffers": False}),
+        cudnn_benchmark=train.get("cudnn_benchmark", False),
     )
 
 

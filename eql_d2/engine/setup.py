@@ -1,12 +1,14 @@
 """From command-line arguments to a ready config; every tool with a `--config-file` starts here."""
 
 import logging
+import os
 from pathlib import Path
 
 import torch
 from detectron2.config import CfgNode, LazyConfig, get_cfg
-from detectron2.engine import default_setup
 from detectron2.utils import comm
+from detectron2.utils.collect_env import collect_env_info
+from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig
 
@@ -15,6 +17,8 @@ from eql_d2.config import add_eql_config
 from eql_d2.data.registration import register_datasets
 from eql_d2.engine.checkpoint import require_writable
 from eql_d2.engine.checks import check_nothing_is_empty, explained_config_errors
+from eql_d2.engine.folder_lock import claim_folder
+from eql_d2.engine.run_config import write_run_config
 from eql_d2.engine.settings import settings_of, warn_of_unread_keys
 from eql_d2.errors import InputError
 from eql_d2.removed_configs import replacement
@@ -85,7 +89,7 @@ def load_lazy_config(config_file: str, opts=()) -> DictConfig:
 
 
 def setup(args):
-    """The config of a run, with Detectron2's logger, seed and `config.yaml` set up.
+    """The config of a run, with Detectron2's logger, seed and `config.yaml` set up, and the folder claimed to train in.
 
     Args:
         args: what ``default_argument_parser`` parses, where ``config_file`` is YAML,
@@ -93,17 +97,42 @@ def setup(args):
 
     Returns:
         a frozen CfgNode, or a DictConfig.
+
+    Raises:
+        InputError: a config that is none; a folder that cannot be written, or that another training writes to; a
+            resumed run with a setting that must stay (:mod:`eql_d2.engine.run_config`).
     """
     is_lazy = args.config_file.endswith(".py")
     cfg = (load_lazy_config if is_lazy else load_config)(args.config_file, args.opts)
     output_dir = settings_of(cfg).output_dir
     if comm.is_main_process():
         require_writable(output_dir)
+        if not args.eval_only:
+            claim_folder(output_dir)
     setup_logger(output_dir, distributed_rank=comm.get_rank(), name="eql_d2")
     use_available_device(cfg)
     if is_lazy:
         warn_of_unread_keys(cfg)
     else:
         cfg.freeze()
-    default_setup(cfg, args)
+    introduce(cfg, args)
     return cfg
+
+
+def introduce(cfg, args) -> None:
+    """Detectron2's ``default_setup``, but for the config, which is written by :func:`write_run_config`."""
+    run, rank = settings_of(cfg), comm.get_rank()
+    setup_logger(run.output_dir, distributed_rank=rank, name="fvcore")
+    log = setup_logger(run.output_dir, distributed_rank=rank)
+    log.info("Rank of current process: %d. World size: %d", rank, comm.get_world_size())
+    log.info("Environment info:\n%s", collect_env_info())
+    log.info("Command line arguments: %s", args)
+    if comm.is_main_process():
+        resumes = args.resume and os.path.isfile(os.path.join(run.output_dir, "last_checkpoint"))
+        path = write_run_config(cfg, evaluates=args.eval_only, resumes=resumes)
+        if isinstance(cfg, CfgNode):
+            log.info("Running with full config:\n%s", cfg.dump())
+        log.info("Full config saved to %s", path)
+    seed_all_rng(None if run.seed is None else run.seed + rank)
+    if not args.eval_only:  # it takes longer than it saves on the few images of a test set
+        torch.backends.cudnn.benchmark = run.cudnn_benchmark

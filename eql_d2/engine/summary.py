@@ -7,6 +7,7 @@ from tabulate import tabulate
 from eql_d2.engine.evaluators import PICTURE
 from eql_d2.engine.gradient_balance import GRADIENT_BALANCE_FILE
 from eql_d2.engine.settings import settings_of
+from eql_d2.evaluation.compare import EVALUATION_CONFIG, TRAINING_CONFIG
 
 
 def summarize_run(cfg, results: dict[str, dict]) -> str:
@@ -27,7 +28,8 @@ def summarize_run(cfg, results: dict[str, dict]) -> str:
         "log": os.path.join(run.output_dir, "log.txt"),
         "curves": os.path.join(run.output_dir, "metrics.json"),
         "gradient balance": os.path.join(run.output_dir, GRADIENT_BALANCE_FILE),
-        "config": os.path.join(run.output_dir, "config.yaml"),
+        "config": os.path.join(run.output_dir, TRAINING_CONFIG),
+        "config of the evaluation": os.path.join(run.output_dir, EVALUATION_CONFIG),
         **{
             f"picture of {dataset}": os.path.join(run.output_dir, "inference", dataset, PICTURE)
             for dataset in run.test_sets

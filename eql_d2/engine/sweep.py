@@ -31,7 +31,7 @@ from eql_d2.engine.setup import load_config, load_lazy_config, use_available_dev
 from eql_d2.engine.trainer import Trainer
 from eql_d2.errors import InputError, one_line
 from eql_d2.evaluation.categories import Categories
-from eql_d2.evaluation.compare import read_run_config
+from eql_d2.evaluation.compare import read_run_config, run_config_file
 from eql_d2.evaluation.intervals import WeightedAP, bootstrap, group_means, interval
 from eql_d2.evaluation.lvis_metrics import COCO_MAX_DETS, Detections, GroundTruth, Matching, best_of_each, match_lvis
 from eql_d2.evaluation.predictions import ImagePredictions, as_detections, load
@@ -250,7 +250,7 @@ def tuned(matchings: dict[float, Matching], groups: dict, metric: str, drawings:
 
 def config_of_run(folder: Path):
     """Its config, of either kind, on a device that there is."""
-    path = folder / "config.yaml"
+    path = run_config_file(folder)
     if "dataloader" in read_run_config(folder):
         cfg = load_lazy_config(str(path), [f"train.output_dir={folder}"])
         use_available_device(cfg)

@@ -90,6 +90,7 @@ class Trainer(DefaultTrainer):
             weights_to_save=self._ema and self._ema.current,
             trainer=weakref.proxy(self),
         )
+        self._has_state = False  # whether a checkpoint had any for this trainer
         self.start_iter = 0
         self.max_iter = run.max_iter
         self.cfg = cfg
@@ -104,14 +105,54 @@ class Trainer(DefaultTrainer):
         if not (resume and self.checkpointer.has_checkpoint()):
             check_first_stage(self.settings)
         self._resumption.resumes = resume
-        self.checkpointer.resume_or_load(self.settings.weights, resume=resume)
+        rest = self.checkpointer.resume_or_load(self.settings.weights, resume=resume)
         if resume and self.checkpointer.has_checkpoint():
+            if not self._has_state:
+                self._take_iteration(rest.get("iteration"))
             self.start_iter = self.iter + 1  # the checkpoint has the iteration that was finished
 
+    def _take_iteration(self, iteration) -> None:
+        """Go on after this one with a new optimizer: all that can be had of a checkpoint of another trainer.
+
+        Raises:
+            InputError: the checkpoint has none.
+        """
+        path = self.checkpointer.get_checkpoint_file()
+        if not isinstance(iteration, int) or iteration < 0:
+            raise InputError(
+                f"{path} has weights, but neither the state of a trainer nor an iteration to resume from: start a new "
+                f"run from them, without --resume, by {self.settings.keys['weights']} {path} and another output folder"
+            )
+        logger.warning(
+            "%s has no state of this trainer: training goes on after its iteration %d, with an optimizer that starts "
+            "anew",
+            path,
+            iteration,
+        )
+        self.iter, self.scheduler.last_epoch = iteration, iteration + 1
+        set_learning_rates(self.optimizer, self.scheduler)
+
     def load_state_dict(self, state_dict):
-        """As Detectron2's; also that of a run of Detectron2's LazyConfig tool, whose trainer has no step within."""
+        """As Detectron2's; also that of a run of Detectron2's LazyConfig tool, whose trainer has no step within.
+
+        The optimizer's settings (learning rate, momentum, weight decay) are the config's, also where it has changed.
+
+        Raises:
+            InputError: an optimizer of other parameters.
+        """
         require_averaging(state_dict.get("hooks", {}), self._ema is not None)
-        super().load_state_dict(state_dict if "_trainer" in state_dict else {**state_dict, "_trainer": state_dict})
+        built = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
+        try:
+            super().load_state_dict(state_dict if "_trainer" in state_dict else {**state_dict, "_trainer": state_dict})
+        except ValueError as error:  # torch's, of groups of parameters
+            raise InputError(
+                f"the optimizer's state in the checkpoint does not fit ({one_line(error)}): resume with the settings "
+                f"of the run's config.yaml"
+            ) from error
+        for group, of_config in zip(self.optimizer.param_groups, built, strict=True):
+            group.update(of_config)
+        set_learning_rates(self.optimizer, self.scheduler)
+        self._has_state = True
 
     def train(self):
         """Run training; returns the results of the last evaluation, or {} if there was none.
@@ -326,6 +367,13 @@ class Trainer(DefaultTrainer):
         """
         output_dir = os.path.join(settings_of(cfg).output_dir, folder, dataset_name)
         return build_evaluator(cfg, dataset_name, output_dir)
+
+
+def set_learning_rates(optimizer, scheduler) -> None:
+    """Those of the scheduler's iteration, from each group's own base."""
+    scheduler.base_lrs = [group["initial_lr"] for group in optimizer.param_groups]
+    for group, rate in zip(optimizer.param_groups, scheduler.get_lr(), strict=True):
+        group["lr"] = rate
 
 
 class Diverged(InputError, FloatingPointError):

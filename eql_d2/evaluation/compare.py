@@ -9,12 +9,14 @@ from statistics import mean, stdev
 import yaml
 from tabulate import tabulate
 
-from eql_d2.errors import InputError
+from eql_d2.errors import InputError, one_line
 
 METRICS = ("AP", "APr", "APc", "APf")
 GRADIENT_BALANCE_FILE = "gradient_balance.json"  # of a run's folder
 # What differs between runs that are repetitions of one another.
 NOT_PART_OF_A_CONFIGURATION = ("SEED", "OUTPUT_DIR", "train.seed", "train.output_dir")
+TRAINING_CONFIG = "config.yaml"  # in a run's folder
+EVALUATION_CONFIG = "inference/config.yaml"
 
 
 class PlainLoader(yaml.SafeLoader):
@@ -60,22 +62,51 @@ def compare_runs(folders: Sequence[Path], task: str = "bbox", dataset: str | Non
     return tabulate(rows, headers="keys", tablefmt="pipe", floatfmt=".1f")
 
 
+def run_config_file(folder: Path) -> Path:
+    """The config of the training in the folder, or where nothing was trained that of the evaluation.
+
+    Raises:
+        InputError: there is none.
+    """
+    for name in (TRAINING_CONFIG, EVALUATION_CONFIG):
+        if (Path(folder) / name).is_file():
+            return Path(folder) / name
+    raise InputError(f"{folder} is no output folder of training: it has no config.yaml")
+
+
 def read_run_config(folder: Path) -> dict:
-    """The run's `config.yaml`.
+    """What :func:`run_config_file` holds.
 
     Raises:
         InputError: there is none, or it is broken.
     """
-    path = Path(folder) / "config.yaml"
-    if not path.is_file():
-        raise InputError(f"{folder} is no output folder of training: it has no config.yaml")
+    return read_config(run_config_file(folder))
+
+
+def read_config(path) -> dict:
+    """A dumped config of either kind.
+
+    Raises:
+        InputError: it is broken.
+    """
     try:
-        config = yaml.load(path.read_text(), Loader=PlainLoader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not a YAML file: {error}") from error
+        config = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=PlainLoader)
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise InputError(f"{path} is not a YAML file: {one_line(error)}") from error
     if not isinstance(config, dict):
         raise InputError(f"{path} holds no config")
     return config
+
+
+def flatten(node: dict, prefix: str = "") -> dict[str, str]:
+    """Full key -> value, as text."""
+    flat: dict[str, str] = {}
+    for key, value in node.items():
+        if isinstance(value, dict):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = str(value)
+    return flat
 
 
 def configuration_key(config: dict) -> str:

@@ -18,6 +18,7 @@ from eql_d2.evaluation.compare import (
     GRADIENT_BALANCE_FILE,
     NOT_PART_OF_A_CONFIGURATION,
     configuration_key,
+    flatten,
     last_scores,
     read_lines,
     read_run_config,
@@ -298,13 +299,3 @@ def differing_keys(configurations: list[Configuration]) -> dict[str, list[str]]:
     return {
         key: values for key, values in rows.items() if len(set(values)) > 1 and key not in NOT_PART_OF_A_CONFIGURATION
     }
-
-
-def flatten(node: dict, prefix: str = "") -> dict[str, str]:
-    flat: dict[str, str] = {}
-    for key, value in node.items():
-        if isinstance(value, dict):
-            flat.update(flatten(value, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = str(value)
-    return flat

@@ -16,7 +16,8 @@ from torch.utils.data import get_worker_info
 
 from eql_d2.data.samplers import TRAIN_SAMPLER_REGISTRY, ClassAwareSampler
 from eql_d2.data.seeding import seeded
-from eql_d2.data.train_loader import TrainLoader
+from eql_d2.data.train_loader import TrainLoader, sampler_from_config, sampler_of_configs
+from eql_d2.engine import load_config
 
 SIZES = [(4, 3), (3, 4), (3, 3), (5, 2), (2, 5), (4, 1), (1, 4), (9, 8), (8, 9), (7, 6), (2, 1)]
 DATASET = [
@@ -59,6 +60,18 @@ def test_samplers_of_ours_go_on_where_they_stopped(cfg, name):
     assert take(first, 4) == whole[:4]
     rest.load_state_dict(first.state_dict())
     assert take(rest, 5) == whole[4:]
+
+
+@pytest.mark.parametrize("stock_seed", [0, 5, 77])
+def test_the_order_is_that_of_the_seed_whatever_detectron2_does_with_it(monkeypatch, stock_seed):
+    """Upstream gives cfg.SEED to its TrainingSampler since 2024-05; the wheel none."""
+    cfg = load_config("", ["SEED", 3])
+    order = list(itertools.islice(sampler_from_config(cfg, DATASET, 5), 30))
+    monkeypatch.setattr("detectron2.data.build.TrainingSampler", lambda size: TrainingSampler(size, seed=stock_seed))
+    assert list(itertools.islice(sampler_from_config(cfg, DATASET, 5), 30)) == order
+    assert list(itertools.islice(sampler_of_configs(DATASET, 5), 30)) == order  # of a LazyConfig
+    with seeded(5):
+        assert order == list(itertools.islice(TrainingSampler(len(DATASET)), 30))  # as it was with the wheel
 
 
 @pytest.mark.parametrize("grouping", [True, False])

@@ -296,6 +296,22 @@ def test_resumed_sums_and_logs_go_on(tmp_path, checkpoint_period):
     assert json.loads(second.path.read_text())["iterations"] == 6
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_sums_do_not_depend_on_the_period_of_checkpoints(tmp_path, seed):
+    """To the last bit, in what is logged and in the file."""
+
+    def run_with(checkpoint_period):
+        torch.manual_seed(seed)
+        predictor = predictor_with(SigmoidCrossEntropy(K))
+        run = Run([predictor], tmp_path, period=6, max_iter=13, checkpoint_period=checkpoint_period)
+        for i in range(13):
+            run.step(lambda i=i: classify(predictor, *batch(100 * seed + i)))
+        return run.storage.latest(), run.sums()
+
+    (logged, sums), (logged_too, sums_too) = run_with(1), run_with(1000)
+    assert logged == logged_too and torch.equal(sums, sums_too)
+
+
 def save(state, path):
     torch.save(state, path)
     return path
