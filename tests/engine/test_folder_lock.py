@@ -49,13 +49,16 @@ def test_the_lock_does_not_outlive_its_process_in_a_child(tmp_path):
     parent = os.fork()
     if parent == 0:
         claim_folder(str(tmp_path))
-        if os.fork() == 0:
-            signal.pause()
-        os.write(tell, b"!")
+        worker = os.fork()
+        if worker:
+            os.write(tell, str(worker).encode())
         signal.pause()
-    os.read(ready, 1)
-    kill(parent)
-    claim_folder(str(tmp_path))
+    worker = int(os.read(ready, 20))
+    try:
+        kill(parent)
+        claim_folder(str(tmp_path))
+    finally:
+        os.kill(worker, signal.SIGKILL)
 
 
 @pytest.mark.parametrize("way", ["no fcntl", "no lock"])

@@ -108,6 +108,7 @@ def trainer_of(tiny_cfg, datasets):
     """A function that makes a trainer in one folder."""
     options = ["DATASETS.TRAIN", (datasets[0],), "DATASETS.TEST", (), "SOLVER.IMS_PER_BATCH", 1]
     options += ["MODEL.ROI_HEADS.NAME", "EQLROIHeads", "SOLVER.WARMUP_ITERS", 0, "SOLVER.STEPS", (5,)]
+    options += ["SOLVER.LR_SCHEDULER_NAME", "WarmupMultiStepLR", "SOLVER.CLASSIFIER_LR_FACTOR", 1.0]
     DatasetCatalog.get(datasets[0])
     return lambda *overrides: Trainer(tiny_cfg(*options, *overrides))
 
@@ -119,12 +120,16 @@ def test_another_learning_rate_holds_from_the_first_iteration(trainer_of):
     second = trainer_of("SOLVER.BASE_LR", 0.002, "SOLVER.WEIGHT_DECAY", 0.5, "SOLVER.MAX_ITER", 9)
     second.resume_or_load(resume=True)
     assert second.start_iter == 1
-    assert {group["lr"] for group in second.optimizer.param_groups} == {0.002}
+    assert learning_rates(second) == [0.002]
     assert {group["weight_decay"] for group in second.optimizer.param_groups} >= {0.5}
     assert torch.equal(second.optimizer.state_dict()["state"][0]["momentum_buffer"], momentum[0]["momentum_buffer"])
     for _ in range(5):
         second.scheduler.step()
-    assert {group["lr"] for group in second.optimizer.param_groups} == {pytest.approx(0.0002)}
+    assert learning_rates(second) == [pytest.approx(0.0002)]
+
+
+def learning_rates(trainer):
+    return sorted({group["lr"] for group in trainer.optimizer.param_groups})
 
 
 def save_foreign(trainer, **content):
@@ -139,7 +144,7 @@ def test_a_checkpoint_of_another_trainer_gives_its_iteration(trainer_of, caplog)
     trainer = trainer_of("SOLVER.MAX_ITER", 9, "SOLVER.BASE_LR", 0.02)
     save_foreign(trainer, iteration=6, optimizer={}, scheduler={})
     trainer.resume_or_load(resume=True)
-    assert trainer.start_iter == 7 and {g["lr"] for g in trainer.optimizer.param_groups} == {pytest.approx(0.002)}
+    assert trainer.start_iter == 7 and learning_rates(trainer) == [pytest.approx(0.002)]
     assert "goes on after its iteration 6, with an optimizer that starts anew" in caplog.text
 
 
@@ -155,7 +160,7 @@ def test_weights_alone_are_not_resumed(trainer_of, content):
     "overrides, says",
     [
         (["MODEL.ROI_HEADS.NAME", "SoftmaxEQLROIHeads"], r"cls_score.weight of shape \(7, .*\) there and \(8, "),
-        (["MODEL.RESNETS.DEPTH", 34], "it has no backbone"),
+        (["MODEL.MASK_ON", True], "it has no roi_heads.mask_head"),
     ],
 )
 def test_a_checkpoint_of_another_model_is_one_error(trainer_of, overrides, says):
