@@ -13,6 +13,7 @@ OUR_FLOATS = (
     f"{NODE}.",
     "MODEL.ROI_BOX_HEAD.CLS_NORM.",
     "MODEL.ROI_BOX_HEAD.CALIBRATION.",
+    "MODEL.ROI_BOX_HEAD.META_REWEIGHT.",
     "SOLVER.CLASSIFIER_LR_FACTOR",
     "DATALOADER.REPEAT_",
     "INPUT.COPY_PASTE.",
@@ -51,6 +52,16 @@ def add_eql_config(cfg: CfgNode) -> None:
     norm = cfg.MODEL.ROI_BOX_HEAD.CLS_NORM = CfgNode()
     norm.TEMPERATURE = 0.0
     norm.BIAS = True
+    # A (K, D) .npy of fixed embeddings of the categories, such as CLIP's of their names, in the place of w: features
+    # are projected to D numbers, by a layer that is trained. Detic's temperature is 50. "" is a trained w.
+    norm.EMBEDDINGS = ""
+
+    # Class weights of a second stage that are learned, by what a step of the classifier does to a class-balanced loss
+    # (docs/decoupled_training.md): LR is that of the weights, INNER_LR that of the virtual step.
+    meta = cfg.MODEL.ROI_BOX_HEAD.META_REWEIGHT = CfgNode()
+    meta.ENABLED = False
+    meta.LR = 0.01
+    meta.INNER_LR = 0.1
 
     # Correction of the scores at inference, for a model trained with any loss: "" (none), "LogitAdjustment", "NorCal",
     # "FRACAL" or "LogN" (docs/calibration.md).

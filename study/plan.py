@@ -145,7 +145,12 @@ def pasting(loss: Variant) -> Variant:
 
 
 def second_stages() -> list[Variant]:
-    recipes = ("cRT", "crt", SOFTMAX), ("LWS", "lws", SOFTMAX), ("BAGS", "bags", SOFTMAX)
+    recipes = (
+        ("cRT", "crt", SOFTMAX),
+        ("meta-cRT", "meta_crt", SOFTMAX),
+        ("LWS", "lws", SOFTMAX),
+        ("BAGS", "bags", SOFTMAX),
+    )
     recipes += (("BALMS", "balanced_softmax", SIGMOID),)
     return [
         Variant(f"{name}-on-{first}", f"stage2_{file}_faster_rcnn.yaml", first_stage=first)

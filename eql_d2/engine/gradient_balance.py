@@ -24,6 +24,7 @@ from eql_d2.evaluation.compare import GRADIENT_BALANCE_FILE
 from eql_d2.losses import ClassificationLoss
 from eql_d2.losses.fused import own_entry
 from eql_d2.modeling.fast_rcnn import LongTailFastRCNNOutputLayers
+from eql_d2.modeling.meta_reweighter import MetaReweighter
 
 logger = logging.getLogger(__name__)
 
@@ -142,6 +143,7 @@ class GradientBalance(HookBase):
             scalars = {
                 **gradient_scalars(since_last[i] / iterations, stage.members),
                 **stage.weight_norms(),
+                **stage.class_weights(),
                 **label_scalars(self._by_label[i]),
             }
             prefix = f"stage{i}/" if len(self._stages) > 1 else ""
@@ -260,6 +262,14 @@ class _Stage:
     def weight_norms(self) -> dict[str, float]:
         norms = self._predictor.cls_score.weight.detach().norm(dim=1).cpu()
         return {f"weight_norm_{name}": float(norms[m].mean()) for name, m in self.members.items()}
+
+    def class_weights(self) -> dict[str, float]:
+        """Mean learned weights of the groups and background, where the loss learns any."""
+        if not isinstance(self._predictor.cls_loss, MetaReweighter):
+            return {}
+        weight = self._predictor.cls_loss.log_weight.exp().cpu()
+        of_groups = {f"class_weight_{name}": float(weight[m].mean()) for name, m in self.members.items()}
+        return of_groups | {"class_weight_background": float(weight[-1])}
 
 
 def positive_and_negative(gradient: torch.Tensor, gt_classes: torch.Tensor) -> torch.Tensor:

@@ -25,7 +25,8 @@ from eql_d2.losses import ClassificationLoss, build_cls_loss
 from eql_d2.losses.fused import own_entry
 from eql_d2.modeling.calibration import Calibration, build_calibration
 from eql_d2.modeling.inference import EncodedBoxes, fast_rcnn_inference
-from eql_d2.modeling.normed_linear import build_classifier
+from eql_d2.modeling.meta_reweighter import MetaReweighter, Samples
+from eql_d2.modeling.normed_linear import EmbeddingClassifier, build_classifier, read_embeddings
 
 
 class LongTailFastRCNNOutputLayers(FastRCNNOutputLayers):
@@ -49,6 +50,7 @@ class LongTailFastRCNNOutputLayers(FastRCNNOutputLayers):
         learn_scale: bool = False,
         cls_temperature: float = 0.0,
         cls_bias: bool = True,
+        embeddings: torch.Tensor | None = None,
         thresholds: torch.Tensor | None = None,
         **kwargs,
     ):
@@ -65,6 +67,7 @@ class LongTailFastRCNNOutputLayers(FastRCNNOutputLayers):
             cls_temperature: of the normalised classifier, :class:`eql_d2.modeling.normed_linear.NormedLinear`; 0 is a
                 plain linear one.
             cls_bias: whether the normalised classifier has a bias; a loss with a prior starts from it.
+            embeddings: (K, D) fixed ones of the categories, for the normalised classifier; None: it learns its weights.
             thresholds: (K,) in [0, 1], scores that a category must reach to be detected; None: no such.
             kwargs: the arguments of ``FastRCNNOutputLayers``.
         """
@@ -96,8 +99,11 @@ class LongTailFastRCNNOutputLayers(FastRCNNOutputLayers):
         self.checked: torch.Tensor | None = None  # (N, K) bool of the batch, which a hook sets
         stock = self.cls_score
         with torch.random.fork_rng(devices=[]):
-            self.cls_score = build_classifier(stock.in_features, cls_loss.num_logits, cls_temperature, cls_bias)
-            nn.init.normal_(self.cls_score.weight, std=0.01)
+            self.cls_score = build_classifier(
+                stock.in_features, cls_loss.num_logits, cls_temperature, cls_bias, embeddings
+            )
+            if embeddings is None:
+                nn.init.normal_(self.cls_score.weight, std=0.01)
         self._start_from(stock)
         p = cls_loss.prior_prob
         if cls_bias:
@@ -107,6 +113,8 @@ class LongTailFastRCNNOutputLayers(FastRCNNOutputLayers):
                 f"{type(cls_loss).__name__} starts from a bias, but MODEL.ROI_BOX_HEAD.CLS_NORM.BIAS is False: set it "
                 f"to True, or choose a softmax loss"
             )
+        if learn_scale and isinstance(cls_loss, MetaReweighter):
+            raise InputError("META_REWEIGHT steps the classifier layer alone: set MODEL.ROI_BOX_HEAD.CLS_SCALE False")
         self.cls_scale = nn.Parameter(torch.ones(cls_loss.num_logits)) if learn_scale else None
 
     @classmethod
@@ -118,14 +126,19 @@ class LongTailFastRCNNOutputLayers(FastRCNNOutputLayers):
                     f"the loss by MODEL.ROI_BOX_HEAD.CLS_LOSS.NAME"
                 )
         cls_loss = build_cls_loss(cfg)
+        calibration = build_calibration(cfg, cls_loss)
+        meta = cfg.MODEL.ROI_BOX_HEAD.META_REWEIGHT
+        if meta.ENABLED:
+            cls_loss = MetaReweighter(cls_loss, lr=meta.LR, inner_lr=meta.INNER_LR)
         return {
             **super().from_config(cfg, input_shape),
             "cls_loss": cls_loss,
-            "calibration": build_calibration(cfg, cls_loss),
+            "calibration": calibration,
             "image_labels": cfg.MODEL.ROI_BOX_HEAD.CLS_LOSS.IMAGE_LABELS,
             "learn_scale": cfg.MODEL.ROI_BOX_HEAD.CLS_SCALE,
             "cls_temperature": cfg.MODEL.ROI_BOX_HEAD.CLS_NORM.TEMPERATURE,
             "cls_bias": cfg.MODEL.ROI_BOX_HEAD.CLS_NORM.BIAS,
+            "embeddings": read_embeddings(cfg.MODEL.ROI_BOX_HEAD.CLS_NORM.EMBEDDINGS, cls_loss.num_classes),
             "thresholds": read_thresholds(cfg.MODEL.ROI_BOX_HEAD.THRESHOLDS_FILE),
         }
 
@@ -144,7 +157,9 @@ class LongTailFastRCNNOutputLayers(FastRCNNOutputLayers):
 
     @torch.no_grad()
     def _start_from(self, stock: nn.Linear) -> None:
-        """Take the random rows of Detectron2's classifier; further rows have their own."""
+        """Take the random rows of Detectron2's classifier; further rows have their own. Embeddings stay."""
+        if isinstance(self.cls_score, EmbeddingClassifier):
+            return
         rows = min(self.cls_score.out_features, stock.out_features)
         self.cls_score.weight[:rows] = stock.weight[:rows]
 
@@ -183,8 +198,11 @@ class LongTailFastRCNNOutputLayers(FastRCNNOutputLayers):
             gt_classes = logits.new_zeros(0, dtype=torch.int64)
             proposal_boxes = gt_boxes = deltas.new_zeros(0, 4)
         log_classification_stats(self.cls_loss, logits, gt_classes)
+        known = self._known_categories(proposals, gt_classes)
+        if isinstance(self.cls_loss, MetaReweighter):
+            self.cls_loss.learn(self.cls_score, Samples(features, gt_classes, known), [len(p) for p in proposals])
         losses = {
-            "loss_cls": self.cls_loss(logits, gt_classes, features, self._known_categories(proposals, gt_classes)),
+            "loss_cls": self.cls_loss(logits, gt_classes, features, known),
             "loss_box_reg": self.box_reg_loss(proposal_boxes, gt_boxes, deltas, gt_classes),
         }
         return {name: loss * self.loss_weight.get(name, 1.0) for name, loss in losses.items()}

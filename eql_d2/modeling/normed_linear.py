@@ -1,5 +1,6 @@
 """The normalised (cosine) classifier. Shapes as in :mod:`eql_d2.modeling.fast_rcnn`."""
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -39,12 +40,81 @@ class NormedLinear(nn.Linear):
         return f"{super().extra_repr()}, temperature={self.temperature}"
 
 
-def build_classifier(in_features: int, out_features: int, temperature: float, bias: bool) -> nn.Linear:
-    """A :class:`NormedLinear`, or for temperature 0 a plain linear layer, which always has a bias.
+class EmbeddingClassifier(NormedLinear):
+    """z_j = temperature cos(P x, e_j) + b_j, with fixed embeddings e_j of the categories, such as CLIP's of names.
+
+    P is a linear layer that is trained, ``projection``. Background, where the loss has a logit for it, has the
+    embedding 0, so that its logit is its bias. As ``ZeroShotClassifier`` of "Detecting Twenty-thousand Classes using
+    Image-level Supervision" (Detic; Zhou et al., ECCV 2022, arXiv:2201.02605), whose temperature is 50; it has no bias,
+    or one for all categories. The embeddings are no part of a checkpoint: another file makes another vocabulary.
+
+    Args:
+        in_features: of x.
+        embeddings: (K, D) float.
+        out_features: K, or K + 1.
+        temperature, bias: as of :class:`NormedLinear`.
+    """
+
+    weight: torch.Tensor
+
+    def __init__(
+        self, in_features: int, embeddings: torch.Tensor, out_features: int, temperature: float, bias: bool = True
+    ):
+        K, D = embeddings.shape
+        if out_features not in (K, K + 1):
+            raise InputError(
+                f"MODEL.ROI_BOX_HEAD.CLS_NORM.EMBEDDINGS has {K} categories, but the loss has {out_features} logits: "
+                f"expected as many, or one more for background"
+            )
+        super().__init__(D, out_features, temperature, bias)
+        self.projection = nn.Linear(in_features, D)
+        del self.weight
+        rows = torch.cat([embeddings.float(), torch.zeros(out_features - K, D)])
+        self.register_buffer("weight", rows.to(torch.get_default_device()), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(self.projection(x))
+
+
+def read_embeddings(path: str, num_classes: int) -> torch.Tensor | None:
+    """(K, D) float32 of a .npy file; None without a path.
 
     Raises:
-        InputError: a negative temperature, or a plain layer without bias.
+        InputError: no such file, or something else in it.
     """
+    key = "MODEL.ROI_BOX_HEAD.CLS_NORM.EMBEDDINGS"
+    if not path:
+        return None
+    try:
+        embeddings = np.load(path, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{key}: {path} is no .npy file of numbers that can be read: {error}") from error
+    is_float = isinstance(embeddings, np.ndarray) and embeddings.dtype.kind == "f"
+    if not is_float or embeddings.ndim != 2 or len(embeddings) != num_classes or not np.isfinite(embeddings).all():
+        raise InputError(
+            f"{key}: {path} must hold finite floats of shape ({num_classes}, D), an embedding for each category, got "
+            f"{getattr(embeddings, 'dtype', type(embeddings))} of shape {getattr(embeddings, 'shape', None)}"
+        )
+    return torch.from_numpy(embeddings.astype(np.float32))
+
+
+def build_classifier(
+    in_features: int, out_features: int, temperature: float, bias: bool, embeddings: torch.Tensor | None = None
+) -> nn.Linear:
+    """A :class:`NormedLinear`, with embeddings an :class:`EmbeddingClassifier`.
+
+    For temperature 0 a plain linear layer, which always has a bias.
+
+    Raises:
+        InputError: a negative temperature, or a plain layer without bias or with embeddings.
+    """
+    if embeddings is not None:
+        if temperature == 0:
+            raise InputError(
+                "MODEL.ROI_BOX_HEAD.CLS_NORM.EMBEDDINGS needs the normalised classifier: set CLS_NORM.TEMPERATURE "
+                "above 0, such as 50"
+            )
+        return EmbeddingClassifier(in_features, embeddings, out_features, temperature, bias)
     if temperature != 0:
         return NormedLinear(in_features, out_features, temperature, bias)
     if not bias:

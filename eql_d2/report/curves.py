@@ -41,6 +41,13 @@ BY_GROUP = (
         False,
         "A detector of long-tailed data usually grows larger weights, and so larger scores, for frequent categories.",
     ),
+    (
+        "class_weight",
+        "Learned class weights",
+        "weight, mean over categories",
+        True,
+        "What META_REWEIGHT has learned. The geometric mean over all categories and background is 1.",
+    ),
 )
 
 

@@ -1,13 +1,15 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 from detectron2.modeling import build_model
 from detectron2.modeling.box_regression import Box2BoxTransform
+from detectron2.utils.events import EventStorage
 
 from eql_d2.losses import SeesawLoss
 from eql_d2.modeling import LongTailFastRCNNOutputLayers
-from eql_d2.modeling.normed_linear import NormedLinear
+from eql_d2.modeling.normed_linear import EmbeddingClassifier, NormedLinear
 
 D = 16
 LOSS, NORM = "MODEL.ROI_BOX_HEAD.CLS_LOSS.NAME", "MODEL.ROI_BOX_HEAD.CLS_NORM"
@@ -110,3 +112,51 @@ def test_works_without_a_config():
     )
     logits, _, _ = predictor(torch.rand(2, D))
     assert logits.shape == (2, 5) and isinstance(predictor.cls_score, NormedLinear)
+
+
+EMBEDDINGS = f"{NORM}.EMBEDDINGS"
+
+
+def test_fixed_embeddings_by_the_formula():
+    embeddings = torch.randn(3, 5)
+    layer = EmbeddingClassifier(D, embeddings, 4, temperature=50)
+    torch.nn.init.normal_(layer.bias)
+    x = torch.randn(6, D)
+    projected = x @ layer.projection.weight.t() + layer.projection.bias
+    for row, z in zip(projected, layer(x).tolist(), strict=True):
+        cosines = [(row @ e / row.norm() / e.norm()).item() for e in embeddings] + [0.0]  # background: 0
+        expected = [50 * c + b for c, b in zip(cosines, layer.bias.tolist(), strict=True)]
+        assert z == pytest.approx(expected, rel=1e-4, abs=1e-4)
+
+
+@pytest.mark.parametrize("loss", ["SigmoidCrossEntropy", "SoftmaxCrossEntropy", "EqualizationLoss"])
+def test_embeddings_are_a_config_key_for_any_loss_and_stay_fixed(tiny_cfg, batched_inputs, tmp_path, loss):
+    embeddings = np.random.default_rng(0).normal(size=(7, 5)).astype(np.float16)
+    np.save(tmp_path / "clip.npy", embeddings)
+    cfg = tiny_cfg(LOSS, loss, f"{NORM}.TEMPERATURE", 50, EMBEDDINGS, str(tmp_path / "clip.npy"))
+    model = build(cfg)
+    (layer,) = classifiers(model)
+    assert torch.equal(layer.weight[:7], torch.from_numpy(embeddings).float()) and not layer.weight[7:].any()
+    assert not any("cls_score.weight" in name for name in model.state_dict())
+    stock = build(tiny_cfg(LOSS, loss)).state_dict()
+    assert all(torch.equal(value, stock[name]) for name, value in model.state_dict().items() if "cls_score" not in name)
+    with EventStorage():
+        model(batched_inputs)["loss_cls"].backward()
+    assert layer.projection.weight.grad.abs().sum() > 0
+
+
+def test_embeddings_that_do_not_fit_are_refused(tiny_cfg, tmp_path):
+    def build_with(array, temperature=50.0, **names):
+        np.save(tmp_path / "e.npy", array)
+        choose = [LOSS, names.get("loss", "SoftmaxCrossEntropy"), f"{NORM}.TEMPERATURE", temperature]
+        return build(tiny_cfg(*choose, EMBEDDINGS, str(tmp_path / "e.npy")))
+
+    for wrong in (np.zeros((6, 5)), np.zeros(7), np.zeros((7, 5), int), np.full((7, 5), np.nan)):
+        with pytest.raises(ValueError, match=r"finite floats of shape \(7, D\)"):
+            build_with(wrong)
+    with pytest.raises(ValueError, match="TEMPERATURE above 0"):
+        build_with(np.zeros((7, 5)), 0.0)
+    with pytest.raises(ValueError, match="the loss has 9 logits"):
+        build_with(np.zeros((7, 5)), loss="SeesawLoss")
+    with pytest.raises(ValueError, match="no .npy file"):
+        build(tiny_cfg(f"{NORM}.TEMPERATURE", 50.0, EMBEDDINGS, str(tmp_path / "none.npy")))
