@@ -50,8 +50,8 @@ class MetaReweighter(ClassificationLoss):
     so it is the gradient of a gradient, through the classifier layer alone, by ``torch.func``. Then the batch is
     trained on with the new weights. The Meta Reweighter of "Balanced Meta-Softmax for Long-Tailed Visual Recognition"
     (Ren et al., NeurIPS 2020, arXiv:2007.10740), for a second stage in which the classifier alone is trained (cRT); the
-    idea is of Meta-Weight-Net (Shu et al., NeurIPS 2019, arXiv:1902.07379) and "Learning to Reweight Examples" (Ren et al.,
-    ICML 2018, arXiv:1803.09050), that of the inner step MAML's (Finn et al., ICML 2017, arXiv:1703.03400).
+    idea is of Meta-Weight-Net (Shu et al., NeurIPS 2019, arXiv:1902.07379) and "Learning to Reweight Examples" (Ren et
+    al., ICML 2018, arXiv:1803.09050), that of the inner step MAML's (Finn et al., ICML 2017, arXiv:1703.03400).
 
     Deviations from BALMS: the class-balanced batch is the other half of the images, each class present with equal
     weight, where it draws one; the geometric mean of the weights is kept at 1, so that they cannot stand for a learning

@@ -43,8 +43,8 @@ def test_a_case_of_two_classes_by_hand():
     nn.init.constant_(classifier.weight, u)
     meta = MetaReweighter(SigmoidCrossEntropy(1), inner_lr=eta).double()
     meta.log_weight.copy_(torch.tensor([a0, a1], dtype=torch.float64))
-    first = Samples(torch.tensor([[x1], [x2]]).double(), torch.tensor([0, 1]), None)
-    second = Samples(torch.tensor([[x3]]).double(), torch.tensor([0]), None)
+    first = Samples(torch.tensor([[x1], [x2]], dtype=torch.float64), torch.tensor([0, 1]), None)
+    second = Samples(torch.tensor([[x3]], dtype=torch.float64), torch.tensor([0]), None)
     found = meta.meta_gradient(classifier, first, second)
     assert found.tolist() == pytest.approx(expected, rel=1e-9)
     assert expected[0] < 0  # the category that the second half asks for gets more weight
