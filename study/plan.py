@@ -147,7 +147,7 @@ def pasting(loss: Variant) -> Variant:
 def second_stages() -> list[Variant]:
     recipes = (
         ("cRT", "crt", SOFTMAX),
-        ("meta-cRT", "meta_crt", SOFTMAX),
+        ("meta-cRT", "crt_meta", SOFTMAX),
         ("LWS", "lws", SOFTMAX),
         ("BAGS", "bags", SOFTMAX),
     )
