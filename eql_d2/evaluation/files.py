@@ -17,13 +17,16 @@ from eql_d2.evaluation.lvis_metrics import (
     COCO_MAX_DETS,
     IOU_TYPES,
     MAX_DETS,
+    RLES_AT_ONCE,
     Detections,
     GroundTruth,
     Matching,
     best_of_each,
     match_lvis,
+    needed,
 )
 from eql_d2.evaluation.mistakes import indices_for_ids, mistakes
+from eql_d2.evaluation.packed_masks import PackedMasks
 from eql_d2.evaluation.results_file import name_of, read_results
 from eql_d2.evaluation.tail_results import TailResults, in_percent
 from eql_d2.evaluation.training_counts import shipped_counts, training_counts
@@ -297,6 +300,11 @@ def _known(path, dataset: Dataset, detections: Detections, notes: list, unknown_
 def _with_boxes(truth: GroundTruth, detections: Detections) -> Detections:
     """With the boxes of the masks, for what is looked at by box."""
     image = np.searchsorted(truth.image_ids, detections.image_id).tolist()
-    masks = [truth.rle(mask, i) for mask, i in zip(detections.segmentation or [], image, strict=True)]
-    box = np.array([mask_utils.toBbox(mask) for mask in masks], dtype=np.float64).reshape(-1, 4)
-    return Detections(detections.image_id, detections.category_id, detections.score, box, masks)
+    masks: Sequence = needed(detections.segmentation)
+    if not isinstance(masks, PackedMasks):
+        masks = [truth.rle(mask, i) for mask, i in zip(masks, image, strict=True)]
+    box = np.empty((len(masks), 4))
+    for start in range(0, len(masks), RLES_AT_ONCE):
+        some = range(start, min(start + RLES_AT_ONCE, len(masks)))
+        box[some] = mask_utils.toBbox([masks[i] for i in some])
+    return replace(detections, box=box, segmentation=masks)

@@ -33,6 +33,7 @@ import numpy as np
 import pycocotools.mask as mask_utils
 
 from eql_d2.errors import InputError
+from eql_d2.evaluation.packed_masks import PackedMasks
 
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 RECALL_THRESHOLDS = np.linspace(0.0, 1.0, 101)
@@ -202,14 +203,15 @@ class Detections:
 
     def select(self, keep: np.ndarray) -> "Detections":
         """Those that (N,) bool ``keep`` says."""
+        if keep.all():
+            return self
         masks = self.segmentation
-        return Detections(
-            self.image_id[keep],
-            self.category_id[keep],
-            self.score[keep],
-            None if self.box is None else self.box[keep],
-            None if masks is None else [masks[i] for i in np.flatnonzero(keep).tolist()],
-        )
+        if isinstance(masks, PackedMasks):
+            masks = masks.select(keep)
+        elif masks is not None:
+            masks = [masks[i] for i in np.flatnonzero(keep).tolist()]
+        box = None if self.box is None else self.box[keep]
+        return Detections(self.image_id[keep], self.category_id[keep], self.score[keep], box, masks)
 
     @classmethod
     def from_results(cls, results: list, iou_type: str) -> "Detections":

@@ -7,6 +7,7 @@ import numpy as np
 
 from eql_d2.evaluation.confusion import MISSED, Answers
 from eql_d2.evaluation.lvis_metrics import Detections, GroundTruth
+from eql_d2.evaluation.packed_masks import PackedMasks
 
 FEW = 0.2  # share of boxes out of their image that a detector without clipping may have
 MARGIN = 2  # px by which a box may leave its image through rounding
@@ -17,7 +18,8 @@ def mistakes(truth: GroundTruth, detections: Detections) -> list[str]:
     """What looks like a mistake of convention, one line each; ``detections`` as they came."""
     if not len(detections.score):
         return []
-    found = [contiguous_ids(truth, detections), box_format(truth, detections), score_range(detections.score)]
+    found = [contiguous_ids(truth, detections), box_format(truth, detections), mask_size(truth, detections)]
+    found.append(score_range(detections.score))
     return [line for line in found if line]
 
 
@@ -83,6 +85,22 @@ def box_format(truth: GroundTruth, detections: Detections) -> str | None:
                 "as x, y, width, height; write x1 - x0 and y1 - y0 as width and height"
             )
     return None
+
+
+def mask_size(truth: GroundTruth, detections: Detections) -> str | None:
+    """Masks are of their image's size."""
+    masks, size = detections.segmentation, _sizes(truth, detections)
+    if size is None or not isinstance(masks, PackedMasks):
+        return None
+    other = np.flatnonzero((masks.size != size[:, ::-1]).any(axis=1) & np.isfinite(size).all(axis=1))
+    if not len(other):
+        return None
+    height, width = masks.size[other[0]].tolist()
+    return (
+        f"{len(other)} of {len(masks)} masks are not of their image's size, as one of {height} x {width} of image "
+        f"{detections.image_id[other[0]]} of {size[other[0], 1]:.0f} x {size[other[0], 0]:.0f}, and overlap nothing; "
+        "write masks of the size that the annotations give"
+    )
 
 
 def score_range(score: np.ndarray) -> str | None:

@@ -4,7 +4,7 @@ A file is a list of detections: image_id, category_id, score, and bbox (x, y, wi
 (RLE or polygons).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ import orjson
 
 from eql_d2.errors import InputError
 from eql_d2.evaluation.lvis_metrics import Detections
+from eql_d2.evaluation.packed_masks import PackedMasks
 
 PIECE = 1 << 24  # bytes that are parsed at once
 FIELD = {"bbox": "bbox", "segm": "segmentation"}
@@ -87,10 +88,13 @@ def _as_arrays(path, results: list, iou_type: str) -> Detections:
             numbers[name] = ids.astype(np.int64)
         elif len(ids) and ids.dtype.kind not in "iu":
             raise InputError(f"{path}: {_first_problem(results, iou_type) or f'a `{name}` is no whole number'}")
-    problem = _first_problem(results, iou_type) if not _is_finite(detections) else None
+    masks = detections.segmentation
+    packed = None if masks is None else PackedMasks.of(masks)
+    odd = not _is_finite(detections) or (masks is not None and packed is None)  # polygons are looked at one by one
+    problem = _first_problem(results, iou_type) if odd else None
     if problem:
         raise InputError(f"{path}: {problem}")
-    return Detections(**numbers, score=detections.score, box=detections.box, segmentation=detections.segmentation)
+    return Detections(**numbers, score=detections.score, box=detections.box, segmentation=packed or masks)
 
 
 def _is_finite(detections: Detections) -> bool:
@@ -113,10 +117,19 @@ def _first_problem(results: list, iou_type: str) -> str | None:
             other = "segm" if iou_type == "bbox" else "bbox"
             cure = f"; it has what '{other}' needs (--iou-type {other})" if result.get(FIELD[other]) else ""
             return f"iou_type '{iou_type}' needs '{field}' in every detection: {_short(result)}{cure}"
+        mask = result.get("segmentation")
+        if iou_type == "segm" and not isinstance(mask, list) and not _is_rle(mask):
+            return f"a `segmentation` must be polygons, or an RLE with size and counts: {_short(result)}"
         box = result.get("bbox")
         if box is not None and not (isinstance(box, list) and len(box) == 4 and _are_numbers(box)):
             return f"a detection must have a `bbox` of four finite numbers x, y, width, height: {_short(result)}"
     return None
+
+
+def _is_rle(mask) -> bool:
+    size = mask.get("size") if isinstance(mask, dict) else None
+    is_size = isinstance(size, list) and len(size) == 2 and _are_numbers(size)
+    return is_size and isinstance(mask.get("counts"), str | list)
 
 
 def _are_numbers(values: list) -> bool:
@@ -137,8 +150,11 @@ def _joined(parts: list[Detections]) -> Detections:
         return np.concatenate([getattr(part, name) for part in parts])
 
     with_boxes = all(part.box is not None for part in parts)
-    with_masks = all(part.segmentation is not None for part in parts)
-    masks = [mask for part in parts for mask in part.segmentation or ()] if with_masks else None
+    masks: Sequence | None = None
+    if all(isinstance(part.segmentation, PackedMasks) for part in parts):
+        masks = PackedMasks.joined([part.segmentation for part in parts])  # type: ignore[misc]
+    elif all(part.segmentation is not None for part in parts):
+        masks = [mask for part in parts for mask in part.segmentation or ()]
     return Detections(of("image_id"), of("category_id"), of("score"), of("box") if with_boxes else None, masks)
 
 

@@ -6,6 +6,7 @@ import pytest
 from eql_d2.evaluation.confusion import answers
 from eql_d2.evaluation.lvis_metrics import Detections, GroundTruth
 from eql_d2.evaluation.mistakes import indices_for_ids, mistakes
+from eql_d2.evaluation.packed_masks import PackedMasks
 
 N = 200
 
@@ -90,3 +91,11 @@ def test_a_bad_detector_is_none(truth):
     assert judged(truth, truth.category_ids[truth.category]) is None
     assert judged(truth, np.random.default_rng(0).choice(truth.category_ids, len(truth.group))) is None
     assert judged(truth, np.full(len(truth.group), truth.category_ids[0])) is None
+
+
+def test_masks_of_another_size(truth):
+    masks = [{"size": [600, 600], "counts": "4"} for _ in truth.group]
+    assert mistakes(truth, right(truth, segmentation=PackedMasks.of(masks))) == []
+    masks[7]["size"] = [300, 300]
+    (line,) = mistakes(truth, right(truth, segmentation=PackedMasks.of(masks)))
+    assert f"1 of {len(masks)} masks" in line and "one of 300 x 300 of image" in line and "of 600 x 600" in line

@@ -7,6 +7,7 @@ import pytest
 
 from eql_d2.errors import InputError
 from eql_d2.evaluation.lvis_metrics import Detections
+from eql_d2.evaluation.packed_masks import PackedMasks
 from eql_d2.evaluation.results_file import pieces, read_results
 
 
@@ -35,7 +36,8 @@ def test_arrays(cases, write, iou_type):
     read, expected = read_results(write(results), iou_type, 1000), Detections.from_results(results, iou_type)
     for name in ("image_id", "category_id", "score", "box"):
         np.testing.assert_array_equal(getattr(read, name), getattr(expected, name))
-    assert read.segmentation == expected.segmentation
+    for mask, same in zip(read.segmentation or (), expected.segmentation or (), strict=True):
+        assert mask == same or mask == same | {"counts": same["counts"].encode()}
 
 
 def test_an_empty_list_and_whole_numbers_as_floats(write):
@@ -78,3 +80,33 @@ def test_what_no_detector_may_give_is_named(tmp_path):
     path.write_text('[{"image_id": 1, "category_id": 1, "score": 1, "segmentation": {"size": [1, 1], "counts": "1"}}]')
     with pytest.raises(InputError, match="needs 'bbox' .*--iou-type segm"):
         read_results(path, "bbox")
+
+
+def test_compressed_masks_are_packed_and_the_same(tmp_path):
+    """Polygons stay lists; of pieces of both kinds all become lists."""
+    results = [
+        {"image_id": i, "category_id": 1, "score": 0.5, "segmentation": {"size": [10 + i, 20], "counts": "0" * i + "4"}}
+        for i in range(9)
+    ]
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps(results))
+    for piece in (100, 1 << 24):
+        masks = read_results(path, "segm", piece).segmentation
+        assert isinstance(masks, PackedMasks)
+        expected = [r["segmentation"] | {"counts": r["segmentation"]["counts"].encode()} for r in results]
+        assert list(masks) == expected
+        keep = np.arange(9) % 3 == 1
+        assert list(masks.select(keep)) == expected[1::3] and list(masks.select(keep).select(keep[:3])) == [expected[4]]
+    results[4]["segmentation"] = [[1.0, 1, 5, 1, 5, 5]]
+    path.write_text(json.dumps(results))
+    for piece in (100, 1 << 24):
+        masks = read_results(path, "segm", piece).segmentation
+        assert isinstance(masks, list) and masks[4] == [[1.0, 1, 5, 1, 5, 5]] and masks[2]["size"] == [12, 20]
+
+
+@pytest.mark.parametrize("mask", [{"counts": "4"}, {"size": [3], "counts": "4"}, {"size": [3, 3]}, "4", 4])
+def test_what_is_no_mask_is_named(tmp_path, mask):
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps([{"image_id": 1, "category_id": 1, "score": 1, "segmentation": mask}]))
+    with pytest.raises(InputError, match="must be polygons, or an RLE"):
+        read_results(path, "segm")
