@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from eql_d2.engine.settings import settings_of
 from eql_d2.errors import InputError, one_line
-from eql_d2.losses import losses_of
+from eql_d2.losses import CountsSteps, losses_of
 
 logger = logging.getLogger(__name__)
 
@@ -72,8 +72,9 @@ class TrainStep(SimpleTrainer):
         self.grad_scaler = torch.amp.GradScaler(self.device_type, enabled=precision is torch.float16)
         self.batch_norms = get_bn_modules(model)
         self.losses = losses_of(model)
-        for loss in self.losses:
-            loss.calls_per_iteration = accumulate_steps
+        for module in model.modules():
+            if isinstance(module, CountsSteps):
+                module.calls_per_iteration = accumulate_steps
         self.skipped_steps = 0
         self.skipped_in_a_row = 0
 

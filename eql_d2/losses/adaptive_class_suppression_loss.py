@@ -76,16 +76,16 @@ class AdaptiveClassSuppressionLoss(BackgroundSigmoidLoss):
         return at_least_fp32(self.checked_width(logits)).sigmoid()
 
     def compute(self, logits, rois):
-        trained = self.draw_trained(logits, rois.gt_classes)
+        trained = self.draw_trained(logits, rois.gt_classes, rois.generator)
         if rois.negatives is not None:
             trained &= with_known_background(rois.negatives)
         return fused.sigmoid_cross_entropy(logits, rois.gt_classes, negatives=trained)
 
     @torch.no_grad()
-    def draw_trained(self, logits, gt_classes) -> torch.Tensor:
-        """(R, K + 1) bool, a new draw of where w is 1, from torch's global generator."""
+    def draw_trained(self, logits, gt_classes, generator=None) -> torch.Tensor:
+        """(R, K + 1) bool, a new draw of where w is 1."""
         shares = self.background_shares
-        draw = torch.rand(len(logits), len(shares), device=logits.device)
+        draw = torch.rand(len(logits), len(shares), device=logits.device, generator=generator)
         by_background = (draw < shares).index_select(1, self.group)
         by_foreground = logits >= log_odds(self.score_threshold)
         is_background = (gt_classes == self.num_classes)[:, None]

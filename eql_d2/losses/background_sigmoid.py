@@ -8,7 +8,8 @@ from eql_d2.losses.base import SigmoidLoss, at_least_fp32
 class BackgroundSigmoidLoss(SigmoidLoss):
     """K + 1 binary classifiers: one a category, and column K, which tells background from objects of any category.
 
-    The score of category j is sigmoid(z_j) (1 - sigmoid(z_K)), that of background sigmoid(z_K).
+    Trained by cross-entropy, unless a subclass computes another loss. The score of category j is
+    sigmoid(z_j) (1 - sigmoid(z_K)), that of background sigmoid(z_K).
 
     Plain classification has no background: there the loss and :meth:`probs` take (R, K) logits too.
     """
@@ -23,8 +24,11 @@ class BackgroundSigmoidLoss(SigmoidLoss):
             return super().checked_width(logits)
         return torch.nn.functional.pad(logits, (0, 1), value=-torch.inf)
 
-    def plain(self, logits, rois):
-        return super().plain(logits, rois._replace(negatives=with_known_background(rois.negatives)))
+    def compute(self, logits, rois):
+        return super().compute(logits, rois._replace(negatives=with_known_background(rois.negatives)))
+
+    def plain(self):
+        return BackgroundSigmoidLoss(self.num_classes, prior_prob=self.prior_prob)
 
     def probs(self, logits) -> torch.Tensor:
         logits = at_least_fp32(self.checked_width(logits))

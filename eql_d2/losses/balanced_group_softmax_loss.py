@@ -158,7 +158,7 @@ class BalancedGroupSoftmaxLoss(ClassificationLoss):
     def compute(self, logits, rois):
         if self._trained_otherwise:
             raise InputError(self._trained_otherwise)
-        weights = self.draw_weights(rois.gt_classes).to(logits.dtype)
+        weights = self.draw_weights(rois.gt_classes, rois.generator).to(logits.dtype)
         labels = self.labels[:, rois.gt_classes]
         losses = [
             F.cross_entropy(z, label, reduction="none") * weight
@@ -169,12 +169,12 @@ class BalancedGroupSoftmaxLoss(ClassificationLoss):
     def without_rois(self):
         self.draw_weights(self.group.new_zeros(0))
 
-    def draw_weights(self, gt_classes) -> torch.Tensor:
-        """(R, G) float64, 1 / N_g where the RoI is kept in the group, else 0; drawn from torch's global generator."""
+    def draw_weights(self, gt_classes, generator=None) -> torch.Tensor:
+        """(R, G) float64, 1 / N_g where the RoI is kept in the group, else 0; a new draw."""
         groups = torch.arange(self.num_groups, device=gt_classes.device)
         in_group = self.group[gt_classes, None] == groups
         members = sum_over_processes(in_group.sum(dim=0).double()) / world_size()
         others = members.sum() - members
         chance = (self.others_ratio * members / others).clamp(max=1).masked_fill(groups == 0, 1)
-        kept = in_group | (torch.rand(in_group.shape, device=chance.device) < chance)
+        kept = in_group | (torch.rand(in_group.shape, device=chance.device, generator=generator) < chance)
         return torch.where(kept, 1 / (members + chance * others), 0)

@@ -23,7 +23,6 @@ from eql_d2.errors import InputError
 from eql_d2.losses import fused
 from eql_d2.losses.hyper_parameters import arguments_from_config, defaults
 from eql_d2.losses.once import log_once
-from eql_d2.losses.statistics import check_counts_once
 
 
 class RoIs(NamedTuple):
@@ -33,11 +32,13 @@ class RoIs(NamedTuple):
         gt_classes: (R,) int64 in [0, K]; K is background.
         features: (R, D) the classifier's input, or None.
         negatives: (R, K) bool, True where it is known whether the RoI is of the category, or None: all are known.
+        generator: of what the loss draws for them; None: torch's global one.
     """
 
     gt_classes: torch.Tensor
     features: torch.Tensor | None = None
     negatives: torch.Tensor | None = None
+    generator: torch.Generator | None = None
 
 
 class ClassificationLoss(nn.Module):
@@ -55,13 +56,10 @@ class ClassificationLoss(nn.Module):
         num_classes: K, the number of foreground categories.
     """
 
-    steps: torch.Tensor  # see count_steps
     tail: torch.Tensor  # see register_tail_mask
     prior_prob: float | None = None  # p in (0, 1): cls_score.bias starts at -log((1 - p) / p); None: at 0
     uses_negatives = False  # whether `negatives` of a call change anything
     needs_negatives = False  # whether a call without them is an error
-    start_iter = 0  # see start_at
-    calls_per_iteration = 1  # where gradients are accumulated, the number of batches: see iterations_done
     compiled: bool | None = None  # whether a step uses torch.compile (CLS_LOSS.COMPILE); None: this loss cannot
 
     _arguments: dict
@@ -92,7 +90,9 @@ class ClassificationLoss(nn.Module):
         """Width of ``cls_score``."""
         raise NotImplementedError
 
-    def forward(self, logits, gt_classes, features=None, negatives=None, *, reduction: str = "mean") -> torch.Tensor:
+    def forward(
+        self, logits, gt_classes, features=None, negatives=None, *, reduction: str = "mean", generator=None
+    ) -> torch.Tensor:
         """
         Args:
             logits: (R, num_logits) float; fp16 and bf16 are computed in fp32, float64 stays. In plain classification,
@@ -103,6 +103,7 @@ class ClassificationLoss(nn.Module):
                 those that its image was checked for. In a sigmoid loss the others take no part. None: all are
                 known. A softmax has no term of its own for a category, and softmax losses do not use it.
             reduction: "mean" over the RoIs, their "sum", or "none": (R,), the loss of each.
+            generator: a ``torch.Generator`` on the logits' device, for the losses that draw; None: torch's global one.
 
         Returns:
             The loss, at least fp32. Without RoIs it is zero, with a gradient path (DDP needs one).
@@ -113,35 +114,31 @@ class ClassificationLoss(nn.Module):
                 frequencies were not found. On a GPU, where a question costs a wait, labels out of range are a
                 device-side assertion instead.
         """
-        if reduction not in ("mean", "sum", "none"):
-            raise InputError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}")
-        rois = RoIs(self._checked_labels(logits, gt_classes), features, negatives)
-        logits = at_least_fp32(self.checked_width(logits))
-        self.require_frequencies()
-        if self.needs_negatives and negatives is None:
-            raise InputError(
-                f"{type(self).__name__} as it is set needs negatives: call it with the (R, K) bool tensor of what is "
-                f"known"
-            )
+        logits, rois = self.checked(logits, RoIs(gt_classes, features, negatives, generator), reduction)
         if len(logits) == 0:
-            if self.has_started:
-                self.without_rois()
-            losses = logits.sum(dim=1)
-        elif self.start_iter > 0 and fused.is_transformed():  # which cannot wait for the answer
-            started = self.reached(self.start_iter)
-            losses = torch.where(started, self.compute(logits, rois), self.plain(logits, rois))
-        else:
-            losses = self.compute(logits, rois) if self.has_started else self.plain(logits, rois)
+            self.without_rois()
+            return reduced(logits.sum(dim=1), reduction)
+        losses = self.compute(logits, rois)
         if losses.shape != logits.shape[:1]:
             raise InputError(
                 f"{type(self).__name__}.compute must return the loss of each of {len(logits)} RoIs, got the shape "
                 f"{tuple(losses.shape)}"
             )
-        if self.training and "steps" in self._buffers:
-            self._count_step()
-        if reduction == "none":
-            return losses
-        return losses.sum() if reduction == "sum" or not len(losses) else losses.mean()
+        return reduced(losses, reduction)
+
+    def checked(self, logits, rois: RoIs, reduction: str) -> tuple[torch.Tensor, RoIs]:
+        """What a call is given, as :meth:`compute` takes it, or an InputError; see :meth:`forward`."""
+        if reduction not in ("mean", "sum", "none"):
+            raise InputError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}")
+        rois = rois._replace(gt_classes=self._checked_labels(logits, rois.gt_classes))
+        logits = at_least_fp32(self.checked_width(logits))
+        self.require_frequencies()
+        if self.needs_negatives and rois.negatives is None:
+            raise InputError(
+                f"{type(self).__name__} as it is set needs negatives: call it with the (R, K) bool tensor of what is "
+                f"known"
+            )
+        return logits, rois
 
     def _checked_labels(self, logits, gt_classes) -> torch.Tensor:
         """(R,) int64 labels of (R, C) logits, or an InputError."""
@@ -177,69 +174,16 @@ class ClassificationLoss(nn.Module):
         Here a loss that exchanges statistics between processes takes part, or the processes that have RoIs would wait.
         """
 
-    def plain(self, logits, rois: RoIs) -> torch.Tensor:
-        """The cross-entropy that a loss which starts later begins with; arguments as in :meth:`compute`."""
-        raise NotImplementedError
-
-    def reached(self, iteration: int) -> torch.Tensor:
-        """Scalar bool on the loss's device: whether it has been trained for so many optimizer steps; no wait."""
-        return self.steps >= iteration * self.calls_per_iteration
-
-    @property
-    def has_started(self) -> bool:
-        """Whether :meth:`compute` is at work; before, it is :meth:`plain`."""
-        return self.start_iter == 0 or self.steps_done >= self.start_iter * self.calls_per_iteration
-
-    def start_at(self, start_iter: int) -> "ClassificationLoss":
-        """Train with plain cross-entropy for the first ``start_iter`` iterations; returns the loss itself.
-
-        For losses that fine-tune what plain training has learned. ``MODEL.ROI_BOX_HEAD.CLS_LOSS.START_ITER`` in YAML.
+    def plain(self) -> "ClassificationLoss":
+        """The cross-entropy of this loss's logits: what a loss that starts later begins with, see :class:`LateStart`.
 
         Raises:
-            InputError: a number below 0, or a loss whose logits no plain cross-entropy can train.
+            InputError: no plain cross-entropy has such logits.
         """
-        name = type(self).__name__
-        if start_iter < 0:
-            raise InputError(f"START_ITER must be >= 0, got {start_iter}")
-        if start_iter > 0 and type(self).plain is ClassificationLoss.plain:
-            raise InputError(
-                f"{name} cannot start later: its {self.num_logits} logits for {self.num_classes} classes are none that "
-                f"plain cross-entropy could train. Set CLS_LOSS.START_ITER 0"
-            )
-        self.start_iter = start_iter
-        self.count_steps()
-        return self
-
-    def count_steps(self) -> None:
-        """From now on count the calls in training in ``steps``, a persistent int64 buffer.
-
-        With RoIs or without, so that all processes count alike; each stage of a cascade counts its own.
-        """
-        if "steps" not in self._buffers:
-            self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
-            self._steps_on_host = 0
-
-    @property
-    def steps_done(self) -> int:
-        """``steps`` as a number; on a GPU one that is kept on the host, since reading the buffer would wait."""
-        return int(self.steps) if self.steps.device.type == "cpu" else self._steps_on_host
-
-    def _count_step(self) -> None:
-        check_counts_once(type(self).__name__)
-        self.steps += 1
-        if fused.is_transformed():
-            return
-        self._steps_on_host += 1
-        if self._steps_on_host == self.start_iter * self.calls_per_iteration + 1 > 1:
-            log_once(
-                logging.INFO,
-                f"{type(self).__name__} takes over from plain cross-entropy after {self.start_iter} iterations",
-            )
-
-    def _load_from_state_dict(self, *args, **kwargs):
-        super()._load_from_state_dict(*args, **kwargs)
-        if "steps" in self._buffers and self.steps.device.type != "meta":
-            self._steps_on_host = int(self.steps)
+        raise InputError(
+            f"{type(self).__name__} cannot start later: its {self.num_logits} logits for {self.num_classes} classes "
+            f"are none that plain cross-entropy could train. Start it at once (CLS_LOSS.START_ITER 0)"
+        )
 
     def checked_width(self, logits) -> torch.Tensor:
         """Logits as :meth:`compute` takes them: of width :attr:`num_logits`, or an InputError."""
@@ -323,11 +267,14 @@ class ClassificationLoss(nn.Module):
 class SigmoidLoss(ClassificationLoss):
     """K independent binary classifiers; background is the absence of all, so it has no logit.
 
+    Trained by cross-entropy, unless a subclass computes another loss.
+
     Args:
         num_classes: K.
         prior_prob: p in (0, 1), the score every category starts with.
     """
 
+    prior_prob: float
     uses_negatives = True
 
     def __init__(self, num_classes: int, *, prior_prob: float):
@@ -340,8 +287,11 @@ class SigmoidLoss(ClassificationLoss):
     def num_logits(self) -> int:
         return self.num_classes
 
-    def plain(self, logits, rois):
-        return fused.sigmoid_cross_entropy(logits, rois.gt_classes, negatives=rois.negatives)
+    def compute(self, logits, rois):
+        return fused.sigmoid_cross_entropy(logits, rois.gt_classes, negatives=rois.negatives, compiled=self.compiled)
+
+    def plain(self):
+        return SigmoidLoss(self.num_classes, prior_prob=self.prior_prob)
 
     def probs(self, logits) -> torch.Tensor:
         """Sigmoid scores and a zero background column, since Detectron2 drops the last column."""
@@ -357,6 +307,8 @@ class SigmoidLoss(ClassificationLoss):
 class SoftmaxLoss(ClassificationLoss):
     """One distribution over the K categories and background, column K.
 
+    Trained by cross-entropy, unless a subclass computes another loss.
+
     Plain classification has no background: there the loss and :meth:`probs` take (R, K) logits, with labels in
     [0, K), and mean the softmax over K.
     """
@@ -365,8 +317,11 @@ class SoftmaxLoss(ClassificationLoss):
     def num_logits(self) -> int:
         return self.num_classes + 1
 
-    def plain(self, logits, rois):
+    def compute(self, logits, rois):
         return F.cross_entropy(logits, rois.gt_classes, reduction="none")
+
+    def plain(self):
+        return SoftmaxLoss(self.num_classes)
 
     def checked_width(self, logits) -> torch.Tensor:
         """(R, K) logits get a background that cannot be: -inf, whose exponential is exactly 0."""
@@ -387,9 +342,18 @@ def at_least_fp32(x: torch.Tensor) -> torch.Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
+def reduced(losses: torch.Tensor, reduction: str) -> torch.Tensor:
+    """The "mean" of (R,) losses, 0 where R is, their "sum", or with "none" themselves."""
+    if reduction == "none":
+        return losses
+    return losses.mean() if reduction == "mean" and len(losses) else losses.sum()
+
+
 def losses_of(model: nn.Module) -> list[ClassificationLoss]:
-    """The losses within a model, in its order: one for each stage of a cascade."""
-    return [module for module in model.modules() if isinstance(module, ClassificationLoss)]
+    """The losses of a model, in its order: one for each stage of a cascade. A loss within a loss is a part of it."""
+    if isinstance(model, ClassificationLoss):
+        return [model]
+    return [loss for child in model.children() for loss in losses_of(child)]
 
 
 @contextmanager

@@ -5,7 +5,8 @@ from fvcore.common.registry import Registry
 from eql_d2.data.frequencies import FrequenciesNotFound
 from eql_d2.errors import InputError
 from eql_d2.losses.base import ClassificationLoss
-from eql_d2.losses.hyper_parameters import NODE
+from eql_d2.losses.hyper_parameters import NODE, defaults
+from eql_d2.losses.iterations import LateStart
 
 CLS_LOSS_REGISTRY = Registry("CLS_LOSS")
 CLS_LOSS_REGISTRY.__doc__ = """
@@ -36,18 +37,21 @@ def build_cls_loss(cfg) -> ClassificationLoss:
             f"{NODE}.NAME is '{name}', but the registered losses are {known}; a loss of your own must be "
             f"imported before add_eql_config(cfg)"
         )
-    loss_class = CLS_LOSS_REGISTRY.get(name)
-    loss = _built(loss_class, loss_class.from_config(cfg))
     node = cfg.MODEL.ROI_BOX_HEAD.CLS_LOSS
-    if loss.start_iter and node.START_ITER not in (0, loss.start_iter):
-        raise InputError(
-            f"{NODE}.START_ITER is {node.START_ITER} but {name} starts at {loss.start_iter}: keep one of them"
-        )
-    if node.START_ITER:
-        loss.start_at(node.START_ITER)
+    loss_class = CLS_LOSS_REGISTRY.get(name)
+    arguments = loss_class.from_config(cfg)
+    has_start = "start_iter" in defaults(loss_class)
+    if has_start and node.START_ITER:
+        own = arguments["start_iter"]
+        if own not in (0, node.START_ITER):
+            raise InputError(f"{NODE}.START_ITER is {node.START_ITER} but {name} starts at {own}: keep one of them")
+        arguments["start_iter"] = node.START_ITER
+    loss = _built(loss_class, arguments)
     if node.COMPILE:
         if loss.compiled is None:
             able = sorted(name for name, known in CLS_LOSS_REGISTRY if known.compiled is not None)
             raise InputError(f"{NODE}.COMPILE is True, but {name} has no compiled step; these have: {able}")
         loss.compiled = True
-    return loss
+    if has_start or not node.START_ITER:
+        return loss
+    return LateStart(loss.plain(), loss, start_iter=node.START_ITER)

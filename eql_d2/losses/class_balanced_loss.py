@@ -88,8 +88,8 @@ class ClassBalancedLoss(ClassificationLoss):
     def predicted_classes(self, probs):
         return self.scoring.predicted_classes(probs)
 
-    def plain(self, logits, rois):
-        return self.scoring.plain(logits, rois)
+    def plain(self):
+        return self.scoring.plain()
 
     def compute(self, logits, rois):
         class_weight = self.class_weight.to(logits.dtype)

@@ -44,7 +44,7 @@ class DropLoss(EqualizationLoss):
         super().__init__(num_classes, frequencies=frequencies, tail=tail, prior_prob=prior_prob)
 
     def compute(self, logits, rois):
-        trained = ~self.draw_dropped(rois.gt_classes)
+        trained = ~self.draw_dropped(rois.gt_classes, rois.generator)
         if rois.negatives is not None:
             trained &= rois.negatives
         return super().compute(logits, rois._replace(negatives=trained))
@@ -52,9 +52,9 @@ class DropLoss(EqualizationLoss):
     def without_rois(self):
         self.tail_share(self.tail_mask.new_zeros(0, dtype=torch.int64))
 
-    def draw_dropped(self, gt_classes) -> torch.Tensor:
-        """(R, K) bool, a new draw of what is dropped from background RoIs, from torch's global generator."""
-        draw = torch.rand(len(gt_classes), self.num_classes, device=gt_classes.device)
+    def draw_dropped(self, gt_classes, generator=None) -> torch.Tensor:
+        """(R, K) bool, a new draw of what is dropped from background RoIs."""
+        draw = torch.rand(len(gt_classes), self.num_classes, device=gt_classes.device, generator=generator)
         dropped = draw >= self.tail_share(gt_classes)
         dropped &= self.tail_mask
         dropped &= (gt_classes == self.num_classes)[:, None]

@@ -81,7 +81,7 @@ class EqualizationLoss(SigmoidLoss):
 
     def _negatives(self, rois):
         """(R, K) bool: w_ij."""
-        gt_classes, _, negatives = rois
+        gt_classes, negatives = rois.gt_classes, rois.negatives
         label = torch.arange(self.num_classes, device=gt_classes.device) == gt_classes[:, None]
         spared = self.tail_mask & ~label
         if self.exclude_background:

@@ -64,20 +64,20 @@ class FederatedLoss(SigmoidLoss):
         self.register_derived("rate", frequencies, rate)
 
     def compute(self, logits, rois):
-        trained = self.draw_subset(rois.gt_classes).expand(len(logits), -1)
+        trained = self.draw_subset(rois.gt_classes, rois.generator).expand(len(logits), -1)
         if rois.negatives is not None:
             trained = trained & rois.negatives
         return fused.sigmoid_cross_entropy(logits, rois.gt_classes, negatives=trained)
 
-    def draw_subset(self, gt_classes) -> torch.Tensor:
-        """(K,) bool, a new draw of S, from torch's global generator.
+    def draw_subset(self, gt_classes, generator=None) -> torch.Tensor:
+        """(K,) bool, a new draw of S.
 
         One exponential clock a category, whose rate is its weight: the order in which they ring is that of drawing one
         category after the other without replacement. (``torch.multinomial`` waits for the GPU to check its input.)
         """
         present = self.rate.new_zeros(self.num_classes + 1, dtype=torch.bool)
         present = present.scatter(0, gt_classes, True)[:-1]
-        time = torch.empty_like(self.rate).exponential_() / self.rate
+        time = torch.empty_like(self.rate).exponential_(generator=generator) / self.rate
         size = min(self.subset_size, self.num_classes)
         first = time.masked_fill(present, -1).topk(size, largest=False).indices
         return present.scatter(0, first, True)

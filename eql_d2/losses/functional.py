@@ -40,8 +40,10 @@ def softplus(z: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
     return F.softplus(z, threshold=50, out=out)  # type: ignore[call-arg]  # it has `out`, but torch's stub forgets it
 
 
-def bernoulli(chance: torch.Tensor, num_rows: int, rows: torch.Tensor | None = None) -> torch.Tensor:
-    """(R, C) bool, each True with its column's chance, rounded to a multiple of 2^-15; from torch's global generator.
+def bernoulli(
+    chance: torch.Tensor, num_rows: int, rows: torch.Tensor | None = None, generator: torch.Generator | None = None
+) -> torch.Tensor:
+    """(R, C) bool, each True with its column's chance, rounded to a multiple of 2^-15.
 
     Random bits are drawn 64 at a time, for four entries: on a CPU in a third of the time of ``torch.rand``, and a
     seventh of that of ``torch.bernoulli``.
@@ -50,13 +52,14 @@ def bernoulli(chance: torch.Tensor, num_rows: int, rows: torch.Tensor | None = N
         chance: (C,) float in [0, 1].
         num_rows: R.
         rows: (R,) bool, False where a row is all False; None: True.
+        generator: on the chances' device; None: torch's global one.
     """
     C = len(chance)
     if torch.compiler.is_compiling():  # which has no such bits
-        draw = torch.rand(num_rows, C, device=chance.device) < chance
+        draw = torch.rand(num_rows, C, device=chance.device, generator=generator) < chance
         return draw if rows is None else draw & rows[:, None]
     bits = torch.empty(num_rows, -(-C // 4), dtype=torch.int64, device=chance.device)
-    bits.random_(-(2**63), None)
+    bits.random_(-(2**63), None, generator=generator)
     draw = bits.view(torch.int16)[:, :C] >> 1  # uniform in [-2^14, 2^14)
     if rows is not None:
         beyond_any_chance = torch.where(rows, -(2**14), 2**14).to(torch.int16)

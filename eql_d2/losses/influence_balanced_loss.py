@@ -8,12 +8,13 @@ from eql_d2.errors import InputError
 from eql_d2.losses import functional
 from eql_d2.losses.base import SoftmaxLoss, at_least_fp32
 from eql_d2.losses.build import CLS_LOSS_REGISTRY
+from eql_d2.losses.iterations import CountsSteps
 
 EPSILON = 1e-3  # added to the influence, as in the authors' code
 
 
 @CLS_LOSS_REGISTRY.register()
-class InfluenceBalancedLoss(SoftmaxLoss):
+class InfluenceBalancedLoss(CountsSteps, SoftmaxLoss):
     """A sample that would move the decision boundary much counts less, and so does one of a frequent category.
 
     L = (1 / R) sum_i w_i CE(z_i, y_i)
@@ -34,7 +35,7 @@ class InfluenceBalancedLoss(SoftmaxLoss):
     Args:
         num_classes: K.
         frequencies: counts of the training set, K categories, with instance counts.
-        start_iter: >= 0, iterations with plain cross-entropy first, see :meth:`start_at`. Default 0, but half of
+        start_iter: >= 0, iterations with plain cross-entropy first. Default 0, but half of
             the training is advised, as in the authors' scripts.
         detach: whether the weight is a constant in the gradient.
     """
@@ -50,7 +51,9 @@ class InfluenceBalancedLoss(SoftmaxLoss):
         detach: bool = True,
     ):
         super().__init__(num_classes)
-        self.start_at(start_iter)
+        if start_iter < 0:
+            raise InputError(f"start_iter / START_ITER must be >= 0, got {start_iter}")
+        self.start_iter = start_iter
         self.detach = detach
 
         def class_weight(frequencies):
@@ -67,7 +70,8 @@ class InfluenceBalancedLoss(SoftmaxLoss):
                 "tensor that the logits were computed from"
             )
         loss = F.cross_entropy(logits, rois.gt_classes, reduction="none")
-        return loss * self.weight(logits, rois)
+        weighs = self.reached(self.start_iter, "InfluenceBalancedLoss takes over from plain cross-entropy")
+        return loss * torch.where(weighs, self.weight(logits, rois), 1)
 
     def weight(self, logits, rois) -> torch.Tensor:
         """(R,) w."""

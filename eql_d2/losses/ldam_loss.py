@@ -1,9 +1,6 @@
 """Label-distribution-aware margin loss (LDAM), with deferred re-weighting (DRW)."""
 
-import logging
-
 import torch
-from torch.nn import functional as F
 
 from eql_d2.data.frequencies import ClassFrequencies
 from eql_d2.errors import InputError
@@ -11,12 +8,35 @@ from eql_d2.losses import functional
 from eql_d2.losses.base import SoftmaxLoss, at_least_fp32
 from eql_d2.losses.build import CLS_LOSS_REGISTRY
 from eql_d2.losses.class_balanced_loss import effective_number
-from eql_d2.losses.fused import is_transformed
-from eql_d2.losses.once import log_once
+from eql_d2.losses.iterations import CountsSteps
+
+
+class ScaledSoftmaxLoss(SoftmaxLoss):
+    """Cross-entropy and scores of softmax(scale z).
+
+    Args:
+        num_classes: K.
+        scale: > 0.
+    """
+
+    def __init__(self, num_classes: int, *, scale: float):
+        super().__init__(num_classes)
+        if not 0 < scale < float("inf"):
+            raise InputError(f"scale must be in (0, inf), got {scale}")
+        self.scale = scale
+
+    def compute(self, logits, rois):
+        return super().compute(self.scale * logits, rois)
+
+    def plain(self):
+        return ScaledSoftmaxLoss(self.num_classes, scale=self.scale)
+
+    def probs(self, logits) -> torch.Tensor:
+        return super().probs(self.scale * at_least_fp32(logits))
 
 
 @CLS_LOSS_REGISTRY.register()
-class LDAMLoss(SoftmaxLoss):
+class LDAMLoss(CountsSteps, ScaledSoftmaxLoss):
     """A rare category must win by a margin; late in the training its RoIs may also weigh more.
 
     L = -(1 / R) sum_i w_{y_i} log softmax(scale (z_i - m_{y_i} e_{y_i}))_{y_i}
@@ -61,16 +81,13 @@ class LDAMLoss(SoftmaxLoss):
         reweight_iter: int | None = None,
         beta: float = 0.9999,
     ):
-        super().__init__(num_classes)
+        super().__init__(num_classes, scale=scale)
         if not 0 <= max_margin < float("inf"):
             raise InputError(f"max_margin must be in [0, inf), got {max_margin}")
-        if not 0 < scale < float("inf"):
-            raise InputError(f"scale must be in (0, inf), got {scale}")
         if reweight_iter is not None and reweight_iter < 0:
             raise InputError(f"reweight_iter must be None or >= 0, got {reweight_iter}")
         if not 0 <= beta < 1:
             raise InputError(f"beta must be in [0, 1), got {beta}")
-        self.scale = scale
         self.reweight_iter = reweight_iter
 
         def margin(frequencies):
@@ -86,21 +103,12 @@ class LDAMLoss(SoftmaxLoss):
 
         self.register_derived("margin", frequencies, margin)
         self.register_derived("class_weight", frequencies, class_weight)
-        self.count_steps()
 
     def compute(self, logits, rois):
         margin = self.margin.to(logits.dtype)[rois.gt_classes]
         logits = logits.scatter_add(1, rois.gt_classes[:, None], -margin[:, None])
-        loss = F.cross_entropy(self.scale * logits, rois.gt_classes, reduction="none")
+        loss = super().compute(logits, rois)
         if self.reweight_iter is not None:
-            if not is_transformed() and self.steps_done >= self.reweight_iter * self.calls_per_iteration:
-                log_once(logging.INFO, f"LDAMLoss re-weights from step {self.reweight_iter} on")
             weight = self.class_weight.to(loss.dtype)[rois.gt_classes]
-            loss = loss * torch.where(self.reached(self.reweight_iter), weight, 1)
+            loss = loss * torch.where(self.reached(self.reweight_iter, "LDAMLoss re-weights"), weight, 1)
         return loss
-
-    def plain(self, logits, rois):
-        return super().plain(self.scale * logits, rois)
-
-    def probs(self, logits) -> torch.Tensor:
-        return super().probs(self.scale * at_least_fp32(logits))

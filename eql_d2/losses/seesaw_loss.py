@@ -7,9 +7,9 @@ from torch.nn import functional as F
 
 from eql_d2.errors import InputError
 from eql_d2.losses import fused
-from eql_d2.losses.base import ClassificationLoss, at_least_fp32
+from eql_d2.losses.base import ClassificationLoss, RoIs, at_least_fp32, reduced
 from eql_d2.losses.build import CLS_LOSS_REGISTRY
-from eql_d2.losses.statistics import check_counts_once, sum_over_processes
+from eql_d2.losses.statistics import as_it_is_now, check_counts_once, sum_over_processes
 
 
 @CLS_LOSS_REGISTRY.register()
@@ -74,19 +74,39 @@ class SeesawLoss(ClassificationLoss):
         return torch.cat([categories * pair[:, :1], pair[:, 1:]], dim=1)
 
     def compute(self, logits, rois):
+        return sum(self._parts(logits, rois))
+
+    def parts(self, logits, gt_classes, *, reduction: str = "mean") -> dict[str, torch.Tensor]:
+        """The loss in its two parts, for a log of each; their sum is the loss, so do this in place of a call.
+
+        Args:
+            logits, gt_classes, reduction: as in a call.
+
+        Returns:
+            ``loss_cls_categories``, of foreground RoIs against each other, and ``loss_cls_objectness``.
+        """
+        logits, rois = self.checked(logits, RoIs(gt_classes), reduction)
+        if len(logits) == 0:
+            self.without_rois()
+        parts = self._parts(logits, rois) if len(logits) else [logits.sum(dim=1)] * 2
+        names = "loss_cls_categories", "loss_cls_objectness"
+        return {name: reduced(part, reduction) for name, part in zip(names, parts)}
+
+    def _parts(self, logits, rois) -> tuple[torch.Tensor, torch.Tensor]:
+        """(R,) each: the loss of the categories, 0 for background, and of the pair."""
         if self.training:
             self.count(rois.gt_classes)
         categories, pair = logits.split([self.num_classes, 2], dim=1)
         objectness = F.cross_entropy(pair, (rois.gt_classes == self.num_classes).long(), reduction="none")
         if fused.is_transformed():
-            return objectness + self._by_autograd(categories, rois.gt_classes)
+            return self._by_autograd(categories, rois.gt_classes), objectness
         if logits.device.type != "cpu":
-            return objectness + fused.with_gradient_of(self._formula(rois.gt_classes), categories)
+            return fused.with_gradient_of(self._formula(rois.gt_classes), categories), objectness
         # Here it costs nothing to ask which RoIs are foreground; a GPU would wait.
         foreground = (rois.gt_classes < self.num_classes).nonzero()[:, 0]
         formula = self._formula(rois.gt_classes[foreground])
-        of_categories = fused.with_gradient_of(formula, categories.index_select(0, foreground))
-        return objectness.index_add(0, foreground, of_categories)
+        of_foreground = fused.with_gradient_of(formula, categories.index_select(0, foreground))
+        return torch.zeros_like(objectness).index_add(0, foreground, of_foreground), objectness
 
     def without_rois(self):
         if self.training:
@@ -107,7 +127,7 @@ class SeesawLoss(ClassificationLoss):
         """
         own_score = log_p.gather(1, own).clamp(min=math.log(self.epsilon))
         adjusted = torch.maximum(log_p, own_score).mul_(self.q).add_(log_p)
-        log_count = self.counts.clamp(min=1).double().log().to(log_p.dtype)
+        log_count = as_it_is_now(self.counts).clamp(min=1).double().log().to(log_p.dtype)
         return adjusted.add_(torch.minimum(log_count, log_count[own]), alpha=self.p)
 
     def _by_autograd(self, z, gt_classes):

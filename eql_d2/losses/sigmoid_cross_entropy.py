@@ -1,6 +1,5 @@
 """Sigmoid cross-entropy, the baseline of the sigmoid losses."""
 
-from eql_d2.losses import fused
 from eql_d2.losses.base import SigmoidLoss
 from eql_d2.losses.build import CLS_LOSS_REGISTRY
 
@@ -23,6 +22,3 @@ class SigmoidCrossEntropy(SigmoidLoss):
 
     def __init__(self, num_classes: int, *, prior_prob: float = 0.001):
         super().__init__(num_classes, prior_prob=prior_prob)
-
-    def compute(self, logits, rois):
-        return fused.sigmoid_cross_entropy(logits, rois.gt_classes, negatives=rois.negatives, compiled=self.compiled)

@@ -1,7 +1,5 @@
 """Softmax cross-entropy, Detectron2's own loss and the baseline of the softmax losses."""
 
-from torch.nn import functional as F
-
 from eql_d2.losses.base import SoftmaxLoss
 from eql_d2.losses.build import CLS_LOSS_REGISTRY
 
@@ -15,9 +13,3 @@ class SoftmaxCrossEntropy(SoftmaxLoss):
     Args:
         num_classes: K.
     """
-
-    def __init__(self, num_classes: int):
-        super().__init__(num_classes)
-
-    def compute(self, logits, rois):
-        return F.cross_entropy(logits, rois.gt_classes, reduction="none")

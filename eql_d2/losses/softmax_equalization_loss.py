@@ -55,12 +55,12 @@ class SoftmaxEqualizationLoss(SoftmaxLoss):
         self.register_tail_mask(frequencies, tail)
 
     def compute(self, logits, rois):
-        left_out = self.draw_left_out(rois.gt_classes)
+        left_out = self.draw_left_out(rois.gt_classes, rois.generator)
         return fused.softmax_cross_entropy_without(left_out, logits, rois.gt_classes)
 
-    def draw_left_out(self, gt_classes) -> torch.Tensor:
-        """(R, K + 1) bool, a new draw of where w is 0, from torch's global generator."""
+    def draw_left_out(self, gt_classes, generator=None) -> torch.Tensor:
+        """(R, K + 1) bool, a new draw of where w is 0."""
         foreground = gt_classes < self.num_classes if self.apply_on == "fg" else None
         chance = self.gamma * functional.with_background(self.tail_mask, False)
-        left_out = functional.bernoulli(chance, len(gt_classes), foreground)
+        left_out = functional.bernoulli(chance, len(gt_classes), foreground, generator)
         return left_out.scatter_(1, gt_classes[:, None], False)  # the true class takes part

@@ -42,6 +42,25 @@ def check_counts_once(name: str) -> None:
         )
 
 
+def as_it_is_now(buffer: torch.Tensor) -> torch.Tensor:
+    """A buffer's value before (or after) this step's update, also in the backward of a compiled step.
+
+    That computes some values again from what they were computed from, and would find a buffer that the step has changed
+    since (https://github.com/pytorch/pytorch/pull/197039): silently another gradient. What this copies, it keeps.
+    """
+    return _kept(buffer) if torch.compiler.is_compiling() else buffer
+
+
+@torch.library.custom_op("eql_d2::kept", mutates_args=())  # an operation the compiler does not know is not repeated
+def _kept(x: torch.Tensor) -> torch.Tensor:
+    return x.clone()
+
+
+@_kept.register_fake
+def _(x):
+    return torch.empty_like(x)
+
+
 class GradientSums(nn.Module):
     """How strongly each category was pulled up as a positive and pushed down as a negative, since training began.
 
@@ -63,8 +82,8 @@ class GradientSums(nn.Module):
 
     def ratio(self, initial: float) -> torch.Tensor:
         """(K,) float64 g_j = P_j / N_j, and ``initial`` for a category without any gradient yet."""
-        ratio = self.positive / (self.negative + 1e-10)
-        return torch.where(self.positive + self.negative > 0, ratio, initial)
+        positive, negative = as_it_is_now(self.positive), as_it_is_now(self.negative)
+        return torch.where(positive + negative > 0, positive / (negative + 1e-10), initial)
 
     @torch.no_grad()
     def add(self, positive: torch.Tensor, negative: torch.Tensor) -> None:

@@ -23,7 +23,7 @@ from eql_d2.engine.train_step import (
     mixed_precision,
     with_micro_batches,
 )
-from eql_d2.losses import SoftmaxFocalLoss
+from eql_d2.losses import LateStart, SoftmaxFocalLoss, SoftmaxLoss
 
 
 class Regression(nn.Module):
@@ -262,7 +262,7 @@ def test_the_loader_gives_micro_batches(tiny_cfg):
 
 
 def test_a_loss_is_told_how_many_calls_an_iteration_has():
-    model = torch.nn.Sequential(torch.nn.Linear(2, 2), SoftmaxFocalLoss(3).start_at(5))
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), LateStart(SoftmaxLoss(3), SoftmaxFocalLoss(3), start_iter=5))
     a_step(model, itertools.repeat(pairs(8)), accumulate_steps=4)
     assert model[1].calls_per_iteration == 4
 

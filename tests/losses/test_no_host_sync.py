@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 from eql_d2 import CLS_LOSS_REGISTRY
-from eql_d2.losses import ClassificationLoss, SigmoidLoss, SoftmaxEqualizationLoss
+from eql_d2.losses import ClassificationLoss, LateStart, SigmoidLoss, SoftmaxEqualizationLoss
 
 
 def has_fake_cuda() -> bool:
@@ -123,7 +123,7 @@ def test_a_step_with_known_negatives_does_not_wait(loss):
 
 def test_a_step_that_is_counted_does_not_wait(loss):
     if type(loss).plain is not ClassificationLoss.plain:
-        step(loss.start_at(1))
+        step(LateStart(loss.plain(), loss, start_iter=1))
 
 
 class Bad(SigmoidLoss):

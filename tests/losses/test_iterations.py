@@ -9,13 +9,30 @@ import torch
 from torch.nn import functional as F
 
 from eql_d2 import CLS_LOSS_REGISTRY, build_cls_loss
-from eql_d2.losses import ClassificationLoss, InfluenceBalancedLoss, SigmoidLoss, SoftmaxFocalLoss
+from eql_d2.errors import InputError
+from eql_d2.losses import (
+    BalancedGroupSoftmaxLoss,
+    EqualizationLossV2,
+    InfluenceBalancedLoss,
+    LateStart,
+    LDAMLoss,
+    SeesawLoss,
+    SigmoidCrossEntropy,
+    SigmoidLoss,
+    SoftmaxCrossEntropy,
+    SoftmaxFocalLoss,
+    fused,
+)
 
 K, D, R = 7, 16, 24
 
 
 LOSSES = sorted(name for name, _ in CLS_LOSS_REGISTRY)
-STARTS_PLAIN = [n for n in LOSSES if CLS_LOSS_REGISTRY.get(n).plain is not ClassificationLoss.plain]
+NEVER_PLAIN = {"BalancedGroupSoftmaxLoss", "SeesawLoss"}
+
+
+def start_at(loss, start_iter):
+    return LateStart(loss.plain(), loss, start_iter=start_iter)
 
 
 def make(name, frequencies):
@@ -37,9 +54,9 @@ def cross_entropy(loss, logits, gt_classes):
     return F.binary_cross_entropy_with_logits(logits, target, reduction="sum") / len(logits)
 
 
-@pytest.mark.parametrize("name", STARTS_PLAIN)
+@pytest.mark.parametrize("name", [name for name in LOSSES if name not in NEVER_PLAIN])
 def test_plain_cross_entropy_first_and_then_the_loss(name, frequencies):
-    loss, at_once = make(name, frequencies).start_at(2), make(name, frequencies)
+    loss, at_once = start_at(make(name, frequencies), 2), make(name, frequencies)
     batch = a_batch(loss.num_logits)
     for _ in range(2):
         torch.testing.assert_close(loss(*batch), cross_entropy(loss, *batch[:2]), rtol=1e-12, atol=0)
@@ -50,21 +67,67 @@ def test_plain_cross_entropy_first_and_then_the_loss(name, frequencies):
             values.append(one(*batch))
         assert torch.equal(*values)
     assert loss.steps == 4 and loss.steps.dtype == torch.int64
+    assert torch.equal(loss.probs(batch[0]), at_once.probs(batch[0]))
+    assert loss.prior_prob == at_once.prior_prob and loss.num_logits == at_once.num_logits
 
 
-def test_a_loss_of_another_width_cannot_start_plain():
-    class TwoBackgrounds(ClassificationLoss):
-        num_logits = K + 2
+def test_losses_of_logits_that_plain_cross_entropy_cannot_train(frequencies):
+    for loss, width in ((SeesawLoss(K), 9), (BalancedGroupSoftmaxLoss(K, frequencies=frequencies), 13)):
+        with pytest.raises(InputError, match=f"cannot start later: its {width} logits for 7 classes .*START_ITER 0"):
+            loss.plain()
+    with pytest.raises(InputError, match="SigmoidCrossEntropy has 7 for 7 classes, SoftmaxCrossEntropy 8 for 7"):
+        LateStart(SigmoidCrossEntropy(K), SoftmaxCrossEntropy(K), start_iter=1)
 
-    with pytest.raises(ValueError, match="TwoBackgrounds cannot start later: its 9 logits for 7 .*START_ITER 0"):
-        TwoBackgrounds(K).start_at(1)
-    assert TwoBackgrounds(K).start_at(0).start_iter == 0
+
+@pytest.mark.parametrize("transformed", [False, True])
+def test_what_a_late_loss_accumulates_begins_when_it_starts(transformed, monkeypatch):
+    """Also where both losses are computed, as in a compiled step."""
+    monkeypatch.setattr(fused, "is_transformed", lambda: transformed)
+    monkeypatch.setattr("eql_d2.losses.iterations.is_transformed", lambda: transformed)
+    loss, at_once = start_at(EqualizationLossV2(K), 2), EqualizationLossV2(K)
+    batch = a_batch(loss.num_logits)
+    for step in range(4):
+        value = loss(*batch)
+        expected = at_once(*batch) if step >= 2 else EqualizationLossV2(K).eval()(*batch)
+        torch.testing.assert_close(value, expected)
+        torch.testing.assert_close(loss.then.gradients.negative, at_once.gradients.negative)
+    assert at_once.gradients.negative.sum() > 0
+
+
+@pytest.mark.parametrize("of", ["LDAMLoss", "InfluenceBalancedLoss", "LateStart"])
+@pytest.mark.parametrize("to", ["LDAMLoss", "InfluenceBalancedLoss", "LateStart"])
+def test_no_loss_goes_on_from_the_count_of_another(of, to, frequencies):
+    def make(name):
+        if name == "LateStart":
+            return start_at(SoftmaxFocalLoss(K), 3)
+        arguments = {"reweight_iter": 3} if name == "LDAMLoss" else {"start_iter": 3}
+        return CLS_LOSS_REGISTRY.get(name)(K, frequencies=frequencies, **arguments)
+
+    one, other = make(of), make(to)
+    one(*a_batch(K + 1))
+    if of == to:
+        other.load_state_dict(one.state_dict())
+        assert other.steps == 1 == other.steps_done
+        return
+    with pytest.raises(RuntimeError, match="steps_of_"):
+        other.load_state_dict(one.state_dict())
+    other.load_state_dict(one.state_dict(), strict=False)
+    assert other.steps == 0 == other.steps_done
+
+
+def test_a_late_loss_that_counts_itself_counts_from_the_beginning(frequencies):
+    loss = start_at(LDAMLoss(K, frequencies=frequencies, reweight_iter=3), 2)
+    weighted, plain = LDAMLoss(K, frequencies=frequencies, reweight_iter=0), LDAMLoss(K, frequencies=frequencies)
+    batch = a_batch(K + 1)
+    values = [loss(*batch) for _ in range(4)]
+    cross_entropy = F.cross_entropy(30 * batch[0], batch[1])
+    torch.testing.assert_close(values, [cross_entropy, cross_entropy, plain(*batch), weighted(*batch)])
 
 
 @pytest.fixture
 def focal():
     """A function that makes a loss that differs from cross-entropy."""
-    return lambda start_iter: SoftmaxFocalLoss(K).start_at(start_iter)
+    return lambda start_iter: start_at(SoftmaxFocalLoss(K), start_iter)
 
 
 @pytest.fixture
@@ -113,7 +176,7 @@ def test_a_resumed_run_goes_on_counting(focal, batch):
 def test_weights_without_the_count_can_be_loaded(focal):
     """Those of a model that was trained with another loss."""
     loss = focal(3)
-    assert loss.load_state_dict({}, strict=False).missing_keys == ["steps"]
+    assert loss.load_state_dict({}, strict=False).missing_keys == ["steps_of_SoftmaxFocalLoss"]
     assert loss.steps == 0
 
 
