@@ -2,7 +2,7 @@
 
 import torch
 
-from eql_d2.losses.base import SigmoidLoss, at_least_fp32
+from eql_d2.losses.base import ClassificationLoss, SigmoidLoss, at_least_fp32
 
 
 class BackgroundSigmoidLoss(SigmoidLoss):
@@ -27,7 +27,7 @@ class BackgroundSigmoidLoss(SigmoidLoss):
     def compute(self, logits, rois):
         return super().compute(logits, rois._replace(negatives=with_known_background(rois.negatives)))
 
-    def plain(self):
+    def plain(self) -> ClassificationLoss:
         return BackgroundSigmoidLoss(self.num_classes, prior_prob=self.prior_prob)
 
     def probs(self, logits) -> torch.Tensor:

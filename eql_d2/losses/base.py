@@ -64,7 +64,7 @@ class ClassificationLoss(nn.Module):
 
     _arguments: dict
 
-    def __new__(cls, *_args, **kwargs):
+    def __new__(cls, *args, **kwargs):  # noqa: ARG004
         loss = super().__new__(cls)
         object.__setattr__(loss, "_arguments", kwargs)  # for the repr
         return loss
@@ -290,7 +290,7 @@ class SigmoidLoss(ClassificationLoss):
     def compute(self, logits, rois):
         return fused.sigmoid_cross_entropy(logits, rois.gt_classes, negatives=rois.negatives, compiled=self.compiled)
 
-    def plain(self):
+    def plain(self) -> ClassificationLoss:
         return SigmoidLoss(self.num_classes, prior_prob=self.prior_prob)
 
     def probs(self, logits) -> torch.Tensor:
@@ -313,6 +313,9 @@ class SoftmaxLoss(ClassificationLoss):
     [0, K), and mean the softmax over K.
     """
 
+    def __init__(self, num_classes: int):
+        super().__init__(num_classes)
+
     @property
     def num_logits(self) -> int:
         return self.num_classes + 1
@@ -320,7 +323,7 @@ class SoftmaxLoss(ClassificationLoss):
     def compute(self, logits, rois):
         return F.cross_entropy(logits, rois.gt_classes, reduction="none")
 
-    def plain(self):
+    def plain(self) -> ClassificationLoss:
         return SoftmaxLoss(self.num_classes)
 
     def checked_width(self, logits) -> torch.Tensor:

@@ -88,7 +88,7 @@ class ClassBalancedLoss(ClassificationLoss):
     def predicted_classes(self, probs):
         return self.scoring.predicted_classes(probs)
 
-    def plain(self):
+    def plain(self) -> ClassificationLoss:
         return self.scoring.plain()
 
     def compute(self, logits, rois):

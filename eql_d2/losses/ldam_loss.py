@@ -5,7 +5,7 @@ import torch
 from eql_d2.data.frequencies import ClassFrequencies
 from eql_d2.errors import InputError
 from eql_d2.losses import functional
-from eql_d2.losses.base import SoftmaxLoss, at_least_fp32
+from eql_d2.losses.base import ClassificationLoss, SoftmaxLoss, at_least_fp32
 from eql_d2.losses.build import CLS_LOSS_REGISTRY
 from eql_d2.losses.class_balanced_loss import effective_number
 from eql_d2.losses.iterations import CountsSteps
@@ -28,7 +28,7 @@ class ScaledSoftmaxLoss(SoftmaxLoss):
     def compute(self, logits, rois):
         return super().compute(self.scale * logits, rois)
 
-    def plain(self):
+    def plain(self) -> ClassificationLoss:
         return ScaledSoftmaxLoss(self.num_classes, scale=self.scale)
 
     def probs(self, logits) -> torch.Tensor:

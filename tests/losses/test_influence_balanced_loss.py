@@ -111,7 +111,7 @@ def test_equal_influence_is_cross_entropy():
 
 
 def test_cross_entropy_until_start_iter(frequencies, batch):
-    """The argument is ``start_at``, which tests/losses/test_base.py tests."""
+    """Its steps are counted as tests/losses/test_iterations.py says."""
     loss = InfluenceBalancedLoss(K, frequencies=frequencies, start_iter=2)
     values = [loss(*batch).item() for _ in range(3)]
     plain = F.cross_entropy(*batch[:2]).item()

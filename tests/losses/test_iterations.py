@@ -59,7 +59,7 @@ def test_plain_cross_entropy_first_and_then_the_loss(name, frequencies):
     loss, at_once = start_at(make(name, frequencies), 2), make(name, frequencies)
     batch = a_batch(loss.num_logits)
     for _ in range(2):
-        torch.testing.assert_close(loss(*batch), cross_entropy(loss, *batch[:2]), rtol=1e-12, atol=0)
+        torch.testing.assert_close(loss(*batch), cross_entropy(at_once, *batch[:2]), rtol=1e-12, atol=0)
     for _ in range(2):
         values = []
         for one in (loss, at_once):

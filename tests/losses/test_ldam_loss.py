@@ -103,7 +103,7 @@ def test_a_resumed_run_reweights_on_time(frequencies, batch, log_lines):
     resumed.load_state_dict(torch.load(checkpoint))
     assert resumed(*batch) == unweighted and not log_lines
     assert resumed(*batch) != unweighted
-    assert log_lines == ["LDAMLoss re-weights from step 2 on"]
+    assert log_lines == ["LDAMLoss re-weights after 2 iterations"]
 
 
 def test_a_category_without_a_sample_counts_as_one():

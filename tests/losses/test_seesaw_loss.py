@@ -158,3 +158,21 @@ def test_wrong_arguments_are_refused():
             SeesawLoss(K, **{name: -1.0})
     with pytest.raises(ValueError, match=r"epsilon must be in \(0, 1\], got 0"):
         SeesawLoss(K, epsilon=0.0)
+
+
+@pytest.mark.parametrize("gt_classes", [[0, 3, K, K, 6, K], [K] * 6, []])
+def test_its_parts_are_a_call(gt_classes):
+    """Same value, gradient and counts."""
+    gt_classes = torch.tensor(gt_classes, dtype=torch.int64)
+    logits = torch.randn(len(gt_classes), K + 2, dtype=torch.float64, requires_grad=True)
+    loss, whole = SeesawLoss(K), SeesawLoss(K)
+    parts = loss.parts(logits, gt_classes)
+    value = whole(logits, gt_classes)
+    torch.testing.assert_close(sum(parts.values()), value)
+    (gradient,) = torch.autograd.grad(sum(parts.values()), logits)
+    torch.testing.assert_close(gradient, torch.autograd.grad(value, logits)[0])
+    assert torch.equal(loss.counts, whole.counts)
+    if len(gt_classes):
+        background = (gt_classes == K).long()
+        torch.testing.assert_close(parts["loss_cls_objectness"], F.cross_entropy(logits[:, K:], background))
+    assert loss.parts(logits, gt_classes, reduction="none")["loss_cls_categories"].shape == gt_classes.shape

@@ -133,6 +133,21 @@ def test_it_is_copied_pickled_averaged_and_converted(make, name):
 
 
 @every_loss
+def test_a_generator_decides_what_is_drawn(make, name):
+    """And the global one is left alone."""
+    values = []
+    for seed in (3, 3, 4):
+        loss = make(name)
+        torch.manual_seed(0)
+        batch = a_batch(loss)
+        before = torch.get_rng_state()
+        values.append(loss(*batch, generator=torch.Generator().manual_seed(seed)))
+        assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(values[0], values[1])
+    assert name in RANDOM or torch.equal(values[0], values[2])
+
+
+@every_loss
 def test_reductions(make, name):
     loss = make(name).eval()
     batch = a_batch(loss)
