@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from eql_d2.data.frequencies import ClassFrequencies
-from eql_d2.losses import CLS_LOSS_REGISTRY
+from eql_d2.losses import CLS_LOSS_REGISTRY, LateStart
 
 pytestmark = pytest.mark.slow
 
@@ -25,16 +25,27 @@ RANDOM = {
 }
 
 
-@pytest.mark.parametrize("name", sorted(name for name, _ in CLS_LOSS_REGISTRY))
+def make(name):
+    frequencies = ClassFrequencies([1, 9, 10, 11, 100, 101, 400], [1, 20, 10, 30, 150, 202, 900], num_images=1000)
+    late = name.startswith("late ")
+    loss_class = CLS_LOSS_REGISTRY.get(name.removeprefix("late "))
+    parameters = inspect.signature(loss_class).parameters
+    arguments = {"frequencies": frequencies} if "frequencies" in parameters else {}
+    changes = {"reweight_iter": 10, "start_iter": 10}  # amid the steps
+    loss = loss_class(K, **arguments, **{key: changes[key] for key in changes.keys() & parameters.keys()})
+    return LateStart(loss.plain(), loss, start_iter=5) if late else loss
+
+
+LATE = ["late EqualizationLossV2", "late LDAMLoss"]
+
+
+@pytest.mark.parametrize("name", sorted(name for name, _ in CLS_LOSS_REGISTRY) + LATE)
 def test_in_a_compiled_step(name):
     """Equal to eager, state included, with at most two compilations in 20 steps of different numbers of RoIs."""
     torch._dynamo.reset()
     counters = torch._dynamo.utils.counters
     counters.clear()
-    frequencies = ClassFrequencies([1, 9, 10, 11, 100, 101, 400], [1, 20, 10, 30, 150, 202, 900], num_images=1000)
-    loss_class = CLS_LOSS_REGISTRY.get(name)
-    counts = {"frequencies": frequencies} if "frequencies" in inspect.signature(loss_class).parameters else {}
-    loss, eager = loss_class(K, **counts), loss_class(K, **counts)
+    loss, eager = make(name), make(name)
     classifier = nn.Linear(D, loss.num_logits).double()
 
     def gradient(step, features, gt_classes):
