@@ -1,6 +1,7 @@
 """Detectron2's own LVIS recipes run with our tools: two iterations and the evaluation, small, on another data set.
 
-Only depth, width, image size, batch and data set are changed. Those of Detectron2's projects/ are not in its wheel:
+Only depth, width, image size, batch and data set are changed (tests/slow/small_recipes.py).
+Those of Detectron2's projects/ are not in its wheel:
 
     EQL_D2_DETECTRON2=/path/to/detectron2 python -m pytest tests/slow/test_upstream_recipes.py -m slow
 """
@@ -14,7 +15,6 @@ from detectron2 import model_zoo
 from detectron2.config import LazyCall as L
 from detectron2.config import LazyConfig
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.evaluation import LVISEvaluator
 
 from eql_d2 import ClassFrequencies
 from eql_d2.engine import Trainer, load_config
@@ -22,12 +22,12 @@ from eql_d2.losses import EqualizationLoss
 from eql_d2.mini_lvis.datasets import register_mini_lvis
 from eql_d2.mini_lvis.generator import MiniLVISSpec
 from eql_d2.modeling import long_tail
-from eql_d2.modeling.long_tail import box_predictor_nodes
+from tests.slow.small_recipes import SIZE, small
 
 pytestmark = pytest.mark.slow
 
 CHECKOUT = "EQL_D2_DETECTRON2"
-SIZE, CLASSES = 128, 7
+CLASSES = 7
 PROJECTS = [
     "ViTDet/configs/LVIS/mask_rcnn_vitdet_b_100ep.py",
     "ViTDet/configs/LVIS/mask_rcnn_vitdet_l_100ep.py",
@@ -42,18 +42,6 @@ BASELINES = [
     "mask_rcnn_R_50_FPN_400ep_LSJ.py",
     "mask_rcnn_regnety_4gf_dds_FPN_100ep_LSJ.py",
 ]
-SMALL = {
-    "ViT": {
-        "img_size": SIZE,
-        "embed_dim": 48,
-        "depth": 2,
-        "num_heads": 2,
-        "window_size": 4,
-        "window_block_indexes": [0],
-    },
-    "SwinTransformer": {"depths": [1, 1, 1, 1], "embed_dim": 24, "num_heads": [1, 2, 2, 4]},
-    "MViT": {"embed_dim": 24, "depth": 4, "last_block_indexes": (0, 1, 2, 3)},
-}
 
 
 @pytest.fixture(scope="module")
@@ -65,44 +53,6 @@ def datasets(tmp_path_factory):
     for split in ("train", "val"):
         DatasetCatalog.remove(f"{name}_{split}")
         MetadataCatalog.remove(f"{name}_{split}")
-
-
-def small(cfg, datasets, output_dir):
-    """The recipe on another data set, on the CPU."""
-    backbone = cfg.model.backbone
-    body = backbone.get("net") or backbone.bottom_up
-    body.update(SMALL.get(body._target_.__name__, {}))
-    if "square_pad" in backbone:
-        backbone.square_pad = SIZE
-    narrow_heads(cfg.model)
-    loader = cfg.dataloader
-    loader.train.update(total_batch_size=2, num_workers=0)
-    loader.test.num_workers = 0
-    for augmentation in (*loader.train.mapper.augmentations, *loader.test.mapper.augmentations):
-        for key, value in (("crop_size", (SIZE, SIZE)), ("target_height", SIZE), ("target_width", SIZE)):
-            if key in augmentation:
-                augmentation[key] = value
-        if "short_edge_length" in augmentation:
-            augmentation.update(short_edge_length=SIZE, max_size=SIZE)
-    loader.train.dataset.names, loader.test.dataset.names = datasets
-    if loader.evaluator._target_ is not LVISEvaluator:  # a COCO recipe
-        loader.evaluator = L(LVISEvaluator)(dataset_name=datasets[1])
-    cfg.train.update(max_iter=2, init_checkpoint="", output_dir=str(output_dir), device="cpu", seed=0)
-    cfg.train.amp.enabled = False  # fp16 needs a GPU
-    return cfg
-
-
-def narrow_heads(model):
-    """Fewer channels, proposals and RoIs: on a CPU the heads take most of the time."""
-    model.proposal_generator.update(pre_nms_topk=(100, 100), post_nms_topk=(50, 20))
-    head = model.roi_heads
-    head.update(num_classes=CLASSES, batch_size_per_image=16)
-    for box_head in head.get("box_heads") or [head.box_head]:
-        box_head.update(conv_dims=[32 for _ in box_head.conv_dims], fc_dims=[64 for _ in box_head.fc_dims])
-    for predictor in box_predictor_nodes(model):
-        predictor.input_shape.channels = 64
-        predictor.test_topk_per_image = 10
-    head.mask_head.conv_dims = [32 for _ in head.mask_head.conv_dims]
 
 
 def run(cfg):
@@ -119,22 +69,22 @@ def eql(cfg, datasets):
 
 
 @pytest.mark.parametrize("name", PROJECTS)
-def test_projects(name, datasets, tmp_path):
+def test_projects(name, datasets, tmp_path, CLASSES):
     if CHECKOUT not in os.environ:
         pytest.skip(f"Detectron2's wheel has no projects/: set {CHECKOUT} to the folder of a checkout")
     cfg = LazyConfig.load(str(Path(os.environ[CHECKOUT]) / "projects" / name))
-    run(eql(small(cfg, datasets, tmp_path), datasets))
+    run(eql(small(cfg, datasets, tmp_path, CLASSES), datasets))
 
 
 @pytest.mark.parametrize("name", BASELINES)
-def test_new_baselines(name, datasets, tmp_path):
-    cfg = small(model_zoo.get_config(f"new_baselines/{name}"), datasets, tmp_path)
+def test_new_baselines(name, datasets, tmp_path, CLASSES):
+    cfg = small(model_zoo.get_config(f"new_baselines/{name}"), datasets, tmp_path, CLASSES)
     run(eql(cfg, datasets))
 
 
 @pytest.mark.parametrize("version", ["LVISv0.5", "LVISv1"])
 @pytest.mark.parametrize("head", ["StandardROIHeads", "EQLROIHeads"])
-def test_lvis_yamls(version, head, datasets, tmp_path):
+def test_lvis_yamls(version, head, datasets, tmp_path, CLASSES):
     cfg = load_config(model_zoo.get_config_file(f"{version}-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml"))
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (datasets[0],), (datasets[1],)
     cfg.merge_from_list(["MODEL.ROI_HEADS.NAME", head, "MODEL.ROI_HEADS.NUM_CLASSES", CLASSES, "MODEL.WEIGHTS", ""])
