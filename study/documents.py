@@ -7,6 +7,7 @@ from statistics import mean
 
 from tabulate import tabulate
 
+from study.calibrations import calibration_table
 from study.digits import digits_table
 from study.plan import SIGMOID, SOFTMAX, Row, studies
 from study.record import CAPS, GROUPS, load
@@ -31,7 +32,8 @@ def write_documents(results: Path, root: Path) -> list[Path]:
 
 def table(name: str, records: Records, results: Path) -> str:
     """The table of a place, a KeyError for a name that there is none of."""
-    return digits_table(results) if name == "digits" else TABLES[name](records)
+    of_results = {"digits": digits_table, "calibration": calibration_table}
+    return of_results[name](results) if name in of_results else TABLES[name](records)
 
 
 def markdown(rows: list[dict]) -> str:

@@ -102,6 +102,7 @@ def studies() -> dict[str, list[Row]]:
         "gamma": [Row(softmax), Row(softmax_eql, SOFTMAX), *(Row(v, SOFTMAX) for v in gammas(softmax_eql))],
         "sampler": [row for loss in (*key, losses[EQL_V2]) for row in samplers(loss)],
         "copy_paste": [row for loss in (softmax, sigmoid, eql) for row in (Row(loss), Row(pasting(loss), loss.name))],
+        "calibration": [Row(softmax), Row(sigmoid), Row(eql), Row(in_rows(softmax))],
         "second_stage": [Row(softmax), Row(sigmoid), *(Row(v, v.first_stage) for v in second_stages())],
         "prior": paired(sigmoid, eql, [prior(p) for p in (0.001, 0.1)]),
         "data": paired(sigmoid, eql, [fewer_categories, milder_tail]),
@@ -173,6 +174,11 @@ def fewer_categories(loss: Variant) -> Variant:
 
 def milder_tail(loss: Variant) -> Variant:
     return loss.but("milder-tail", data={"tail_exponent": 0.8}, seeds=FEW_SEEDS)
+
+
+def in_rows(loss: Variant) -> Variant:
+    """Half of the categories have a height of their own in the image."""
+    return loss.but("rows", data={"rows": True}, seeds=FEW_SEEDS)
 
 
 def with_masks(loss: Variant) -> Variant:

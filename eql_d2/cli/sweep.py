@@ -30,7 +30,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--strengths", nargs="+", type=float, help="of the calibration; 0 is none")
     parser.add_argument("--calibration", choices=CALIBRATIONS, default="LogitAdjustment", help="default: %(default)s")
     parser.add_argument("--space", type=float, metavar="LAMBDA", help="of FRACAL: how much places count (default: 2)")
-    parser.add_argument("--tune", choices=("AP", "APr", "APc", "APf"), help="choose the strength by this metric")
+    parser.add_argument(
+        "--tune",
+        nargs="+",
+        default=(),
+        choices=("AP", "APr", "APc", "APf"),
+        help="choose the strength by these metrics",
+    )
     parser.add_argument("--bootstrap", type=int, default=1000, metavar="N", help="drawings for --tune (default 1000)")
     parser.add_argument("--seed", type=int, default=0, help="of the halves and drawings of --tune (default 0)")
     parser.add_argument("--statistics-images", type=int, default=2000, metavar="N", help="of LogN (default 2000)")

@@ -53,8 +53,8 @@ class Sweep:
         thresholds: scores that a detection must exceed; None is the run's own.
         calibration: one of :data:`eql_d2.modeling.calibration.CALIBRATIONS`.
         task: "bbox" or "segm".
-        tune: "AP", "APr", "APc" or "APf": the strength that is best by it on one half of the images is compared with
-            strength 0 on the other half; None does not.
+        tune: "AP", "APr", "APc" or "APf", or several of them: the strength that is best by it on one half of the images
+            is compared with strength 0 on the other half; () does not.
         drawings: of the bootstrap, for the interval of that comparison.
         seed: of the halves and of the drawings.
         options: further keyword arguments of the calibration.
@@ -66,7 +66,7 @@ class Sweep:
     thresholds: Sequence[float] | None = None
     calibration: str = "LogitAdjustment"
     task: str = "bbox"
-    tune: str | None = None
+    tune: Sequence[str] = ()
     drawings: int = 1000
     seed: int = 0
     options: dict = field(default_factory=dict)
@@ -121,8 +121,9 @@ class Sweep:
                     matchings.setdefault((threshold, limit), {})[strength] = matching
             for (threshold, limit), of_strength in matchings.items():
                 setting = {"threshold": threshold, "detections": limit}
-                result = tuned(of_strength, score.groups, self.tune or "AP", self.drawings, self.seed)
-                tuned_rows.append({"run": folder.name, "dataset": name, **setting, **result})
+                for metric in self.tune:
+                    result = tuned(of_strength, score.groups, metric, self.drawings, self.seed)
+                    tuned_rows.append({"run": folder.name, "dataset": name, **setting, **result})
         return rows, tuned_rows
 
     def _predict(

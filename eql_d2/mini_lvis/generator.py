@@ -69,10 +69,11 @@ MIN_CONTRAST = 70.0  # grey levels of 255 between an object and what is behind i
 SUPERSAMPLING = 3
 PLACES_TRIED = 40
 IMAGES_TRIED = 100
+ROW_SPREAD = 0.04  # standard deviation of an object's height from its category's, in sides of the image
 IMAGES_WORTH_A_PROCESS = 200
 
 # Names of random streams, so that none repeats another.
-_TRAIN_STREAM, _VAL_STREAM, _LAYOUT_STREAM, _RANK_STREAM = range(4)
+_TRAIN_STREAM, _VAL_STREAM, _LAYOUT_STREAM, _RANK_STREAM, _ROWS_STREAM = range(5)
 
 
 class GlyphSpec(ABC):
@@ -130,6 +131,8 @@ class MiniLVISSpec(GlyphSpec):
         image_size: side of the square images in pixels, 64 to 512; objects scale with it.
         min_val_images: val images that each category is in at least; lowered until the sum is at
             most 5.5 * ``num_val_images``. Above it val counts are proportional to training counts.
+        rows: whether every other category has a place: a height in the image, drawn from ``seed``,
+            that its objects keep to, wherever they are from left to right.
 
     Raises:
         InputError: a value of the wrong type or out of range, or too few images for K categories.
@@ -144,6 +147,7 @@ class MiniLVISSpec(GlyphSpec):
     seed: int = 0
     image_size: int = 128
     min_val_images: int = 20
+    rows: bool = False
 
     def __post_init__(self):
         self._check_integers()
@@ -270,7 +274,7 @@ def _is_complete(spec: GlyphSpec, root: Path) -> bool:
     cure = "choose another folder (--output), or delete this one"
     if not (root / SPEC_FILE).is_file():
         raise InputError(f"{root} exists and is not a MiniLVIS dataset: {cure}")
-    found = json.loads((root / SPEC_FILE).read_text())
+    found = {"rows": False, **json.loads((root / SPEC_FILE).read_text())}
     wanted = spec.record()
     differing = [key for key in wanted if found.get(key) != wanted[key]]
     if differing:
@@ -387,7 +391,7 @@ def _arrange(rng, categories: list[int], spec: GlyphSpec) -> list[_Layer] | None
         if len(glyph) > 1:
             glyph = glyph[rng.integers(len(glyph))]
         mask = _glyph_mask(glyph, spec.image_size)
-        layer = _place_object(rng, mask, side, category, layers, spec.image_size)
+        layer = _place_object(rng, mask, side, category, layers, spec)
         if layer is None:
             return None
         layers.append(layer)
@@ -400,14 +404,18 @@ def _arrange(rng, categories: list[int], spec: GlyphSpec) -> list[_Layer] | None
     return layers
 
 
-def _place_object(rng, mask, side: float, category: int, layers: list[_Layer], image_size: int):
+def _place_object(rng, mask, side: float, category: int, layers: list[_Layer], spec: MiniLVISSpec):
     """A layer that overlaps no earlier one by much, shrunk if need be; None if it has no place."""
+    image_size = spec.image_size
     corners = np.array([(layer.top, layer.left) for layer in layers]).reshape(-1, 2)
     sizes = np.array([layer.alpha.shape for layer in layers]).reshape(-1, 2)
     while side >= OBJECT_SIDE[0] * image_size:
         alpha = _warp(rng, mask, side, MAX_ROTATION)
         size = np.array(alpha.shape)
         tried = rng.integers(0, image_size + 1 - size, (PLACES_TRIED, 1, 2))
+        if spec.rows and category % 2 == 0:
+            centres = rng.normal(_row(spec, category), ROW_SPREAD, (PLACES_TRIED, 1)) * image_size
+            tried[..., 0] = np.clip(np.rint(centres - size[0] / 2), 0, image_size - size[0])
         common = np.minimum(tried + size, corners + sizes) - np.maximum(tried, corners)
         overlap = np.clip(common, 0, None).prod(-1) / np.minimum(size.prod(), sizes.prod(-1))
         free = (overlap <= MAX_OVERLAP).all(-1)
@@ -416,6 +424,11 @@ def _place_object(rng, mask, side: float, category: int, layers: list[_Layer], i
             return _Layer(alpha, top, left, category)
         side *= 0.85
     return None
+
+
+def _row(spec: MiniLVISSpec, category: int) -> float:
+    """The height that the objects of a category keep to, in sides of the image from the top."""
+    return float(_rng(spec, _ROWS_STREAM, category).uniform(0.2, 0.8))
 
 
 class _Mask(NamedTuple):

@@ -139,7 +139,7 @@ def test_the_tool(run, tmp_path, capsys):
 def test_a_strength_is_tuned_on_one_half_and_measured_on_the_other(run):
     """Against evaluations of the halves' images alone."""
     folder, _ = run
-    rows, tuned = Sweep([0, 0.5, 2], calibration="NorCal", tune="AP", drawings=50).run(folder)
+    rows, tuned = Sweep([0, 0.5, 2], calibration="NorCal", tune=["AP"], drawings=50).run(folder)
     (row,) = tuned
     assert len(rows) == 3 and row["metric"] == "AP" and row["strength"] in (0, 0.5, 2)
     assert row["gain"] == pytest.approx(row["tuned"] - row["none"])
@@ -147,7 +147,7 @@ def test_a_strength_is_tuned_on_one_half_and_measured_on_the_other(run):
     expected = "gain" if row["low"] > 0 else "loss" if row["high"] < 0 else "within chance"
     assert row["verdict"] == expected
     with pytest.raises(ValueError, match="against 0"):
-        Sweep([0.5, 1], tune="AP")
+        Sweep([0.5, 1], tune=["AP"])
 
 
 def test_logn_takes_statistics_of_the_training_stream_and_keeps_them(run):

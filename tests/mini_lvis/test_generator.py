@@ -295,3 +295,27 @@ class TestCommandLine:
         monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
         self.main(self.small)
         assert (tmp_path / "mini_lvis" / "spec.json").is_file()
+
+
+def test_categories_with_a_row_keep_to_it_and_the_others_do_not(tmp_path):
+    spec = replace(SMALL, rows=True)
+    data = json.loads((generate(spec, tmp_path / "rows") / "mini_lvis_train.json").read_text())
+    spread = {}
+    for category in range(spec.num_categories):
+        boxes = [a["bbox"] for a in data["annotations"] if a["category_id"] == category + 1]
+        if len(boxes) >= 12:
+            spread[category] = np.std([y + h / 2 for _, y, _, h in boxes]) / spec.image_size
+    assert {c % 2 for c in spread} == {0, 1}
+    assert all(value < 0.1 for c, value in spread.items() if c % 2 == 0)
+    assert all(value > 0.12 for c, value in spread.items() if c % 2 == 1)
+    with pytest.raises(ValueError, match="rows True .wanted False"):
+        ensure(SMALL, tmp_path / "rows")
+
+
+def test_a_dataset_of_before_there_were_rows_is_found(tmp_path):
+    folder = generate(TINY, tmp_path / "old")
+    spec = json.loads((folder / "spec.json").read_text())
+    assert spec.pop("rows") is False
+    (folder / "spec.json").write_text(json.dumps(spec))
+    changed = (folder / "mini_lvis_train.json").stat().st_mtime_ns
+    assert ensure(TINY, folder) == folder and (folder / "mini_lvis_train.json").stat().st_mtime_ns == changed

@@ -1,0 +1,94 @@
+#!/usr/bin/env python
+"""What correcting the scores of finished MiniLVIS runs gains: tuned on one half of the images, measured on the other.
+
+    python -m study.calibrations --output output/benchmark
+
+Each result is a line of docs/benchmark/calibration.jsonl. What is there is not made again, so it goes on where it was
+stopped. The runs are those of `python -m study --studies calibration`.
+"""
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from tabulate import tabulate
+
+from eql_d2.engine.sweep import Sweep
+from study.plan import studies
+
+RESULTS = Path(__file__).parents[1] / "docs" / "benchmark"
+FILE = "calibration.jsonl"
+# Name in the table -> calibration, its strengths, and further arguments.
+GRIDS = {
+    "LogitAdjustment": ("LogitAdjustment", (0, 0.25, 0.5, 1), {}),
+    "NorCal": ("NorCal", (0, 0.3, 0.6, 1), {}),
+    "FRACAL": ("FRACAL", (0, 0.5, 1, 2), {}),
+    "FRACAL, SPACE 0": ("FRACAL", (0, 0.5, 1, 2), {"space": 0.0}),
+    "LogN": ("LogN", (0, 0.25, 0.5, 1), {}),
+}
+METRICS = ("AP", "APr")
+KEPT = ("metric", "strength", "none", "tuned", "gain", "low", "high", "verdict")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path("output/benchmark"), help="of the runs")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="default: docs/benchmark")
+    args = parser.parse_args()
+    for folder, variant, seed, name in missing(args.output, args.results):
+        for line in measure(folder, variant, seed, name):
+            print(line, flush=True)
+            with (args.results / FILE).open("a") as file:
+                file.write(json.dumps(line) + "\n")
+
+
+def missing(output: Path, results: Path) -> Iterator[tuple[Path, str, int, str]]:
+    """Finished runs and calibrations without a result."""
+    done = {(line["variant"], line["seed"], line["calibration"]) for line in load(results)}
+    for row in studies()["calibration"]:
+        for seed in row.variant.seeds:
+            folder = output / row.variant.name / str(seed)
+            if (folder / "model_final.pth").exists():
+                yield from (
+                    (folder, row.variant.name, seed, n) for n in GRIDS if (row.variant.name, seed, n) not in done
+                )
+
+
+def measure(folder: Path, variant: str, seed: int, name: str) -> list[dict]:
+    """A line for each metric that the strength is tuned by."""
+    calibration, strengths, options = GRIDS[name]
+    sweep = Sweep(strengths, calibration=calibration, options=options, tune=METRICS, statistics_images=1500)
+    lines = []
+    for row in sweep.run(folder)[1]:
+        numbers = {key: round(v, 3) if isinstance(v, float) else v for key, v in row.items() if key in KEPT}
+        lines.append({"variant": variant, "seed": seed, "calibration": name, **numbers})
+    return lines
+
+
+def load(results: Path) -> list[dict]:
+    path = results / FILE
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def calibration_table(results: Path) -> str:
+    """A row for each run and calibration."""
+    rows = []
+    for line in load(results):
+        gain = f"{line['gain']:+.1f} [{line['low']:+.1f}, {line['high']:+.1f}]"
+        rows.append(
+            {
+                "run": f"`{line['variant']}`, seed {line['seed']}",
+                "calibration": f"`{line['calibration']}`",
+                "tuned by": line["metric"],
+                "strength": line["strength"],
+                "without": f"{line['none']:.1f}",
+                "with": f"{line['tuned']:.1f}",
+                "gain": gain if line["verdict"] == "within chance" else f"**{gain}**",
+            }
+        )
+    return tabulate(rows, headers="keys", tablefmt="pipe", disable_numparse=True)
+
+
+if __name__ == "__main__":
+    main()
