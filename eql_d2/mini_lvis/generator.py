@@ -87,6 +87,7 @@ class GlyphSpec(ABC):
     min_val_images: int
     first_glyph: int  # a random stream of its own, so that no two sets show the same backgrounds
 
+    rows: bool = False  # whether every other category keeps to a height of its own in the image
     max_processes: ClassVar[int | None] = 1  # None: one a core
     more_objects_probability: ClassVar[float] = 0.14  # that a category has another object in an image
     max_objects: ClassVar[int] = 2  # of a category in an image
@@ -404,7 +405,7 @@ def _arrange(rng, categories: list[int], spec: GlyphSpec) -> list[_Layer] | None
     return layers
 
 
-def _place_object(rng, mask, side: float, category: int, layers: list[_Layer], spec: MiniLVISSpec):
+def _place_object(rng, mask, side: float, category: int, layers: list[_Layer], spec: GlyphSpec):
     """A layer that overlaps no earlier one by much, shrunk if need be; None if it has no place."""
     image_size = spec.image_size
     corners = np.array([(layer.top, layer.left) for layer in layers]).reshape(-1, 2)
@@ -426,7 +427,7 @@ def _place_object(rng, mask, side: float, category: int, layers: list[_Layer], s
     return None
 
 
-def _row(spec: MiniLVISSpec, category: int) -> float:
+def _row(spec: GlyphSpec, category: int) -> float:
     """The height that the objects of a category keep to, in sides of the image from the top."""
     return float(_rng(spec, _ROWS_STREAM, category).uniform(0.2, 0.8))
 
