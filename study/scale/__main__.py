@@ -44,10 +44,11 @@ def main():
     plan = [(m, seed) for m, seed in runs(tuple(args.seeds)) if not args.only or m.name in args.only]
     todo = [] if args.tables else missing(plan, args.results)
     minutes = minutes_left(todo, args.results, args.jobs)
-    print("\n".join(f"{method.name}, seed {seed}" for method, seed in todo) if args.list else "", end="")
-    print(f"{len(todo)} runs to make" + ("" if minutes is None else f", about {minutes:.0f} minutes"))
+    left = f"{len(todo)} runs to make" + ("" if minutes is None else f", about {minutes:.0f} minutes")
     if args.list:
+        print("\n".join([*(f"{method.name}, seed {seed}" for method, seed in todo), left]))
         return
+    print(left)
     args.results.parent.mkdir(parents=True, exist_ok=True)
     workshop = Workshop(datasets_root().absolute(), args.output.absolute(), args.results, commit())
     failures = train_all(todo, args.jobs, workshop, train) if todo else {}

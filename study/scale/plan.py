@@ -13,6 +13,7 @@ CONFIG = Path(__file__).parents[2] / "configs" / "MiniLVIS" / "Base-MiniLVIS-120
 HEAD = "MODEL.ROI_BOX_HEAD"
 LOSS = f"{HEAD}.CLS_LOSS"
 SOFTMAX, RFS = "softmax", "RFS"
+SHORTENED = "-third"  # ends the name of a method with a third of its iterations
 
 # A seed is that of the data and of the training. The set may be tuned on the first. The others are reported; whatever
 # is changed after a result of one of them was seen makes it one that was looked at, and another takes its place.
@@ -139,14 +140,35 @@ def methods() -> dict[str, Method]:
             scores_only=True,
         )
     )
-    return {method.name: method for method in [*published, *others]}
+    published += [whole(softmax), whole(with_loss("EqualizationLossV2"))]
+    shortened = [shortened_method(m) for m in published if m.name in PUBLISHED]
+    return {method.name: method for method in [*published, *others, *shortened]}
+
+
+def whole(method: Method) -> Method:
+    """Nothing frozen, no features kept: what the others are a short form of."""
+    return method.but(f"{method.name}-whole", "MODEL.META_ARCHITECTURE", "GeneralizedRCNN", "MODEL.FREEZE", [])
+
+
+def shortened_method(method: Method) -> Method:
+    """A third of the iterations, in a first stage as well: would less do?"""
+    settings = dict(zip(method.overrides[::2], method.overrides[1::2], strict=True))
+    iterations = settings.get("SOLVER.MAX_ITER", ITERATIONS) // 3
+    warmup = settings.get("SOLVER.WARMUP_ITERS", 3 * 50) // 3
+    short = method.but(method.name + SHORTENED, "SOLVER.MAX_ITER", iterations, "SOLVER.WARMUP_ITERS", warmup)
+    return replace(short, first_stage=method.first_stage and method.first_stage + SHORTENED)
 
 
 def runs(seeds: tuple[int, ...] = SEEDS) -> list[tuple[Method, int]]:
-    """(method, seed) in the order in which they are made: the published of all seeds, then the others of the first."""
+    """(method, seed) in the order in which they are made.
+
+    The published of all seeds, then the others of the first, and last the published in short.
+    """
     known = methods()
     plan = [(known[name], seed) for seed in seeds for name in PUBLISHED]
-    return plan + [(method, seeds[0]) for name, method in known.items() if name not in PUBLISHED]
+    short = [name + SHORTENED for name in PUBLISHED]
+    plan += [(method, seeds[0]) for name, method in known.items() if name not in PUBLISHED and name not in short]
+    return plan + [(known[name], seed) for seed in seeds for name in short]
 
 
 class Figures(NamedTuple):

@@ -56,6 +56,19 @@ class TestPlan:
             if method.first_stage:
                 assert planned.index((method.first_stage, seed)) < planned.index((method.name, seed))
 
+    def test_the_shortened_have_a_third_of_the_iterations_in_both_stages(self):
+        known = plan.methods()
+        for name, iterations in (("softmax", 2000), ("RFS", 3540), ("cRT", 2000), ("ECM-RFS", 3540)):
+            short = known[name + plan.SHORTENED]
+            cfg = load_config(str(plan.CONFIG), short.overrides)
+            assert cfg.SOLVER.MAX_ITER == iterations
+            assert cfg.SOLVER.WARMUP_ITERS == (393 if name == "ECM-RFS" else 50)
+        assert known["cRT-third"].first_stage == "softmax-third" and known["cRT"].first_stage == "softmax"
+
+    def test_the_whole_model_trains_all_its_parts(self):
+        cfg = load_config(str(plan.CONFIG), plan.methods()["softmax-whole"].overrides)
+        assert (cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.FREEZE) == ("GeneralizedRCNN", [])
+
     def test_repeat_factors_are_those_of_a_hundred_images_for_as_many_epochs(self):
         cfg = load_config(str(plan.CONFIG), plan.methods()["RFS"].overrides)
         assert cfg.DATALOADER.REPEAT_THRESHOLD * 15483 == pytest.approx(100)
@@ -140,6 +153,16 @@ class TestDocuments:
         assert "| 1.00 " in untouched[0] and "3 of 3" in untouched[0]
         assert "| -1.00 " in tuned[0] and "0 of 3" in tuned[0]
         assert "26.1 ± 0.1" in documents.methods_table(records, tmp_path)  # 26.0, 26.1, 26.2
+
+    def test_other_sets_stand_beside_this_one_on_the_same_methods(self, results):
+        docs = documents.Path(__file__).parents[2] / "docs"
+        rows = documents.other_sets_table(runs.load(results), docs).splitlines()[2:]
+        cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+        assert [row[:3] for row in cells[:2]] == [
+            ["90 categories", "AP", "3"],
+            ["1,203 categories, the same methods", "AP", "3"],
+        ]
+        assert cells[1][4].startswith("1.00")
 
     def test_every_place_of_the_page_has_a_table(self):
         page = (documents.Path(__file__).parents[2] / "docs" / "benchmark_1203.md").read_text()
