@@ -11,6 +11,7 @@ class Docstrings(griffe.Extension):
     def on_instance(self, *, obj, **_):
         if obj.docstring:
             text = re.sub(r":\w+:(`~?)(?:[\w.]+\.)?(\w+`)", r"\1\2", obj.docstring.value).replace("`~", "`")
+            text = re.sub(r"^( +\w+: )(?=>)", r"\1\\", text, flags=re.MULTILINE)  # ">= 0" is no quotation
             obj.docstring.value = "\n\n".join(map(kept, text.split("\n\n")))
 
 

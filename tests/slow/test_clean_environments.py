@@ -2,14 +2,17 @@
 
 torch and Detectron2 are those of the environment of the tests, by a .pth file; the clean environments share nothing
 else with it. All that pip installs comes from its package index, or from PIP_FIND_LINKS.
+
+What the wheel does alone is tried with the Python of the tests, and with those that EQL_D2_PYTHONS names:
+EQL_D2_PYTHONS="/usr/bin/python3.10 /usr/bin/python3.13" python -m pytest -m slow tests/slow/test_clean_environments.py
 """
 
+import json
 import os
 import shutil
 import subprocess
 import sys
 import sysconfig
-import venv
 import zipfile
 from pathlib import Path
 
@@ -20,14 +23,16 @@ WHEEL_BYTES = 500_000
 CONFIG = "MiniLVIS/eql_faster_rcnn"
 SHORT = ["SOLVER.MAX_ITER", "2", "SOLVER.IMS_PER_BATCH", "2", "MODEL.WEIGHTS", "", "TEST.EVAL_PERIOD", "0"]
 
+PYTHONS = [sys.executable, *os.environ.get("EQL_D2_PYTHONS", "").split()]
+
 pytestmark = pytest.mark.slow
 
 
 class Environment:
     """A virtual environment, used from a folder that holds nothing."""
 
-    def __init__(self, folder: Path):
-        venv.create(folder / "venv", with_pip=True)
+    def __init__(self, folder: Path, python: str = sys.executable):
+        subprocess.run([python, "-m", "venv", folder / "venv"], check=True)
         self.bin, self.folder = folder / "venv" / "bin", folder / "empty"
         self.folder.mkdir()
         self.variables = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
@@ -88,10 +93,10 @@ def wheel(sources, tmp_path_factory):
     return build(sources, tmp_path_factory.mktemp("wheel"), "wheel")
 
 
-@pytest.fixture(scope="module")
-def alone(wheel, tmp_path_factory):
+@pytest.fixture(scope="module", params=PYTHONS)
+def alone(request, wheel, tmp_path_factory):
     """Nothing but the wheel and what pip installs with it."""
-    environment = Environment(tmp_path_factory.mktemp("alone"))
+    environment = Environment(tmp_path_factory.mktemp("alone"), request.param)
     environment.install(wheel)
     return environment
 
@@ -140,6 +145,41 @@ def test_the_wheel_alone(alone):
     assert alone.run("python", "-c", code).returncode == 0
 
 
+@pytest.fixture
+def evaluated(tmp_path):
+    """The paths of results and of annotations in LVIS's format: two objects, of which one is found."""
+    box = [10, 10, 50, 40]
+    truth = {
+        "images": [{"id": 7, "width": 200, "height": 100, "neg_category_ids": [], "not_exhaustive_category_ids": []}],
+        "categories": [{"id": 3, "name": "cat", "frequency": "r"}, {"id": 5, "name": "dog", "frequency": "f"}],
+        "annotations": [
+            {"id": i, "image_id": 7, "category_id": k, "bbox": box, "area": 2000} for i, k in ((1, 3), (2, 5))
+        ],
+    }
+    results = [{"image_id": 7, "category_id": 3, "bbox": box, "score": 0.9}]
+    paths = tmp_path / "results.json", tmp_path / "annotations.json"
+    for path, content in zip(paths, (results, truth), strict=True):
+        path.write_text(json.dumps(content))
+    return paths
+
+
+def test_the_wheel_alone_evaluates(alone, wheel, evaluated, tmp_path):
+    """A page needs an extra more, and says so in one line."""
+    out, page = tmp_path / "out.json", tmp_path / "page.html"
+    command = ["evaluate", *evaluated, "--bootstrap", 5, "--categories", tmp_path / "c.csv", "--json", out]
+    result = alone.run("eql-d2", *command)
+    assert result.returncode == 0, result.stderr
+    metrics = json.loads(out.read_text())["results"][0]["metrics"]
+    assert round(metrics["AP"], 6) == 50 and round(metrics["APr"], 6) == 100 and metrics["APf"] == 0
+    result = alone.run("eql-d2", *command, "--report", page)
+    assert result.returncode == 1 and not page.exists()
+    assert result.stderr.rstrip().endswith("pip install 'eql_d2[report]'") and len(result.stderr.splitlines()) == 1
+    alone.install(f"{wheel}[report]")
+    result = alone.run("eql-d2", *command, "--report", page)
+    assert result.returncode == 0, result.stderr
+    assert "Confusion" in page.read_text()
+
+
 @pytest.mark.parametrize("program", [["eql-d2"], ["python", "-m", "eql_d2"]])
 def test_the_wheel_with_torch_and_detectron2_trains(lent, tmp_path, program):
     where = lent.run("python", "-c", "import eql_d2; print(eql_d2.__file__)").stdout
@@ -151,6 +191,9 @@ def test_the_wheel_with_torch_and_detectron2_trains(lent, tmp_path, program):
     assert (output / "model_final.pth").is_file()
     table = lent.run("eql-d2", "compare", output)
     assert table.returncode == 0 and "| run" in table.stdout, table.stderr
+    for command in (["report", output, "--images", 1], ["results", output, "--output", tmp_path / "drawn"]):
+        result = lent.run(*program, *command)
+        assert result.returncode == 0, result.stderr
 
 
 def test_a_clone_that_is_editable(sources, tmp_path_factory):
