@@ -17,6 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", default="report.html", help="HTML file to write, default report.html")
     parser.add_argument("--task", default="bbox", choices=("bbox", "segm"), help="default: bbox")
     parser.add_argument("--dataset", help="test set to report, default: the first one of DATASETS.TEST")
+    parser.add_argument("--unfinished", action="store_true", help="report runs not evaluated at their end, too")
     parser.add_argument("--images", type=int, default=6, help="example images, default 6")
 
 
@@ -28,7 +29,8 @@ def run(args: argparse.Namespace) -> None:
     importlib.import_module("eql_d2.registration")  # runs on MiniLVIS are read, too
 
     logging.getLogger("detectron2").setLevel(logging.WARNING)
-    comparison = read_runs(args.runs, args.task, args.dataset, partial(tqdm, desc="runs", unit="run"))
+    progress = partial(tqdm, desc="runs", unit="run")
+    comparison = read_runs(args.runs, args.task, args.dataset, progress, args.unfinished)
     for folder, reason in comparison.skipped.items():
         print(f"skipped {folder}: {reason}", file=sys.stderr)
     write_report(comparison, args.output, args.images, partial(tqdm, desc="report"))

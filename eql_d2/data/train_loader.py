@@ -19,6 +19,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from multiprocessing import queues
 from typing import Any
 
 import torch
@@ -27,16 +28,20 @@ from detectron2.data import DatasetFromList, build_detection_train_loader
 from detectron2.data.samplers import TrainingSampler
 from detectron2.utils import comm
 from detectron2.utils.serialize import PicklableWrapper
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, get_worker_info
 from torch.utils.data._utils import signal_handling
 
 from eql_d2.data.samplers import TRAIN_SAMPLER_REGISTRY
 from eql_d2.data.seeding import seeded
-from eql_d2.errors import InputError
+from eql_d2.errors import InputError, one_line
 
 logger = logging.getLogger(__name__)
 
 MAX_REJECTED_IN_A_ROW = 100
+# At which a training saves and ends, where the system has them.
+STOP_SIGNALS = [
+    getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)
+]
 
 
 class TrainLoader:
@@ -117,6 +122,7 @@ class TrainLoader:
             worker_init_fn=obey_only_the_parent,
             generator=torch.Generator(),  # or its own seeds would come from the global one
         )
+        end_workers_that_cannot_send()
         with signals_blocked():
             batches = iter(loader)
         tell_of_dead_workers_late()
@@ -296,16 +302,38 @@ def split_rejected(batch: list[tuple[dict, list[int]]]) -> tuple[list[dict], lis
 
 @contextmanager
 def signals_blocked():
-    """Processes that are started within this context are born with SIGINT and SIGTERM blocked.
+    """Processes that are started within this context are born with the signals blocked that stop a training.
 
     Ctrl-C and many batch systems signal all processes at once. Without its workers the training process could not
     finish its iteration, nor save: they leave signals to it.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+OF_PYTHON = queues.Queue._on_queue_feeder_error  # type: ignore[attr-defined]
+
+
+def end_workers_that_cannot_send() -> None:
+    """A data worker that cannot send a batch, since /dev/shm is full, ends: the training is then told that it is gone.
+
+    Python's own would print the error and go on with the next batch, and the training wait for this one for ever.
+    """
+    queues.Queue._on_queue_feeder_error = staticmethod(feeder_error)  # type: ignore[attr-defined]
+
+
+def feeder_error(error: Exception, sent) -> None:
+    if get_worker_info() is None:  # not a data worker
+        return OF_PYTHON(error, sent)
+    line = (
+        f"data worker {os.getpid()} cannot send what it has read: {one_line(error)}. If /dev/shm is full, make it "
+        f"larger (docker run --shm-size 8g), or set DATALOADER.NUM_WORKERS (num_workers of a LazyConfig's loader) to 0"
+    )
+    os.write(2, f"{line}\n".encode())
+    os._exit(1)
 
 
 def tell_of_dead_workers_late() -> None:

@@ -1,6 +1,7 @@
 """Writing files that are there whole or not at all, whatever ends the process."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import IO
@@ -9,15 +10,45 @@ UNFINISHED = ".tmp"  # ends the name of a file that is being written
 
 
 @contextmanager
+def naming(path):
+    """An OSError of what is written within names the file, as one of opening it does."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:  # the latter is torch.save's, of a write that has failed
+        reasons = [e for e in (error, error.__context__, error.__cause__) if isinstance(e, OSError)]
+        if not reasons:
+            raise
+        reasons[0].filename = reasons[0].filename or str(path)
+        raise reasons[0] from None
+
+
+@contextmanager
+def folder_written_whole(folder) -> Iterator[str]:
+    """A folder to write into; when all is complete its files move to ``folder``, and not at all if something fails."""
+    unfinished = os.path.join(folder, UNFINISHED)
+    os.makedirs(unfinished, exist_ok=True)
+    try:
+        with naming(folder):
+            yield unfinished
+        for name in os.listdir(unfinished):
+            os.replace(os.path.join(unfinished, name), os.path.join(folder, name))
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+@contextmanager
 def written_whole(path, mode: str = "w") -> Iterator[IO]:
     """A file that appears under ``path`` when it is complete and on the disk, and not at all if something fails.
 
     Args:
         mode: "w" for text, as UTF-8, or "wb".
+
+    Raises:
+        OSError: with ``path`` as its ``filename``, also where a library has made another error of it.
     """
     unfinished = f"{path}{UNFINISHED}"
     try:
-        with open(unfinished, mode, encoding=None if "b" in mode else "utf-8") as file:
+        with naming(path), open(unfinished, mode, encoding=None if "b" in mode else "utf-8") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

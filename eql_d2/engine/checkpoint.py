@@ -19,6 +19,7 @@ from detectron2.utils.file_io import Detectron2Handler, PathManager
 from iopath.common.file_io import get_cache_dir
 
 from eql_d2.data.whole_files import UNFINISHED, written_whole
+from eql_d2.engine.output_errors import OutputError, cannot_write
 from eql_d2.errors import InputError, one_line
 from eql_d2.losses import keeping_state
 from eql_d2.modeling import LongTailFastRCNNOutputLayers
@@ -29,7 +30,7 @@ logger = logging.getLogger(__name__)
 NUMBERED = r"model_\d{7}\.pth"  # the checkpoint of an iteration
 
 
-class CheckpointError(InputError):
+class CheckpointError(OutputError):
     """A checkpoint that cannot be written, or none that can be read; the message says what is left and what to do."""
 
 
@@ -85,18 +86,9 @@ class LongTailCheckpointer(DetectionCheckpointer):
                 torch.save(data, file)
             self.tag_last_checkpoint(os.path.basename(path))
         except (OSError, RuntimeError) as error:  # the latter is torch's where a write fails
-            raise CheckpointError(self._cannot_write(path, error)) from error
+            reason = error.strerror if isinstance(error, OSError) else one_line(error)
+            raise CheckpointError(cannot_write(f"the checkpoint {path}", reason or one_line(error), self)) from error
         self.saved_iteration = kwargs.get("iteration")
-
-    def _cannot_write(self, path: str, error: Exception) -> str:
-        reasons = [e for e in (error, error.__context__) if isinstance(e, OSError)]
-        reason = " ".join(str(reasons[-1].strerror if reasons else error).split())
-        last = self.get_checkpoint_file()
-        return (
-            f"cannot write the checkpoint {path}: {reason}. "
-            + (f"The last good one is {last}. " if last else "There is none before it. ")
-            + "Make room or the folder writable, then run the same command with --resume"
-        )
 
     def tag_last_checkpoint(self, last_filename_basename):
         with written_whole(os.path.join(self.save_dir, "last_checkpoint"), "w") as file:

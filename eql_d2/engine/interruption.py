@@ -1,4 +1,7 @@
-"""SIGTERM and SIGINT: save a checkpoint after the iteration, say how to go on, and exit with 128 + the signal's number.
+"""SIGTERM, SIGINT, SIGHUP, SIGUSR1 and SIGUSR2: save a checkpoint after the iteration, say how to go on, and exit.
+
+The exit code is 128 + the signal's number. Schedulers warn by SIGUSR1 or SIGUSR2 (Slurm: ``--signal=USR1@120``), and a
+terminal that is closed sends SIGHUP, which stays ignored under nohup.
 
 Data that cannot be read: save a checkpoint of the iteration before.
 
@@ -13,18 +16,18 @@ import signal
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 import torch.distributed as dist
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 
+from eql_d2.data.train_loader import STOP_SIGNALS
 from eql_d2.engine.train_step import DataError
 
 logger = logging.getLogger(__name__)
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
 # A launcher passes on the signal that its processes have had from the terminal as well: that is no second one.
 LAUNCHER_SECONDS = 2.0
 
@@ -48,19 +51,25 @@ class SignalReceiver:
         self.pid = 0
 
     def receive(self, signum: int, frame) -> None:
-        """The handler. It writes without Python's buffers, which it may have interrupted."""
+        """The handler. It must not write through Python's buffers, which it may have interrupted."""
         if os.getpid() != self.pid:
             return  # a forked worker: its parent decides
         name = signal.Signals(signum).name
         if self.signum is not None:
             if comm.get_world_size() > 1 and time.monotonic() - self.since < LAUNCHER_SECONDS:
                 return
-            os.write(2, f"{name} again: ending at once\n".encode())
+            say(f"{name} again: ending at once")
             os._exit(128 + signum)
         self.signum, self.since = signum, time.monotonic()
         if not self.deferred:
             raise Interrupted(signum)
-        os.write(2, f"{name}: stopping after this iteration; a second signal ends at once\n".encode())
+        say(f"{name}: stopping after this iteration; a second signal ends at once")
+
+
+def say(line: str) -> None:
+    """Without Python's buffers, and not at all to a terminal that is gone."""
+    with suppress(OSError):
+        os.write(2, f"{line}\n".encode())
 
 
 RECEIVER = SignalReceiver()
@@ -68,7 +77,7 @@ RECEIVER = SignalReceiver()
 
 @contextmanager
 def listening():
-    """Within this context SIGTERM and SIGINT raise :class:`Interrupted`, or wait where :func:`deferred` says so.
+    """Within this context signals raise :class:`Interrupted`, or wait where :func:`deferred` says so.
 
     Contexts nest. Python lets only the main thread set handlers: elsewhere nothing is changed.
     """
@@ -85,8 +94,9 @@ def listening():
 
 @contextmanager
 def handled_by(handler):
-    """Within this context ``handler`` gets SIGTERM and SIGINT."""
-    before = {signum: signal.signal(signum, handler) for signum in SIGNALS}
+    """Within this context ``handler`` gets the signals, but for a SIGHUP that nohup has had ignored."""
+    heard = [s for s in STOP_SIGNALS if s.name != "SIGHUP" or signal.getsignal(s) is not signal.SIG_IGN]
+    before = {signum: signal.signal(signum, handler) for signum in heard}
     try:
         yield
     finally:
@@ -173,6 +183,16 @@ class Interruption(HookBase):
             except DataError:
                 self._stop("data that cannot be read", together=True)
                 raise
+
+    @contextmanager
+    def saved_if_it_fails(self):
+        """For an evaluation in training: before its error goes on, what was trained is saved."""
+        try:
+            yield
+        except Exception:
+            self._save()
+            logger.warning("stopped by an evaluation that failed %s", self._where())
+            raise
 
     def _stop(self, reason: str, together: bool) -> None:
         self._save()

@@ -9,7 +9,7 @@ import logging
 
 import torch
 from detectron2.config import instantiate
-from detectron2.data import build_detection_train_loader
+from detectron2.data import build_detection_test_loader, build_detection_train_loader
 from detectron2.solver import LRMultiplier
 from omegaconf import DictConfig, ListConfig
 from torch import nn
@@ -94,7 +94,10 @@ def build_test_loader(cfg: DictConfig, dataset_name: str):
     if len(settings_of(cfg).test_sets) > 1:
         node = copy.deepcopy(cfg).dataloader.test
         node.dataset.names = dataset_name
-    return instantiate(node)
+    if target_of(node) is not build_detection_test_loader:
+        return instantiate(node)
+    arguments = {name: instantiate(value) for name, value in node.items() if name != "_target_"}
+    return build_detection_test_loader(**arguments | {"mapper": ExplainedMapper(arguments["mapper"])})
 
 
 def require_shapely_for(mapper: DictConfig) -> None:

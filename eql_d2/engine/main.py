@@ -40,7 +40,8 @@ def evaluate(args, cfg):
         check_run(cfg, train=False)
         model, settings = Trainer.build_model(cfg), settings_of(cfg)
         LongTailCheckpointer(model, save_dir=settings.output_dir).resume_or_load(settings.weights, resume=args.resume)
-    results = Trainer.evaluate(cfg, model)
+    with one_line_errors():
+        results = Trainer.evaluate(cfg, model)
     if settings.expected_results and comm.is_main_process():
         verify_results(cfg, results)
     return results

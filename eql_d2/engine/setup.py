@@ -18,6 +18,7 @@ from eql_d2.data.registration import register_datasets
 from eql_d2.engine.checkpoint import require_writable
 from eql_d2.engine.checks import check_nothing_is_empty, explained_config_errors
 from eql_d2.engine.folder_lock import claim_folder
+from eql_d2.engine.output_errors import say_once_that_the_log_is_lost
 from eql_d2.engine.run_config import write_run_config
 from eql_d2.engine.settings import settings_of, warn_of_unread_keys
 from eql_d2.errors import InputError
@@ -124,6 +125,7 @@ def introduce(cfg, args) -> None:
     run, rank = settings_of(cfg), comm.get_rank()
     setup_logger(run.output_dir, distributed_rank=rank, name="fvcore")
     log = setup_logger(run.output_dir, distributed_rank=rank)
+    say_once_that_the_log_is_lost("eql_d2", "fvcore", "detectron2")
     log.info("Rank of current process: %d. World size: %d", rank, comm.get_world_size())
     log.info("Environment info:\n%s", collect_env_info())
     log.info("Command line arguments: %s", args)

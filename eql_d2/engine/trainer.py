@@ -5,16 +5,18 @@ import os
 import re
 import weakref
 from collections import OrderedDict
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, TrainerBase, default_writers, hooks
 from detectron2.evaluation import DatasetEvaluator, inference_on_dataset, print_csv_format, verify_results
 from detectron2.utils import comm
+from detectron2.utils.events import JSONWriter, TensorboardXWriter
 from detectron2.utils.logger import setup_logger
 from fvcore.nn.precise_bn import get_bn_modules
 from omegaconf import DictConfig
 
+from eql_d2.data.train_loader import end_workers_that_cannot_send
 from eql_d2.engine import lazy_parts, yaml_parts
 from eql_d2.engine.checkpoint import LongTailCheckpointer
 from eql_d2.engine.checks import check_first_stage, check_run, explained_dataset_errors
@@ -23,11 +25,13 @@ from eql_d2.engine.evaluators import build_evaluator, detections_for_fixed_ap
 from eql_d2.engine.gradient_balance import build_gradient_balance
 from eql_d2.engine.interruption import Interruption, interruptible
 from eql_d2.engine.launch import distribute
+from eql_d2.engine.output_errors import NamedWriter, explained_write_errors
 from eql_d2.engine.resumption import PreciseBN, Resumption
 from eql_d2.engine.settings import settings_of
 from eql_d2.engine.train_step import (
     TrainStep,
     drop_evaluation_of_a_failure,
+    last_line,
     mixed_precision,
     with_micro_batches,
 )
@@ -160,8 +164,9 @@ class Trainer(DefaultTrainer):
         Raises:
             Interrupted: (a SystemExit) by SIGTERM or SIGINT; what was trained is saved.
             DataError: an image or anything else of the next batch cannot be read; what was trained is saved.
+            OutputError: a full disk.
         """
-        with self._interruption.handled():
+        with explained_write_errors(self.settings.output_dir, self.checkpointer), self._interruption.handled():
             TrainerBase.train(self, self.start_iter, self.max_iter)
         if self._ema is not None:
             self._ema.apply()  # all is saved, and this is the model that was evaluated
@@ -237,7 +242,13 @@ class Trainer(DefaultTrainer):
 
     def build_writers(self):
         """Detectron2's."""
-        return default_writers(self.settings.output_dir, self.max_iter)
+        folder = self.settings.output_dir
+        paths = {
+            JSONWriter: os.path.join(folder, "metrics.json"),
+            TensorboardXWriter: f"TensorBoard's file in {folder}",
+        }
+        writers = default_writers(folder, self.max_iter)
+        return [NamedWriter(w, paths[type(w)]) if type(w) in paths else w for w in writers]
 
     def _build_precise_bn(self):
         """It runs as often as evaluation, on a stream of images of its own, read in this process to save memory."""
@@ -250,12 +261,12 @@ class Trainer(DefaultTrainer):
         return nullcontext() if self._ema is None else self._ema.applied()
 
     def _test_in_training(self):
-        with self._weights_of_evaluation():
+        with self._interruption.saved_if_it_fails(), self._weights_of_evaluation():
             self._last_eval_results = self.test(self.cfg, self.model)
         return self._last_eval_results
 
     def _test_with_tta_after_training(self):
-        with self._weights_of_evaluation():
+        with self._interruption.saved_if_it_fails(), self._weights_of_evaluation():
             results = self.test_with_tta(self.cfg, self.model)
         self._last_eval_results = merge_results(self._last_eval_results, results)
         return results
@@ -277,7 +288,7 @@ class Trainer(DefaultTrainer):
         if isinstance(evaluators, DatasetEvaluator):
             evaluators = [evaluators]
         results = OrderedDict()
-        with interruptible(), detections_for_fixed_ap(run, model):
+        with interruptible(), explained_worker_failures(), detections_for_fixed_ap(run, model):
             for i, name in enumerate(run.test_sets):
                 loader = cls.build_test_loader(cfg, name)
                 evaluator = evaluators[i] if evaluators else cls.build_evaluator(cfg, name)
@@ -306,10 +317,12 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def evaluate(cls, cfg, model):
-        """:meth:`test`, and :meth:`test_with_tta` too if ``TEST.AUG.ENABLED``."""
-        run, results = settings_of(cfg), cls.test(cfg, model)
-        if run.test_time_augmentation:
-            results = merge_results(results, cls.test_with_tta(cfg, model))
+        """:meth:`test`, and :meth:`test_with_tta` too if ``TEST.AUG.ENABLED``; a full disk is an OutputError."""
+        run = settings_of(cfg)
+        with explained_write_errors(run.output_dir):
+            results = cls.test(cfg, model)
+            if run.test_time_augmentation:
+                results = merge_results(results, cls.test_with_tta(cfg, model))
         return results
 
     @staticmethod
@@ -344,7 +357,8 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_test_loader(cls, cfg, dataset_name):
-        """Detectron2's loader; a broken annotation file is an InputError that names it."""
+        """Detectron2's loader; a broken annotation file or image is an InputError that names it."""
+        end_workers_that_cannot_send()
         with explained_dataset_errors([dataset_name]):
             return parts_of(cfg).build_test_loader(cfg, dataset_name)
 
@@ -374,6 +388,17 @@ def set_learning_rates(optimizer, scheduler) -> None:
     scheduler.base_lrs = [group["initial_lr"] for group in optimizer.param_groups]
     for group, rate in zip(optimizer.param_groups, scheduler.get_lr(), strict=True):
         group["lr"] = rate
+
+
+@contextmanager
+def explained_worker_failures():
+    """Within this context a data worker that is gone, of an evaluation, is an InputError of one line."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        raise InputError(f"evaluation stopped: {last_line(error)}") from error
 
 
 class Diverged(InputError, FloatingPointError):

@@ -57,7 +57,7 @@ def build_train_loader(cfg: CfgNode) -> TrainLoader:
 
 
 def build_test_loader(cfg: CfgNode, dataset_name: str):
-    return build_detection_test_loader(cfg, dataset_name)
+    return build_detection_test_loader(cfg, dataset_name, mapper=ExplainedMapper(DatasetMapper(cfg, False)))
 
 
 def training_mapper(cfg: CfgNode) -> Callable[[dict], dict | None]:

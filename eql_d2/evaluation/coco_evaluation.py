@@ -9,6 +9,7 @@ from detectron2.structures import Instances
 from detectron2.utils import comm
 
 from eql_d2.data.normalised import normalise
+from eql_d2.data.whole_files import folder_written_whole
 from eql_d2.evaluation.fixed_ap import BestOfEachCategory, best_of_all
 from eql_d2.evaluation.lvis_metrics import COCO_MAX_DETS, Detections, GroundTruth, match_lvis
 from eql_d2.evaluation.predictions import ImagePredictions, as_detections, rles_of
@@ -73,7 +74,15 @@ class AnalysedCOCOEvaluator(COCOEvaluator):
         """As Detectron2's, of the images of ``img_ids``, which are analysed only where they are all (None)."""
         best = self._best.images()
         self._gathered = best_of_all(comm.gather(best, dst=0) if self._distributed else [best])
-        return super().evaluate(img_ids)
+        folder: str | None = self._output_dir
+        if not folder or not comm.is_main_process():
+            return super().evaluate(img_ids)
+        try:
+            with folder_written_whole(folder) as unfinished:
+                self._output_dir = unfinished
+                return super().evaluate(img_ids)
+        finally:
+            self._output_dir = folder
 
     def _eval_predictions(self, predictions, img_ids=None):
         """Detectron2's, which fills ``self._results`` and puts the dataset's category ids into the predictions."""

@@ -34,24 +34,36 @@ def _plain(loader: PlainLoader, tag: str, node: yaml.Node):
 PlainLoader.add_multi_constructor("tag:yaml.org,2002:python/", _plain)
 
 
-def compare_runs(folders: Sequence[Path], task: str = "bbox", dataset: str | None = None) -> str:
+def compare_runs(
+    folders: Sequence[Path], task: str = "bbox", dataset: str | None = None, unfinished: bool = False
+) -> str:
     """Markdown table of AP, APr, APc and APf in percent, mean ± sample standard deviation over seeds.
 
-    A cell is empty where no run has the metric: COCO has no APr, and a group without a category has no AP.
+    Runs that were not evaluated at their end are left out, and named below the table. A cell is empty where no run has
+    the metric: COCO has no APr, and a group without a category has no AP.
 
     Args:
         folders: output folders of `eql-d2 train`. Runs whose `config.yaml` differ only in the seed are
             one row, named by its first folder.
         task: "bbox" or "segm".
         dataset: which test set; None is the only one.
+        unfinished: whether runs that were not evaluated at their end count, too.
 
     Raises:
-        InputError: a folder without `config.yaml`, or without results of the task on the dataset; or one with several
-            test sets, and none is chosen.
+        InputError: no run is finished; a folder without `config.yaml`, or without results of the task on the
+            dataset; or one with several test sets, and none is chosen.
     """
     runs: dict[str, list[Path]] = {}
+    left_out = []
     for folder in map(Path, folders):
-        runs.setdefault(configuration_key(read_run_config(folder)), []).append(folder)
+        config = read_run_config(folder)
+        reason = what_is_unfinished(config, read_lines(folder / "metrics.json"))
+        if reason and not unfinished:
+            left_out.append(f"{folder} is left out: {reason}")
+        else:
+            runs.setdefault(configuration_key(config), []).append(folder)
+    if not runs:
+        raise InputError("; ".join(left_out) or "no run is named")
     rows = []
     for group in runs.values():
         scores = [_scores(folder, task, dataset) for folder in group]
@@ -59,7 +71,26 @@ def compare_runs(folders: Sequence[Path], task: str = "bbox", dataset: str | Non
         for metric in METRICS:
             row[metric] = mean_and_spread([s[metric] for s in scores if metric in s])
         rows.append(row)
-    return tabulate(rows, headers="keys", tablefmt="pipe", floatfmt=".1f")
+    return "\n".join([tabulate(rows, headers="keys", tablefmt="pipe", floatfmt=".1f"), *left_out])
+
+
+def what_is_unfinished(config: dict, lines: list[dict]) -> str:
+    """Why the scores of a run are not those of its end, or "".
+
+    Args:
+        config: of the run.
+        lines: of its metrics.json; of a folder in which nothing was trained, none.
+    """
+    evaluated = [line["iteration"] for line in lines if "iteration" in line and any(k.endswith("/AP") for k in line)]
+    end = section(config, "SOLVER").get("MAX_ITER", section(config, "train").get("max_iter"))
+    if section(config, "SOLVER").get("REFERENCE_WORLD_SIZE"):  # the number of iterations went by that of processes
+        return ""
+    if not evaluated or not isinstance(end, int) or evaluated[-1] >= end - 1:
+        return ""
+    return (
+        f"its last evaluation is of iteration {evaluated[-1] + 1} of {end}. Run its command again with --resume, or "
+        f"give --unfinished to count it as it is"
+    )
 
 
 def run_config_file(folder: Path) -> Path:

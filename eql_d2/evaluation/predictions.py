@@ -13,6 +13,7 @@ from detectron2.structures import BoxMode, Instances
 from detectron2.utils.file_io import PathManager
 from pycocotools.mask import encode
 
+from eql_d2.data.whole_files import written_whole
 from eql_d2.evaluation.lvis_metrics import Detections, best_of_each
 
 logger = logging.getLogger(__name__)
@@ -127,7 +128,7 @@ def save(predictions: list, path: str) -> None:
         {k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in p._asdict().items()}
         for p in predictions
     ]
-    with PathManager.open(path, "wb") as file:
+    with written_whole(path, "wb") as file:
         torch.save(tensors, file)
 
 
@@ -145,7 +146,7 @@ def load(path: str) -> list:
 def write_json(predictions: list, path: str) -> None:
     """LVIS's results format, as ``json.dump`` writes it: image by image, since the whole would be large."""
     logger.info("Saving results to %s", path)
-    with PathManager.open(path, "w") as file:
+    with written_whole(path) as file:
         separator = "["
         for image in predictions:
             if len(image.score):

@@ -11,6 +11,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.utils.file_io import PathManager
 
 from eql_d2.data.frequencies import ClassFrequencies, TailRule
+from eql_d2.data.whole_files import written_whole
 from eql_d2.evaluation.categories import Categories
 from eql_d2.evaluation.lvis_metrics import Detections, Matching
 from eql_d2.evaluation.tail_results import TailResults
@@ -67,9 +68,9 @@ class TailAnalysis:
         metrics = {**standard, **metrics}  # in the order of the standard ones
         if self.output_dir:
             PathManager.mkdirs(self.output_dir)
-            with PathManager.open(os.path.join(self.output_dir, f"categories_{task}.csv"), "w") as file:
+            with written_whole(os.path.join(self.output_dir, f"categories_{task}.csv")) as file:
                 results.write_categories(file)
-            with PathManager.open(os.path.join(self.output_dir, f"analysis_{task}.json"), "w") as file:
+            with written_whole(os.path.join(self.output_dir, f"analysis_{task}.json")) as file:
                 results.write_analysis(
                     file,
                     metrics,

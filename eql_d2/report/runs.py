@@ -23,6 +23,7 @@ from eql_d2.evaluation.compare import (
     read_lines,
     read_run_config,
     test_sets,
+    what_is_unfinished,
 )
 
 REQUIRED_COLUMNS = ("index", "name", "group", "train_images", "AP")
@@ -134,7 +135,9 @@ class Comparison:
         return "; mean over seeds" if any(len(c.runs) > 1 for c in self.configurations) else ""
 
 
-def read_runs(folders: Sequence[str], task: str = "bbox", dataset: str | None = None, progress=iter) -> Comparison:
+def read_runs(
+    folders: Sequence[str], task: str = "bbox", dataset: str | None = None, progress=iter, unfinished: bool = False
+) -> Comparison:
     """Read the runs that can be read.
 
     Args:
@@ -142,6 +145,7 @@ def read_runs(folders: Sequence[str], task: str = "bbox", dataset: str | None = 
         task: "bbox" or "segm".
         dataset: which test set; None is the first one of the first run that can be read.
         progress: wraps the list of folders, as tqdm does.
+        unfinished: whether runs that were not evaluated at their end count, too.
 
     Raises:
         InputError: no run can be read; says why for each.
@@ -150,7 +154,7 @@ def read_runs(folders: Sequence[str], task: str = "bbox", dataset: str | None = 
     skipped: dict[str, str] = {}
     for folder in progress(list(dict.fromkeys(os.path.normpath(f) for f in folders))):
         try:
-            run = read_run(Path(folder), task, dataset)
+            run = read_run(Path(folder), task, dataset, unfinished)
             check_same_categories(runs, run)
         except (ValueError, OSError) as error:
             skipped[str(folder)] = str(error)
@@ -163,10 +167,11 @@ def read_runs(folders: Sequence[str], task: str = "bbox", dataset: str | None = 
     return Comparison(task, runs[0].dataset, group_runs(runs), skipped)
 
 
-def read_run(folder: Path, task: str, dataset: str | None) -> Run:
+def read_run(folder: Path, task: str, dataset: str | None, unfinished: bool = False) -> Run:
     """
     Raises:
-        InputError: no run's folder, or one without results of the task on the dataset.
+        InputError: no run's folder, one that was not evaluated at its end, or one without results of the task on the
+            dataset.
     """
     config = read_run_config(folder)
     tested = test_sets(config)
@@ -179,6 +184,9 @@ def read_run(folder: Path, task: str, dataset: str | None) -> Run:
     analysis = read_analysis(inference / f"analysis_{task}.json")
     categories = read_categories(inference / f"categories_{task}.csv")
     lines = read_lines(folder / "metrics.json")
+    reason = what_is_unfinished(config, lines)
+    if reason and not unfinished:
+        raise InputError(reason)
     metrics = analysis["metrics"] if analysis else last_scores(lines, task, dataset)
     if not metrics:
         raise InputError(f"{folder} has no {task} results on {dataset}: was the run evaluated to its end?")

@@ -62,6 +62,22 @@ def test_samplers_of_ours_go_on_where_they_stopped(cfg, name):
     assert take(rest, 5) == whole[4:]
 
 
+class CannotBeSent:
+    def __init__(self, image):
+        pass
+
+    def __reduce__(self):
+        raise OSError(28, "No space left on device")
+
+
+def test_a_full_shared_memory_is_a_line_and_no_wait_for_ever(capfd):
+    """What torch meets there, in the thread that sends a batch from the worker."""
+    with pytest.raises(RuntimeError, match="DataLoader worker .* exited unexpectedly"):
+        next(iter(loader(CannotBeSent, num_workers=1)))
+    (line,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("data worker")]
+    assert "No space left on device" in line and "/dev/shm" in line and "NUM_WORKERS" in line
+
+
 @pytest.mark.parametrize("stock_seed", [0, 5, 77])
 def test_the_order_is_that_of_the_seed_whatever_detectron2_does_with_it(monkeypatch, stock_seed):
     """Upstream gives cfg.SEED to its TrainingSampler since 2024-05; the wheel none."""

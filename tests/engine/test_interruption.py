@@ -33,13 +33,22 @@ def send(signum):
     os.kill(os.getpid(), signum)
 
 
-@pytest.mark.parametrize("signum, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("signum, code", [(15, 143), (2, 130), (1, 129), (10, 138), (12, 140)])
 def test_a_signal_ends_the_process_with_the_conventional_code(signum, code):
     before = signal.getsignal(signum)
     with pytest.raises(SystemExit) as stop, listening():
         send(signum)
     assert stop.value.code == code and isinstance(stop.value, Interrupted)
     assert signal.getsignal(signum) is before
+
+
+def test_under_nohup_a_closed_terminal_is_no_reason_to_stop():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with listening(), passing_on_signals():
+            send(signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_deferred_signal_waits_for_who_may_be_interrupted():

@@ -15,6 +15,7 @@ from detectron2.engine import HookBase
 from eql_d2.engine import DataError, Interrupted, Trainer
 from eql_d2.engine.resumption import move_later_lines
 from eql_d2.engine.train_step import with_micro_batches
+from eql_d2.errors import InputError
 
 LAZY = Path(__file__).parents[2] / "configs" / "lazy" / "mini_lvis_eql.py"
 
@@ -236,6 +237,24 @@ def test_stopped_by_an_image_that_cannot_be_read(cfg_of, monkeypatch, num_worker
     assert last.read_text() == f"model_{first // 2 - 1:07d}.pth"
     assert train(stopped, resume=True).start_iter == first // 2
     assert_same_run(stopped, whole)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_an_evaluation_that_fails_loses_nothing(cfg_of, monkeypatch, num_workers):
+    mapped = DatasetMapper.__call__
+
+    def fails_at_testing(self, dataset_dict):
+        if not self.is_train:
+            raise OSError("broken data stream")
+        return mapped(self, dataset_dict)
+
+    options = ["SOLVER.MAX_ITER", 6, "SOLVER.CHECKPOINT_PERIOD", 1000, "TEST.EVAL_PERIOD", 2]
+    cfg = cfg_of("failed", *options, "DATALOADER.NUM_WORKERS", num_workers)
+    monkeypatch.setattr(DatasetMapper, "__call__", fails_at_testing)
+    with pytest.raises(InputError, match=r"^image \d+, .*png, cannot be used: broken data stream") as error:
+        train(cfg)
+    assert "\n" not in str(error.value)
+    assert (Path(cfg.OUTPUT_DIR) / "last_checkpoint").read_text() == "model_0000001.pth"
 
 
 def test_neither_evaluation_nor_workers_change_training(cfg_of, reference):

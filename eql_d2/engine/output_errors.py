@@ -1,0 +1,88 @@
+"""A disk that fills up while a run writes: one error with the file, the last good checkpoint and the cure."""
+
+import errno
+import logging
+import sys
+import threading
+from contextlib import contextmanager
+
+from detectron2.utils.events import EventWriter
+
+from eql_d2.data.whole_files import naming
+from eql_d2.errors import InputError
+
+# No room, no quota left, the greatest size of a file, a file system that went read-only, or a disk that fails.
+CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+
+
+class OutputError(InputError):
+    """A file of a run cannot be written; the message says what is left and what to do."""
+
+
+@contextmanager
+def explained_write_errors(folder: str, checkpointer=None):
+    """Within this context a full disk is an :class:`OutputError`.
+
+    Args:
+        folder: of the run, named where the error does not say which file it was.
+        checkpointer: of a training, which can be resumed.
+    """
+    before, threading.excepthook = threading.excepthook, quiet_about_a_full_disk
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in CANNOT_WRITE:
+            raise
+        raise OutputError(cannot_write(error.filename or folder, error.strerror or str(error), checkpointer)) from error
+    finally:
+        threading.excepthook = before
+
+
+def quiet_about_a_full_disk(args) -> None:
+    """The hook for threads: TensorBoard's tells the training what it met, which then says so."""
+    error = args.exc_value
+    if not (isinstance(error, OSError) and error.errno in CANNOT_WRITE):
+        threading.__excepthook__(args)
+
+
+def cannot_write(path: str, reason: str, checkpointer=None) -> str:
+    if checkpointer is None:
+        left, again = "", "the same command again"
+    else:
+        last = checkpointer.get_checkpoint_file()
+        left = f"The last good checkpoint is {last}. " if last else "There is none before it. "
+        again = "the same command with --resume"
+    return f"cannot write {path}: {reason}. {left}Make room or the folder writable, then run {again}"
+
+
+class NamedWriter(EventWriter):
+    """A writer of metrics whose failures name its file."""
+
+    def __init__(self, writer: EventWriter, path: str):
+        self.writer, self.path = writer, path
+
+    def write(self):
+        with naming(self.path):
+            self.writer.write()
+
+    def close(self):
+        with naming(self.path):
+            self.writer.close()
+
+
+def say_once_that_the_log_is_lost(*names: str) -> None:
+    """Where log.txt of these loggers cannot be written, say so once, not with a traceback for each line."""
+    said = False
+
+    def handle_error(record) -> None:
+        nonlocal said
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            logging.Handler.handleError(handler, record)
+        elif not said:
+            said = True
+            print(f"warning: lines of the log are lost: {error}", file=sys.stderr)
+
+    for name in names:
+        for handler in logging.getLogger(name).handlers:
+            handler.handleError = handle_error  # type: ignore[method-assign]

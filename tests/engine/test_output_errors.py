@@ -1,0 +1,119 @@
+"""A disk that is full while a run writes: one error with the file, the last good checkpoint and the cure."""
+
+import errno
+import logging
+import os
+import resource
+from pathlib import Path
+
+import numpy as np
+import pytest
+from detectron2.utils.events import EventStorage, JSONWriter, TensorboardXWriter
+
+from eql_d2.data.whole_files import folder_written_whole, naming, written_whole
+from eql_d2.engine import Trainer
+from eql_d2.engine.output_errors import (
+    NamedWriter,
+    OutputError,
+    explained_write_errors,
+    say_once_that_the_log_is_lost,
+)
+from eql_d2.evaluation.predictions import ImagePredictions, save, write_json
+
+FULL = "/dev/full"  # Linux's, where any write fails
+
+
+@pytest.fixture
+def full_disk(monkeypatch):
+    """Files that are opened to be written are on a full disk."""
+    real = open
+
+    def on_a_full_disk(path, mode="r", **kwargs):
+        return real(FULL if "w" in mode else path, mode, **kwargs)
+
+    monkeypatch.setattr("builtins.open", on_a_full_disk)
+
+
+PREDICTION = ImagePredictions(1, np.array([0]), np.zeros((1, 4)), np.array([0.5]), None, None)
+
+
+@pytest.mark.parametrize("write", [save, write_json])
+def test_results_and_predictions_are_whole_or_not_there(tmp_path, full_disk, write):
+    path = tmp_path / "results"
+    path.touch()
+    with pytest.raises(OutputError, match="cannot write .*results: No space left on device"):
+        with explained_write_errors(str(tmp_path)):
+            write([PREDICTION], str(path))
+    assert [p.name for p in tmp_path.iterdir()] == ["results"]  # the one before
+
+
+def test_a_folder_whose_files_are_whole(tmp_path):
+    (tmp_path / "a").write_text("before")
+    with pytest.raises(OSError), folder_written_whole(tmp_path) as folder:
+        (Path(folder) / "a").write_text("half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert (tmp_path / "a").read_text() == "before" and len(list(tmp_path.iterdir())) == 1
+    with folder_written_whole(tmp_path) as folder:
+        (Path(folder) / "a").write_text("after")
+    assert (tmp_path / "a").read_text() == "after" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_other_errors_stay_what_they_are(tmp_path):
+    with pytest.raises(FileNotFoundError), explained_write_errors("folder"):
+        open(tmp_path / "nothing")
+    with pytest.raises(RuntimeError, match="a bug"), naming("file"), written_whole(tmp_path / "x"):
+        raise RuntimeError("a bug")
+
+
+def test_tensorboard_on_a_full_disk(tmp_path, capfd):
+    """Its thread meets the error, and tells the next who writes; in a process with a limit to its files' size."""
+    pid = os.fork()
+    if pid == 0:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+        writer = NamedWriter(TensorboardXWriter(str(tmp_path)), "the events")
+        try:
+            with explained_write_errors("folder"), EventStorage() as storage:
+                for storage.iter in range(200):
+                    storage.put_scalars(**{f"scalar{i}": 0.0 for i in range(20)})
+                    writer.write()
+                    writer.writer._writer.flush()
+        except OutputError as error:
+            os._exit(0 if "cannot write the events: File too large" in str(error) else 1)
+        finally:
+            os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_training_names_the_file_and_the_last_good_checkpoint(tiny_cfg, datasets, tmp_path):
+    options = ["DATASETS.TRAIN", (datasets[0],), "DATASETS.TEST", (), "SOLVER.IMS_PER_BATCH", 1, "SOLVER.MAX_ITER", 1]
+    cfg = tiny_cfg(*options)
+    Path(cfg.OUTPUT_DIR).mkdir()
+    (Path(cfg.OUTPUT_DIR) / "metrics.json").symlink_to(FULL)
+    with pytest.raises(OutputError, match=r"metrics\.json: No space left.*good checkpoint is .*final\.pth.*--resume"):
+        Trainer(cfg).train()
+
+
+def test_a_log_that_cannot_be_written_is_one_line(capfd):
+    logger = logging.Logger("lost")
+    logging.Logger.manager.loggerDict["eql_d2_lost"] = logger
+    with open(FULL, "w", buffering=1) as file:
+        logger.addHandler(logging.StreamHandler(file))
+        say_once_that_the_log_is_lost("eql_d2_lost")
+        for _ in range(3):
+            logger.warning("a line")
+        os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())
+    assert capfd.readouterr().err == "warning: lines of the log are lost: [Errno 28] No space left on device\n"
+
+
+def test_a_writer_names_its_file():
+    with EventStorage(), pytest.raises(OSError) as error:
+        writer = JSONWriter(FULL)
+        from detectron2.utils.events import get_event_storage
+
+        get_event_storage().put_scalar("x", 1.0)
+        try:
+            NamedWriter(writer, "metrics.json").write()
+        finally:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), writer._file_handle.fileno())
+    assert error.value.filename == "metrics.json"
