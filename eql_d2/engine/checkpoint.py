@@ -86,8 +86,8 @@ class LongTailCheckpointer(DetectionCheckpointer):
                 torch.save(data, file)
             self.tag_last_checkpoint(os.path.basename(path))
         except (OSError, RuntimeError) as error:  # the latter is torch's where a write fails
-            reason = error.strerror if isinstance(error, OSError) else one_line(error)
-            raise CheckpointError(cannot_write(f"the checkpoint {path}", reason or one_line(error), self)) from error
+            reason = getattr(error, "strerror", None) or one_line(error)
+            raise CheckpointError(cannot_write(f"the checkpoint {path}", reason, self, "one")) from error
         self.saved_iteration = kwargs.get("iteration")
 
     def tag_last_checkpoint(self, last_filename_basename):

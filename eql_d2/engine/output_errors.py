@@ -45,12 +45,12 @@ def quiet_about_a_full_disk(args) -> None:
         threading.__excepthook__(args)
 
 
-def cannot_write(path: str, reason: str, checkpointer=None) -> str:
+def cannot_write(path: str, reason: str, checkpointer=None, checkpoint: str = "checkpoint") -> str:
     if checkpointer is None:
         left, again = "", "the same command again"
     else:
         last = checkpointer.get_checkpoint_file()
-        left = f"The last good checkpoint is {last}. " if last else "There is none before it. "
+        left = f"The last good {checkpoint} is {last}. " if last else "There is none before it. "
         again = "the same command with --resume"
     return f"cannot write {path}: {reason}. {left}Make room or the folder writable, then run {again}"
 

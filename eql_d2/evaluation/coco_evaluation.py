@@ -1,7 +1,7 @@
 """COCO's metrics as a Detectron2 evaluator, with the analysis that LVIS's has."""
 
 import io
-from contextlib import redirect_stdout
+from contextlib import contextmanager, redirect_stdout
 from itertools import chain
 
 from detectron2.evaluation import COCOEvaluator
@@ -74,15 +74,10 @@ class AnalysedCOCOEvaluator(COCOEvaluator):
         """As Detectron2's, of the images of ``img_ids``, which are analysed only where they are all (None)."""
         best = self._best.images()
         self._gathered = best_of_all(comm.gather(best, dst=0) if self._distributed else [best])
-        folder: str | None = self._output_dir
-        if not folder or not comm.is_main_process():
+        if not self._output_dir or not comm.is_main_process():
             return super().evaluate(img_ids)
-        try:
-            with folder_written_whole(folder) as unfinished:
-                self._output_dir = unfinished
-                return super().evaluate(img_ids)
-        finally:
-            self._output_dir = folder
+        with folder_written_whole(self._output_dir) as unfinished, replaced(self, "_output_dir", unfinished):
+            return super().evaluate(img_ids)
 
     def _eval_predictions(self, predictions, img_ids=None):
         """Detectron2's, which fills ``self._results`` and puts the dataset's category ids into the predictions."""
@@ -99,6 +94,17 @@ class AnalysedCOCOEvaluator(COCOEvaluator):
             self._results[task] = self._analysis.run(
                 matching, detections, task, COCO_MAX_DETS, self._results[task], most
             )
+
+
+@contextmanager
+def replaced(thing, name: str, value):
+    """Within this context ``thing`` has another attribute."""
+    before = getattr(thing, name)
+    setattr(thing, name, value)
+    try:
+        yield
+    finally:
+        setattr(thing, name, before)
 
 
 def best_instances(instances, limit: int):

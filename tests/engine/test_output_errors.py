@@ -86,7 +86,7 @@ def test_tensorboard_on_a_full_disk(tmp_path, capfd):
 
 
 def test_a_training_names_the_file_and_the_last_good_checkpoint(tiny_cfg, datasets, tmp_path):
-    options = ["DATASETS.TRAIN", (datasets[0],), "DATASETS.TEST", (), "SOLVER.IMS_PER_BATCH", 1, "SOLVER.MAX_ITER", 1]
+    options = ["DATASETS.TRAIN", (datasets[0],), "DATASETS.TEST", (), "SOLVER.IMS_PER_BATCH", 1, "SOLVER.MAX_ITER", 4]
     cfg = tiny_cfg(*options)
     Path(cfg.OUTPUT_DIR).mkdir()
     (Path(cfg.OUTPUT_DIR) / "metrics.json").symlink_to(FULL)

@@ -71,3 +71,20 @@ def test_folders_that_are_no_finished_runs(tmp_path):
         compare_runs([unfinished])
     with pytest.raises(ValueError, match="no config.yaml"):
         compare_runs([tmp_path])
+
+
+def test_an_unfinished_run_is_said_and_left_out_unless_asked_for(tmp_path):
+    """Killed in its last evaluation, it has the scores of one in the middle."""
+    runs = [make_run(tmp_path / f"eql_{seed}", seed, "eql", scores(10.0 + 10 * seed)) for seed in (0, 1)]
+    for run, iteration in zip(runs, (39, 60)):
+        config = json.loads((run / "config.yaml").read_text())
+        (run / "config.yaml").write_text(json.dumps({**config, "SOLVER": {"MAX_ITER": 60}}))
+        lines = [json.loads(line) for line in (run / "metrics.json").read_text().splitlines()]
+        lines[-1]["iteration"] = iteration
+        (run / "metrics.json").write_text("\n".join(map(json.dumps, lines)))
+    *_, row, said = compare_runs(runs).splitlines()
+    assert [cell.strip() for cell in row.split("|")[1:4]] == ["eql_1", "1", "20.0"]
+    assert said.startswith(f"{runs[0]} is left out: its last evaluation is of iteration 40 of 60.")
+    assert table(runs, unfinished=True)[0][1:3] == ["2", "15.0 ± 7.1"]
+    with pytest.raises(ValueError, match="iteration 40 of 60.*--resume.*--unfinished"):
+        compare_runs(runs[:1])
