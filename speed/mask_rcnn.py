@@ -20,18 +20,19 @@ from collections import Counter
 from pathlib import Path
 
 import torch
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.data import DatasetMapper, build_detection_test_loader
 from detectron2.evaluation import LVISEvaluator as Detectron2LVISEvaluator
 from detectron2.modeling import GeneralizedRCNN, build_model
 from tabulate import tabulate
 
+from eql_d2.engine.checkpoint import LongTailCheckpointer
 from eql_d2.engine.setup import load_config
 from eql_d2.evaluation.lvis_evaluation import LVISEvaluator, numpy_of_lvis_api
 from speed.__main__ import resident_peak
 
 CONFIG = "configs/LVISv1/sigmoid_mask_rcnn_R_50_FPN_1x.yaml"
 SIDES = ("detectron2", "eql_d2")
+CLASSIFIER = "roi_heads.box_predictor.cls_score"
 BIAS, SPREAD, NOISE = -10.5, 1.5, 1.0  # of the class logits: a category's own, and an RoI's
 
 
@@ -84,7 +85,11 @@ def make_weights(path: Path, size: int) -> None:
         hook.remove()
         layer.weight.mul_(spread / torch.cat([o.flatten() for o in outputs]).std())
     torch.nn.init.normal_(box.cls_score.bias, BIAS, SPREAD)
-    torch.save({"model": model.state_dict()}, path)
+    state = model.state_dict()
+    for name in ("weight", "bias"):  # Detectron2 has a row for background, which sigmoid scores never use
+        rows = state[f"{CLASSIFIER}.{name}"]
+        state[f"{CLASSIFIER}.{name}"] = torch.cat([rows, torch.zeros_like(rows[:1])])
+    torch.save({"model": state}, path)
 
 
 @torch.no_grad()
@@ -93,7 +98,7 @@ def measure(side: str, weights: str, num_images: int, size: int) -> dict:
     name = cfg.DATASETS.TEST[0]
     parts.time(DatasetMapper, "__call__", "read")
     model = build_model(cfg).eval()
-    DetectionCheckpointer(model).load(weights)
+    LongTailCheckpointer(model).load(weights)
     parts.time(model.backbone, "forward", "network: backbone")
     parts.time(model.proposal_generator, "forward", "RPN")
     parts.time(model.roi_heads, "_forward_box", "boxes")

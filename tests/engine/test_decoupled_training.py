@@ -175,6 +175,6 @@ def test_two_processes_train_a_frozen_model_with_image_labels(make_cfg, datasets
     subprocess.run([*command, *arguments], check=True, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})
     before = torch.load(first_stage)["model"]
     after = torch.load(tmp_path / "output" / "model_final.pth")["model"]
-    assert after.pop("roi_heads.box_predictor.cls_loss.steps") == 3
+    assert after.pop("roi_heads.box_predictor.cls_loss.steps_of_SigmoidFocalLoss") == 3
     moved = {name for name, value in after.items() if not torch.equal(value, before[name])}
     assert moved == {CLS_WEIGHT, CLS_WEIGHT.replace("weight", "bias")}
