@@ -168,11 +168,7 @@ class LongTailCheckpointer(DetectionCheckpointer):
 
     def _torch_load(self, f):
         """Load tensors and plain Python only: a checkpoint with other objects could run any code."""
-        require_uncompressed(f)
-        try:
-            loaded = torch.load(f, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError as error:
-            raise not_plain(f, error, "torch.load(..., weights_only=False)") from error
+        loaded = load_plain(f)
         if isinstance(loaded, dict) and "model" not in loaded and isinstance(loaded.get("state_dict"), dict):
             return {"model": loaded["state_dict"]}  # as mmengine and Lightning save it
         return loaded
@@ -208,7 +204,7 @@ class LongTailCheckpointer(DetectionCheckpointer):
             f"the weights do not fit the model: {len(missing)} of its {len(parameters)} parameters are not among their "
             f"{len(names)} names, or have another shape there: {', '.join(missing[:3])}, ... (theirs: "
             f"{', '.join(names[:3])}, ...)"
-            f"{'. These are names of mmdetection, whose weights must be converted' if foreign else ''}. Choose the "
+            f"{'. These are names of mmdetection: convert them by `eql-d2 convert`' if foreign else ''}. Choose the "
             f"config that they were trained with, or other MODEL.WEIGHTS (in a LazyConfig train.init_checkpoint)"
         )
 
@@ -312,7 +308,7 @@ def require_plain_pickle(path: str) -> None:
         try:
             PlainUnpickler(file, encoding="latin1").load()
         except Exception as error:  # whatever a broken or crafted file gives rise to, MemoryError too
-            raise not_plain(path, error, "pickle.load") from error
+            raise not_plain(path, error) from error
 
 
 def require_uncompressed(path: str) -> None:
@@ -331,11 +327,45 @@ def require_uncompressed(path: str) -> None:
         )
 
 
-def not_plain(path: str, error: Exception, reader: str) -> InputError:
-    """The error for a checkpoint with other objects, which could run any code."""
+def load_plain(path: str):
+    """What ``torch.save`` wrote, of tensors and plain Python only, on the CPU.
+
+    Raises:
+        InputError: a file with anything else in it, or with compressed members.
+    """
+    require_uncompressed(path)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise not_plain(path, error) from error
+
+
+def read_state_dict(path: str) -> dict[str, torch.Tensor]:
+    """The weights in a .pth file: bare, or under `model` or `state_dict`.
+
+    Raises:
+        InputError: no such file, one that is damaged, or one with anything else in it.
+    """
+    require_file(path)
+    try:
+        loaded = load_plain(path)
+    except (RuntimeError, OSError, EOFError) as error:
+        raise InputError(f"{path} is no file of torch.save, or damaged: {one_line(error)}") from error
+    for key in ("state_dict", "model"):
+        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
+            loaded = loaded[key]
+    if not (isinstance(loaded, dict) and loaded and all(torch.is_tensor(value) for value in loaded.values())):
+        raise InputError(f"{path} holds no weights: expected tensors by name, bare or under state_dict or model")
+    return loaded
+
+
+def not_plain(path: str, error: Exception) -> InputError:
+    """The error for a checkpoint with other objects, which could run any code; torch's advice to let them is left out."""
+    found = re.search(r"(?:Unsupported (?:global|class|operand)|GLOBAL) [^\s,]+", " ".join(str(error).split()))
+    reason = found[0] if found else one_line(error).partition("This file can still be loaded")[0].strip()
     return InputError(
-        f"{path} is no checkpoint of tensors and plain Python ({one_line(error)}). If you trust "
-        f"where it comes from, load it with {reader} and save its 'model' alone"
+        f"{path} is no checkpoint of tensors and plain Python ({reason or type(error).__name__}), and could run any code "
+        f"when it is read. Ask for one with the weights alone: torch.save({{'model': model.state_dict()}}, ...)"
     )
 
 

@@ -20,6 +20,16 @@ from eql_d2.losses import CLS_LOSS_REGISTRY
 from eql_d2.losses.hyper_parameters import NODE
 
 LOSS_KEY = f"{NODE}.NAME"
+# ROI heads of projects on Detectron2, and what they are here.
+HEADS_OF_OTHERS = {
+    name: f"{whose}: here that is {HEAD_KEY} {ours} with {LOSS_KEY} {loss}"
+    for name, whose, ours, loss in (
+        ("CustomROIHeads", "of CenterNet2", "LongTailROIHeads", "FederatedLoss (its USE_SIGMOID_CE and USE_FED_LOSS)"),
+        ("CustomCascadeROIHeads", "of CenterNet2", "LongTailCascadeROIHeads", "FederatedLoss"),
+        ("DeticCascadeROIHeads", "of Detic", "LongTailCascadeROIHeads", "FederatedLoss, on detection data alone"),
+        ("CustomRes5ROIHeads", "of Detic", "LongTailRes5ROIHeads", "FederatedLoss, on detection data alone"),
+    )
+}
 
 
 @contextmanager
@@ -145,6 +155,8 @@ def check_names(cfg: CfgNode) -> None:
         (LOSS_KEY, cfg.MODEL.ROI_BOX_HEAD.CLS_LOSS.NAME, CLS_LOSS_REGISTRY),
     ):
         known = sorted(name for name, _ in registry)
+        if key == HEAD_KEY and name not in known and name in HEADS_OF_OTHERS:
+            raise InputError(f"{HEAD_KEY} is '{name}', {HEADS_OF_OTHERS[name]} (docs/coming_from.md)")
         if name not in known and (key, name) != (LOSS_KEY, ""):  # the head says which loss
             raise InputError(
                 f"{key} is '{name}', which is not registered{did_you_mean(name, known) or f'; choose one of {known}'}"

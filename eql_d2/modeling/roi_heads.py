@@ -127,6 +127,13 @@ class Res5SoftmaxEQLROIHeads(LongTailRes5ROIHeads):
 
 
 @ROI_HEADS_REGISTRY.register()
+class DropLossROIHeads(LongTailROIHeads):
+    """By the name that DropLoss's own project gives it in its YAML files."""
+
+    loss_name = "DropLoss"
+
+
+@ROI_HEADS_REGISTRY.register()
 class FocalROIHeads(LongTailROIHeads):
     loss_name = "SigmoidFocalLoss"
 

@@ -1,0 +1,45 @@
+"""Convert weights of mmdetection (Mask R-CNN, Seesaw), eqlv2 or BAGS to weights of a Detectron2 model with our losses.
+
+    eql-d2 convert mask_rcnn_r50_fpn_seesaw_lvis.pth seesaw.pth
+    eql-d2 convert gs_mask_rcnn_r50_fpn_1x_lvis.pth bags.pth --counts lvis_v0.5_train
+
+It prints the config keys that the weights need (docs/coming_from.md).
+"""
+
+import argparse
+
+from eql_d2.errors import InputError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("weights", help="their file, .pth")
+    parser.add_argument("output", help="file to write, .pth")
+    parser.add_argument("--num-classes", type=int, help="K, where the weights do not say it")
+    parser.add_argument("--counts", help="of BAGS: a counts file of `eql-d2 counts`, or lvis_v0.5_train, lvis_v1_train")
+
+
+def run(args: argparse.Namespace) -> None:
+    import torch
+
+    from eql_d2.data.whole_files import written_whole
+    from eql_d2.engine.checkpoint import read_state_dict
+    from eql_d2.engine.foreign_weights import convert
+
+    frequencies = read_counts(args.counts) if args.counts else None
+    converted = convert(read_state_dict(args.weights), args.num_classes, frequencies)
+    try:
+        with written_whole(args.output, "wb") as file:
+            torch.save({"model": converted.weights}, file)
+    except OSError as error:
+        raise InputError(f"cannot write {args.output}: {error.strerror}") from error
+    print(f"wrote {args.output}: {len(converted.weights)} tensors, {converted.num_classes} categories")
+    print(
+        f"the loss is {' or '.join(converted.losses)}: MODEL.ROI_BOX_HEAD.CLS_LOSS.NAME {converted.losses[0]} "
+        f"{converted.keys} MODEL.WEIGHTS {args.output}"
+    )
+
+
+def read_counts(name: str):
+    from eql_d2.data.frequencies import SHIPPED_COUNTS, ClassFrequencies
+
+    return ClassFrequencies.from_dataset(name) if name in SHIPPED_COUNTS else ClassFrequencies.from_counts_file(name)
