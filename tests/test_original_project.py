@@ -22,7 +22,7 @@ from eql_d2.modeling import LongTailFastRCNNOutputLayers
 ROOT = Path(__file__).parents[1]
 K = 1230
 
-# The three of projects/EQL/configs in its repository, by what they set. FREQ_INFO is in none of them; LAMBDA in the first.
+# The three of projects/EQL/configs in its repository, by what they set. FREQ_INFO is in none, LAMBDA in the first.
 COMMON = {
     "MODEL": {
         "WEIGHTS": "detectron2://ImageNetPretrained/MSRA/R-50.pkl",

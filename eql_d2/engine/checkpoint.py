@@ -360,12 +360,12 @@ def read_state_dict(path: str) -> dict[str, torch.Tensor]:
 
 
 def not_plain(path: str, error: Exception) -> InputError:
-    """The error for a checkpoint with other objects, which could run any code; torch's advice to let them is left out."""
+    """The error for a checkpoint with other objects, which could run any code, without torch's advice to let them."""
     found = re.search(r"(?:Unsupported (?:global|class|operand)|GLOBAL) [^\s,]+", " ".join(str(error).split()))
     reason = found[0] if found else one_line(error).partition("This file can still be loaded")[0].strip()
     return InputError(
-        f"{path} is no checkpoint of tensors and plain Python ({reason or type(error).__name__}), and could run any code "
-        f"when it is read. Ask for one with the weights alone: torch.save({{'model': model.state_dict()}}, ...)"
+        f"{path} is no checkpoint of tensors and plain Python ({reason or type(error).__name__}), and could run any "
+        f"code when it is read. Ask for one with the weights alone: torch.save({{'model': model.state_dict()}}, ...)"
     )
 
 

@@ -99,8 +99,8 @@ def convert(
     if unknown or f"{BOX_HEAD}.cls_score.weight" not in ours:
         raise InputError(
             f"these are not the weights of mmdetection's Faster or Mask R-CNN with a ResNet and FPN: "
-            f"{f'unknown are {len(unknown)} names, {unknown[0]!r} first' if unknown else 'there is no fc_cls'}. Cascades "
-            f"and other heads are not converted"
+            f"{f'unknown are {len(unknown)} names, {unknown[0]!r} first' if unknown else 'there is no fc_cls'}. "
+            f"Cascades and other heads are not converted"
         )
     K = num_classes or classes_of(ours, legacy)
     drop_background(ours, K)
