@@ -28,7 +28,7 @@ def add_eql_config(cfg: CfgNode) -> None:
     importlib.import_module("eql_d2.registration")
     losses = cfg.MODEL.ROI_BOX_HEAD.CLS_LOSS = CfgNode()
     # Registered name of the classification loss. "" is the loss that a named head (EQLROIHeads, ...) stands for,
-    # and SoftmaxCrossEntropy in the generic LongTail...ROIHeads.
+    # SoftmaxCrossEntropy in the generic LongTail...ROIHeads, and SigmoidFocalLoss in LongTailRetinaNet and LongTailFCOS.
     losses.NAME = ""
     # Category counts written by `eql-d2 counts`; "" counts DATASETS.TRAIN.
     losses.COUNTS_FILE = ""
@@ -77,6 +77,17 @@ def add_eql_config(cfg: CfgNode) -> None:
     # Score that each category must reach to be detected, a file of `eql-d2 thresholds`; "" is none but
     # MODEL.ROI_HEADS.SCORE_THRESH_TEST.
     cfg.MODEL.ROI_BOX_HEAD.THRESHOLDS_FILE = ""
+
+    # FCOS, which Detectron2 has without keys; what they mean, and their defaults, are those of its FCOS and RETINANET.
+    fcos = cfg.MODEL.FCOS = CfgNode()
+    fcos.NUM_CLASSES = 80
+    fcos.IN_FEATURES = ["p3", "p4", "p5", "p6", "p7"]
+    fcos.NUM_CONVS = 4
+    fcos.NORM = "GN"
+    fcos.CENTER_SAMPLING_RADIUS = 1.5
+    fcos.SCORE_THRESH_TEST = 0.2
+    fcos.TOPK_CANDIDATES_TEST = 1000
+    fcos.NMS_THRESH_TEST = 0.6
 
     # Modules or parameters that are not trained, as shell-style patterns of their names: ["backbone", "*.bbox_pred"].
     cfg.MODEL.FREEZE = []

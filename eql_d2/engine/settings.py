@@ -13,6 +13,7 @@ from typing import Any
 
 from detectron2.config import CfgNode, instantiate
 from detectron2.modeling import META_ARCH_REGISTRY, ROI_HEADS_REGISTRY, RetinaNet
+from detectron2.modeling.meta_arch.fcos import FCOS
 from detectron2.utils.registry import locate
 from omegaconf import DictConfig, ListConfig
 
@@ -21,6 +22,7 @@ from eql_d2.data.frequencies import FrequenciesNotFound, TailRule
 from eql_d2.errors import InputError, did_you_mean
 from eql_d2.losses import CLS_LOSS_REGISTRY
 from eql_d2.losses.hyper_parameters import tail_rule
+from eql_d2.modeling.dense import DEFAULT_LOSS
 from eql_d2.modeling.long_tail import box_predictor_nodes
 
 logger = logging.getLogger(__name__)
@@ -39,6 +41,7 @@ YAML_KEYS = {
     "freeze": "MODEL.FREEZE",
     "ema_decay": "MODEL_EMA.DECAY",
 }
+DENSE_SECTIONS = {RetinaNet: "RETINANET", FCOS: "FCOS"}  # of MODEL; all others read ROI_HEADS
 LAZY_KEYS = {
     "num_classes": "model.roi_heads.num_classes",
     "train_sets": "dataloader.train.dataset.names",
@@ -175,13 +178,16 @@ def yaml_settings(cfg: CfgNode) -> RunSettings:
 
 def detecting_head(cfg: CfgNode) -> str:
     """The section of MODEL with the number of classes and the score threshold that the architecture reads."""
-    architecture = cfg.MODEL.META_ARCHITECTURE
-    is_retinanet = architecture in META_ARCH_REGISTRY and issubclass(META_ARCH_REGISTRY.get(architecture), RetinaNet)
-    return "RETINANET" if is_retinanet else "ROI_HEADS"
+    name = cfg.MODEL.META_ARCHITECTURE
+    architecture = META_ARCH_REGISTRY.get(name) if name in META_ARCH_REGISTRY else object
+    sections = (section for of, section in DENSE_SECTIONS.items() if issubclass(architecture, of))
+    return next(sections, "ROI_HEADS")
 
 
 def loss_name(cfg: CfgNode) -> str:
     """The classification loss of a YAML config: its head's own, the one it names, or Detectron2's."""
+    if detecting_head(cfg) != "ROI_HEADS":
+        return cfg.MODEL.ROI_BOX_HEAD.CLS_LOSS.NAME or DEFAULT_LOSS
     head = ROI_HEADS_REGISTRY.get(cfg.MODEL.ROI_HEADS.NAME)
     return getattr(head, "loss_name", None) or cfg.MODEL.ROI_BOX_HEAD.CLS_LOSS.NAME or "SoftmaxCrossEntropy"
 

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from detectron2.modeling.backbone import BACKBONE_REGISTRY, FPN, ResNet
 from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem
 
+from eql_d2.engine.settings import detecting_head
+
 
 @BACKBONE_REGISTRY.register()
 def build_tiny_resnet_fpn_backbone(cfg, input_shape) -> FPN:
@@ -39,7 +41,9 @@ def build_tiny_resnet_fpn_backbone(cfg, input_shape) -> FPN:
         norm=cfg.MODEL.FPN.NORM,
         fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
     )
-    return freeze_unread_levels(fpn, [*cfg.MODEL.RPN.IN_FEATURES, *cfg.MODEL.ROI_HEADS.IN_FEATURES])
+    head = detecting_head(cfg)
+    proposing = cfg.MODEL.RPN.IN_FEATURES if head == "ROI_HEADS" else []
+    return freeze_unread_levels(fpn, [*proposing, *cfg.MODEL[head].IN_FEATURES])
 
 
 def freeze_unread_levels(fpn: FPN, read: Sequence[str]) -> FPN:

@@ -1,7 +1,9 @@
-"""The box predictor and ROI heads; importing this package registers them."""
+"""The box predictor, ROI heads and dense detectors; importing this package registers them."""
 
 from eql_d2.modeling.fast_rcnn import LongTailFastRCNNOutputLayers
+from eql_d2.modeling.fcos import LongTailFCOS
 from eql_d2.modeling.long_tail import long_tail
+from eql_d2.modeling.retinanet import LongTailRetinaNet
 from eql_d2.modeling.roi_heads import (
     LongTailCascadeROIHeads,
     LongTailRes5ROIHeads,
@@ -10,8 +12,10 @@ from eql_d2.modeling.roi_heads import (
 
 __all__ = [
     "LongTailCascadeROIHeads",
+    "LongTailFCOS",
     "LongTailFastRCNNOutputLayers",
     "LongTailROIHeads",
     "LongTailRes5ROIHeads",
+    "LongTailRetinaNet",
     "long_tail",
 ]

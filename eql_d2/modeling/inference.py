@@ -17,6 +17,8 @@ Shape shorthand:
 """
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -24,6 +26,8 @@ import torchvision
 from detectron2.layers import batched_nms
 from detectron2.structures import Boxes, Instances
 from torchvision.ops import nms
+
+from eql_d2.losses.fused import blocks_of_rows
 
 # The first NMS takes this many times as many candidates as detections are wanted, each further one as many times more.
 GROWTH = 4
@@ -165,6 +169,78 @@ def fast_rcnn_inference_single_image(
     return result, best.rows
 
 
+def dense_inference_single_image(
+    boxes: list[EncodedBoxes],
+    logits: list[torch.Tensor],
+    scores_of: Callable[[int, slice], torch.Tensor],
+    image_shape: tuple[int, int],
+    score_thresh: float,
+    topk_candidates: int,
+    nms_thresh: float,
+    topk_per_image: int,
+) -> Instances:
+    """In place of ``inference_single_image`` of Detectron2's RetinaNet and FCOS.
+
+    Scores are made and searched in blocks of anchors, so that few of the Ri x K are ever kept.
+
+    Args:
+        boxes: of Ri anchors, for each level.
+        logits: (Ri, C) for each level.
+        scores_of: level and anchors of it -> (r, K) scores.
+        image_shape: (height, width) of the image, in pixels.
+        score_thresh: detections score above it.
+        topk_candidates: the most candidates of a level.
+        nms_thresh: of two boxes of one category with a higher IoU, the one with the lower score is dropped.
+        topk_per_image: the most detections of an image; below 0: no limit.
+
+    Returns:
+        Instances with ``pred_boxes``, not clipped to the image, ``scores`` and ``pred_classes``, by falling score.
+    """
+    levels = []
+    for level, (of_level, z) in enumerate(zip(boxes, logits, strict=True)):
+        scores, rows, classes = best_pairs(partial(scores_of, level), z, score_thresh, topk_candidates)
+        levels.append((of_level.take(rows, classes), scores, rows, classes))
+    candidates = Candidates(*(torch.cat(field) for field in zip(*levels)))
+    limit = _LOOP_ABOVE_ON_CPU if candidates.scores.device.type == "cpu" else _LOOP_ABOVE_ON_GPU
+    nms_of_many = batched_nms if 4 * len(candidates.scores) <= limit else nms_by_class
+    keep = nms_of_many(candidates.boxes, candidates.scores, candidates.classes, nms_thresh)
+    best = candidates.select(keep[:topk_per_image] if topk_per_image >= 0 else keep)
+    return Instances(image_shape, pred_boxes=Boxes(best.boxes), scores=best.scores, pred_classes=best.classes)
+
+
+def best_pairs(
+    scores_of: Callable[[slice], torch.Tensor], logits: torch.Tensor, score_thresh: float, size: int
+) -> tuple[torch.Tensor, ...]:
+    """The ``size`` highest scores above the threshold, by falling score, equal ones by row, then by category.
+
+    Args:
+        scores_of: rows of the logits -> (r, K) scores.
+        logits: (R, C).
+
+    Returns:
+        (n,) scores, rows and categories.
+    """
+    nothing = logits.new_zeros(0, dtype=torch.int64)
+    best: tuple[torch.Tensor, ...] = (scores_of(slice(0, 0)).flatten(), nothing, nothing)
+    floor = None  # what is below it is not among the highest
+    for place in blocks_of_rows(logits):
+        scores = scores_of(place)
+        passes = scores > score_thresh
+        if floor is not None:
+            passes &= scores >= floor
+        if int(passes.count_nonzero()) > size:
+            passes &= scores >= _floor(scores, size)
+        rows, classes = passes.nonzero(as_tuple=True)
+        found = scores[rows, classes], rows + place.start, classes
+        best = tuple(torch.cat(pair) for pair in zip(best, found))
+        if len(best[0]) > size:
+            highest = best[0].argsort(descending=True, stable=True)[:size]
+            best = tuple(field[highest] for field in best)
+            floor = best[0][-1]
+    highest = best[0].argsort(descending=True, stable=True)
+    return tuple(field[highest] for field in best)
+
+
 def _best_candidates(boxes, scores, image_shape, score_thresh, nms_thresh, topk) -> Candidates:
     """What NMS keeps of the (R, K) scores above the threshold, by falling score, at most ``topk`` of it."""
     passes = scores > score_thresh
@@ -214,7 +290,7 @@ def nms_by_class(boxes: torch.Tensor, scores: torch.Tensor, classes: torch.Tenso
     moves to its own quadrant by a change of sign, which does not round, and cannot meet the others there.
 
     Args:
-        boxes: (N, 4) fp32, no coordinate below 0.
+        boxes: (N, 4) fp32.
         scores: (N,) fp32.
         classes: (N,) int64.
         nms_thresh: IoU above which the lower score is dropped.
@@ -222,8 +298,9 @@ def nms_by_class(boxes: torch.Tensor, scores: torch.Tensor, classes: torch.Tenso
     Returns:
         Indices of what is kept, by falling score, equal ones by index.
     """
-    # Below a threshold of 0 even boxes that do not meet drop each other.
-    classes_per_call = 4 if nms_thresh >= 0 else 1
+    # Below a threshold of 0 even boxes that do not meet drop each other; a box across an axis is in two quadrants.
+    apart = nms_thresh >= 0 and len(boxes) > 0 and bool(boxes.min() >= 0)
+    classes_per_call = 4 if apart else 1
     by_class = classes.argsort(stable=True)
     _, rank = classes[by_class].unique_consecutive(return_inverse=True)
     boxes = _move_to_quadrant(boxes[by_class], rank % classes_per_call)
