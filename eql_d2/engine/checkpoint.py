@@ -22,8 +22,8 @@ from eql_d2.data.whole_files import UNFINISHED, written_whole
 from eql_d2.engine.output_errors import OutputError, cannot_write
 from eql_d2.errors import InputError, one_line
 from eql_d2.losses import keeping_state
-from eql_d2.modeling import LongTailFastRCNNOutputLayers
 from eql_d2.modeling.normed_linear import NormedLinear
+from eql_d2.modeling.predictors import Predictor
 
 logger = logging.getLogger(__name__)
 
@@ -178,9 +178,10 @@ class LongTailCheckpointer(DetectionCheckpointer):
         if self.new_classifier:
             drop_classifier(weights)
         for name, module in self.model.named_modules():
-            if isinstance(module, LongTailFastRCNNOutputLayers) and not self.resumes:
+            if isinstance(module, Predictor) and not self.resumes:
+                classifier = f"{name}.{module.cls_score_name}" if name else module.cls_score_name
                 for parameter in ("weight", "bias"):
-                    fit_cls_score(weights, f"{name}.cls_score.{parameter}", module)
+                    fit_cls_score(weights, f"{classifier}.{parameter}", module)
         names = list(weights)
         incompatible = super()._load_model(checkpoint)
         self._require_fit(names, incompatible)
@@ -194,7 +195,7 @@ class LongTailCheckpointer(DetectionCheckpointer):
         """
         parameters = [name for name, _ in self.model.named_parameters()]
         unset = {*incompatible.missing_keys, *(name for name, *_ in incompatible.incorrect_shapes)}
-        missing = [name for name in parameters if name in unset and not (self.new_classifier and ".cls_" in name)]
+        missing = [name for name in parameters if name in unset and not (self.new_classifier and is_of_classifier(name))]
         if not missing or (len(missing) < len(parameters) and not self.whole_model):
             return
         if self.resumes:
@@ -409,21 +410,32 @@ def require_file(path: str) -> None:
 
 def drop_classifier(weights: dict) -> None:
     """Take ``cls_score`` and ``cls_scale``, the learnt factors of its logits, out of ``weights``, in place."""
-    dropped = [name for name in weights if ".cls_score." in name or name.endswith(".cls_scale")]
+    dropped = [name for name in weights if is_of_classifier(name)]
     for name in dropped:
         del weights[name]
     logger.info("MODEL.NEW_CLASSIFIER: %s of the weights are left out", ", ".join(dropped) or "no classifier")
 
 
-def background_row(rows: torch.Tensor, cls_score: torch.nn.Linear) -> torch.Tensor:
-    """One row to go below ``rows``: zeros, or for a normalised classifier, to which zero is no direction, its own."""
-    if isinstance(cls_score, NormedLinear) and rows.dim() > 1:
-        return cls_score.weight[-1:].detach().to(rows)
-    return torch.zeros_like(rows[:1])
+def is_of_classifier(name: str) -> bool:
+    return ".cls_score." in name or name.endswith(".cls_scale")
 
 
-def fit_cls_score(weights: dict, name: str, predictor: LongTailFastRCNNOutputLayers) -> None:
+def background_row(rows: torch.Tensor, cls_score: torch.nn.Module) -> torch.Tensor:
+    """One row to go below those of each anchor: zeros, or for a normalised classifier, to which zero is no direction,
+    its own.
+
+    Args:
+        rows: (A, n, ...) of A anchors, 1 in an RoI head.
+    """
+    if isinstance(cls_score, NormedLinear) and rows.dim() > 2:
+        return cls_score.weight[None, -1:].detach().to(rows)
+    return torch.zeros_like(rows[:, :1])
+
+
+def fit_cls_score(weights: dict, name: str, predictor: Predictor) -> None:
     """Give the parameter ``name`` of ``weights`` as many rows as ``predictor.cls_score`` has, in place.
+
+    A dense detector has them for each anchor of a place.
 
     Raises:
         InputError: the number of rows is neither the model's, nor that with or without background.
@@ -432,18 +444,20 @@ def fit_cls_score(weights: dict, name: str, predictor: LongTailFastRCNNOutputLay
     if name not in weights:
         return
     rows = torch.as_tensor(weights[name])
-    K, wanted = predictor.num_classes, predictor.cls_score.out_features
+    K, C, wanted = predictor.num_classes, predictor.cls_loss.num_logits, len(predictor.cls_score.weight)
+    A = wanted // C
     if len(rows) == wanted:
         return
-    if len(rows) == K + 1 and wanted == K:
-        weights[name] = rows[:K]
+    if len(rows) == A * (K + 1) and C == K:
+        weights[name] = rows.unflatten(0, (A, K + 1))[:, :K].flatten(0, 1)
         logger.info("%s: dropped the background row, since the loss has %d logits", name, K)
-    elif len(rows) == K and wanted == K + 1:
-        weights[name] = torch.cat([rows, background_row(rows, predictor.cls_score)])
+    elif len(rows) == A * K and C == K + 1:
+        rows = rows.unflatten(0, (A, K))
+        weights[name] = torch.cat([rows, background_row(rows, predictor.cls_score)], dim=1).flatten(0, 1)
         logger.warning("%s has no background row: appended a new one. Train on before you trust the scores.", name)
     else:
         raise InputError(
             f"{name} of the checkpoint has {len(rows)} rows, but the model ({type(predictor.cls_loss).__name__}, "
-            f"{K} classes) has {wanted}: set MODEL.ROI_HEADS.NUM_CLASSES and MODEL.ROI_BOX_HEAD.CLS_LOSS.NAME to what "
+            f"{K} classes) has {wanted}: set NUM_CLASSES and MODEL.ROI_BOX_HEAD.CLS_LOSS.NAME to what "
             f"the checkpoint was trained with, or start a new classifier from it by MODEL.NEW_CLASSIFIER True"
         )

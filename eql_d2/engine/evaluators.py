@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 from contextlib import contextmanager
 from typing import Any
 
@@ -9,8 +10,10 @@ from detectron2.config import instantiate
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, DatasetEvaluators
 from detectron2.evaluation import LVISEvaluator as Detectron2LVISEvaluator
+from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 from omegaconf import DictConfig, ListConfig
+from torch import nn
 
 from eql_d2.data import ClassFrequencies
 from eql_d2.data.frequencies import FrequenciesNotFound, TailRule
@@ -108,12 +111,19 @@ def tail_of_loss(run: RunSettings, frequencies: ClassFrequencies | None) -> Tail
 def detections_for_fixed_ap(run: RunSettings, model):
     """Within this context the model keeps ``TEST.FIXED_AP_DETECTIONS_PER_IMAGE`` detections, if that is not 0."""
     limit = run.fixed_ap_detections
-    predictors = [m for m in model.modules() if isinstance(m, FastRCNNOutputLayers)] if limit else []
-    before = [predictor.test_topk_per_image for predictor in predictors]
-    for predictor in predictors:
-        predictor.test_topk_per_image = limit
+    limits = detection_limits(model) if limit else []
+    before = [getattr(*of) for of in limits]
+    for module, name in limits:
+        # A dense detector of Detectron2's knows no -1.
+        setattr(module, name, sys.maxsize if limit < 0 and isinstance(module, DenseDetector) else limit)
     try:
         yield
     finally:
-        for predictor, own in zip(predictors, before):
-            predictor.test_topk_per_image = own
+        for (module, name), own in zip(limits, before):
+            setattr(module, name, own)
+
+
+def detection_limits(model) -> list[tuple[nn.Module, str]]:
+    """The modules that limit the detections of an image, and their attributes that do."""
+    attributes = {FastRCNNOutputLayers: "test_topk_per_image", DenseDetector: "max_detections_per_image"}
+    return [(m, name) for m in model.modules() for of, name in attributes.items() if isinstance(m, of)]

@@ -22,9 +22,9 @@ from eql_d2.engine.settings import settings_of
 from eql_d2.errors import InputError
 from eql_d2.evaluation.compare import GRADIENT_BALANCE_FILE
 from eql_d2.losses import ClassificationLoss
-from eql_d2.losses.fused import own_entry
-from eql_d2.modeling.fast_rcnn import LongTailFastRCNNOutputLayers
+from eql_d2.losses.fused import blocks_of_rows, own_entry
 from eql_d2.modeling.meta_reweighter import MetaReweighter
+from eql_d2.modeling.predictors import Predictor, predictors_of
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ class GradientBalance(HookBase):
 
     def __init__(
         self,
-        predictors: Sequence[LongTailFastRCNNOutputLayers],
+        predictors: Sequence[Predictor],
         frequencies: ClassFrequencies,
         period: int,
         checkpoint_period: int,
@@ -195,7 +195,7 @@ class _Stage:
     # frequent and background.
     BY_LABEL = (4, 4)
 
-    def __init__(self, predictor: LongTailFastRCNNOutputLayers, groups: str):
+    def __init__(self, predictor: Predictor, groups: str):
         self._predictor = predictor
         device = predictor.cls_score.weight.device
         letters = list(GROUP_NAMES)
@@ -222,7 +222,8 @@ class _Stage:
 
         return self._predictor.cls_loss.register_forward_hook(after_forward, with_kwargs=True)
 
-    def _after_loss(self, value, logits, gt_classes, features=None, negatives=None) -> None:
+    def _after_loss(self, value, logits, gt_classes, features=None, negatives=None, reduction="mean") -> None:
+        """Sum what a call of the loss shows; of a dense detector, which asks for a sum, as of the mean."""
         if not (value.requires_grad and logits.requires_grad):  # no training step, or nothing to train here
             return
         outer = None  # dL_total / dL: loss weight, loss scale, accumulation
@@ -236,6 +237,7 @@ class _Stage:
                 return
             K = self.gradient.shape[1]
             sums = positive_and_negative(gradient[:, :K], gt_classes) / outer
+            sums = sums / (len(gt_classes) if reduction == "sum" else 1)
             self.gradient += torch.where(sums.isfinite().all(), sums, 0)
 
         value.register_hook(before_backward)
@@ -246,9 +248,10 @@ class _Stage:
             self._add_losses(group, logits, gt_classes, features, negatives)
 
     def _add_scores(self, logits, gt_classes, group) -> None:
-        score = self._predictor.cls_loss.probs(logits).gather(1, gt_classes[:, None])[:, 0].double()
-        self.by_label[0].scatter_add_(0, group, torch.ones_like(score))
-        self.by_label[1].scatter_add_(0, group, score)
+        for place in blocks_of_rows(logits):
+            score = self._predictor.cls_loss.probs(logits[place]).gather(1, gt_classes[place, None])[:, 0].double()
+            self.by_label[0].scatter_add_(0, group[place], torch.ones_like(score))
+            self.by_label[1].scatter_add_(0, group[place], score)
 
     @torch.no_grad()
     def _add_losses(self, group, *inputs) -> None:
@@ -260,7 +263,8 @@ class _Stage:
             self.by_label[3, i] += rows.sum() * value
 
     def weight_norms(self) -> dict[str, float]:
-        norms = self._predictor.cls_score.weight.detach().norm(dim=1).cpu()
+        weight = self._predictor.cls_score.weight.detach().flatten(1)  # of a row for each logit, and anchor of a place
+        norms = weight.norm(dim=1).view(-1, self._predictor.cls_loss.num_logits).mean(dim=0).cpu()
         return {f"weight_norm_{name}": float(norms[m].mean()) for name, m in self.members.items()}
 
     def class_weights(self) -> dict[str, float]:
@@ -280,12 +284,15 @@ def positive_and_negative(gradient: torch.Tensor, gt_classes: torch.Tensor) -> t
         gt_classes: (R,) int64 in [0, K].
     """
     K = gradient.shape[1]
-    magnitude = gradient.abs().to(torch.promote_types(gradient.dtype, torch.float32))
-    column, foreground = own_entry(gt_classes, K)
-    own = magnitude.gather(1, column) * foreground
-    positive = magnitude.new_zeros(K).scatter_add_(0, column[:, 0], own[:, 0])
-    negative = magnitude.scatter_add_(1, column, -own).sum(dim=0)  # exactly 0 at the label
-    return torch.stack([positive, negative])
+    sums = gradient.new_zeros(2, K, dtype=torch.promote_types(gradient.dtype, torch.float32))
+    positive, negative = sums
+    columns, foreground = own_entry(gt_classes, K)
+    for place in blocks_of_rows(gradient):  # or the anchors of a dense detector would fill the memory once more
+        magnitude, column = gradient[place].abs().to(sums.dtype), columns[place]
+        own = magnitude.gather(1, column) * foreground[place]
+        positive.scatter_add_(0, column[:, 0], own[:, 0])
+        negative += magnitude.scatter_add_(1, column, -own).sum(dim=0)  # exactly 0 at the label
+    return sums
 
 
 def value_of(loss: ClassificationLoss, *inputs) -> torch.Tensor:
@@ -331,7 +338,7 @@ def build_gradient_balance(cfg, model) -> GradientBalance | None:
     counts.
     """
     run = settings_of(cfg)
-    predictors = [m for m in model.modules() if isinstance(m, LongTailFastRCNNOutputLayers)]
+    predictors = predictors_of(model)
     if run.gradient_balance_period == 0 or not predictors:
         return None
     try:

@@ -12,6 +12,7 @@ import pickle
 from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,8 @@ import torch
 import yaml
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import GeneralizedRCNN
+from detectron2.modeling.meta_arch.dense_detector import DenseDetector
+from torch import nn
 from tqdm import tqdm
 
 from eql_d2.data import ClassFrequencies
@@ -37,8 +40,8 @@ from eql_d2.evaluation.lvis_metrics import COCO_MAX_DETS, Detections, GroundTrut
 from eql_d2.evaluation.predictions import ImagePredictions, as_detections, load
 from eql_d2.evaluation.tail_results import percent
 from eql_d2.evaluation.thresholds import halves
-from eql_d2.modeling import LongTailFastRCNNOutputLayers
 from eql_d2.modeling.calibration import CALIBRATIONS, LogitStatistics
+from eql_d2.modeling.predictors import predictors_of
 
 UNREADABLE = (ValueError, KeyError, OSError, yaml.YAMLError, RuntimeError, EOFError, TypeError, pickle.UnpicklingError)
 
@@ -137,9 +140,10 @@ class Sweep:
     ) -> dict:
         """Strength -> Detections, by the run's final weights."""
         model = model_of_run(cfg, folder)
-        predictors = [m for m in model.modules() if isinstance(m, LongTailFastRCNNOutputLayers)]
+        predictors = predictors_of(model)
         if not predictors:
-            raise InputError(f"its {type(model.roi_heads).__name__} is not of eql_d2, so has no calibration")
+            detector = getattr(model, "roi_heads", model)
+            raise InputError(f"its {type(detector).__name__} is not of eql_d2, so has no calibration")
         calibration = CALIBRATIONS[self.calibration]
         known: LogitStatistics | ClassFrequencies
         if calibration.needs is LogitStatistics and any(strengths):
@@ -170,23 +174,31 @@ class Sweep:
 
 
 @torch.no_grad()
-def predict_each(model: GeneralizedRCNN, predictors: list, calibrations: dict, inputs: list):
-    """Yields each strength with the model's outputs for a batch.
+def predict_each(model: nn.Module, predictors: list, calibrations: dict, inputs: list):
+    """Yields each strength with the model's outputs for a batch, whose features are made once.
 
     Args:
-        model: in evaluation mode.
-        predictors: the box predictors of its head.
+        model: a GeneralizedRCNN or a dense detector, in evaluation mode.
+        predictors: the box predictors of its head, or the dense detector itself.
         calibrations: strength -> one calibration for each predictor.
         inputs: what the model takes.
     """
     images = model.preprocess_image(inputs)
     features = model.backbone(images.tensor)
-    proposals, _ = model.proposal_generator(images, features, None)
+    if isinstance(model, DenseDetector):
+        features = [features[name] for name in model.head_in_features]
+        detect = partial(model.forward_inference, images, features, model.head(features))
+    else:
+        proposals, _ = model.proposal_generator(images, features, None)
+        detect = partial(detections_of, model, images, features, proposals)
     for strength, of_predictors in calibrations.items():
         for predictor, calibration in zip(predictors, of_predictors):
             predictor.calibration = calibration
-        instances, _ = model.roi_heads(images, features, proposals, None)
-        yield strength, GeneralizedRCNN._postprocess(instances, inputs, images.image_sizes)
+        yield strength, GeneralizedRCNN._postprocess(detect(), inputs, images.image_sizes)
+
+
+def detections_of(model: GeneralizedRCNN, images, features: dict, proposals: list) -> list:
+    return model.roi_heads(images, features, proposals, None)[0]
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ Shape shorthand of this package:
 
 import copy
 import logging
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -57,7 +58,7 @@ class ClassificationLoss(nn.Module):
     """
 
     tail: torch.Tensor  # see register_tail_mask
-    prior_prob: float | None = None  # p in (0, 1): cls_score.bias starts at -log((1 - p) / p); None: at 0
+    prior_prob: float | None = None  # p in (0, 1), the score every category starts with: see initial_bias
     uses_negatives = False  # whether `negatives` of a call change anything
     needs_negatives = False  # whether a call without them is an error
     compiled: bool | None = None  # whether a step uses torch.compile (CLS_LOSS.COMPILE); None: this loss cannot
@@ -89,6 +90,12 @@ class ClassificationLoss(nn.Module):
     def num_logits(self) -> int:
         """Width of ``cls_score``."""
         raise NotImplementedError
+
+    @property
+    def initial_bias(self) -> float:
+        """What every logit starts from: log(p / (1 - p)) with :attr:`prior_prob` p, 0 without one."""
+        p = self.prior_prob
+        return 0.0 if p is None else -math.log((1 - p) / p)
 
     def forward(
         self, logits, gt_classes, features=None, negatives=None, *, reduction: str = "mean", generator=None

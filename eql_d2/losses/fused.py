@@ -227,6 +227,8 @@ def own_log_probability(logits, p, own_column) -> torch.Tensor:
 def blocks_of_rows(x: torch.Tensor) -> Iterator[slice]:
     """Slices that together are the rows of ``x``; on a GPU, where every operation costs a launch, one of all."""
     R = len(x)
+    if R == 0:
+        return
     number = math.ceil(x.numel() / BLOCK) if x.device.type == "cpu" else 1
     size = math.ceil(R / number)
     yield from (slice(start, start + size) for start in range(0, R, size))

@@ -10,15 +10,13 @@ Shape shorthand:
     predictions: what the head returns; first the (N, A * C, Hi, Wi) logits, then the (N, A * 4, Hi, Wi) deltas
 """
 
-import math
-
 import torch
 from detectron2.layers import cat
 from detectron2.structures import Boxes, Instances
 from torch import nn
 
 from eql_d2.errors import InputError
-from eql_d2.losses import CLS_LOSS_REGISTRY, ClassificationLoss, build_cls_loss
+from eql_d2.losses import ClassificationLoss, build_cls_loss
 from eql_d2.losses.hyper_parameters import NODE
 from eql_d2.modeling.calibration import Calibration, build_calibration
 from eql_d2.modeling.inference import EncodedBoxes, dense_inference_single_image
@@ -41,6 +39,7 @@ class LongTailDenseMixin:
     initial_normalizer: float  # Detectron2's own
 
     num_classes: int
+    max_detections_per_image: int
     head: nn.Module
     cls_loss: ClassificationLoss
     calibration: Calibration | None
@@ -68,6 +67,15 @@ class LongTailDenseMixin:
     @property
     def cls_score(self) -> nn.Conv2d:
         return self.head.cls_score
+
+    @property
+    def test_topk_per_image(self) -> int:
+        """The most detections of an image, by the name that a box predictor has for it; below 0: no limit."""
+        return self.max_detections_per_image
+
+    @test_topk_per_image.setter
+    def test_topk_per_image(self, limit: int) -> None:
+        self.max_detections_per_image = limit
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
         """Weights of Detectron2's detector have no normalizer: it starts anew."""
@@ -131,7 +139,7 @@ class LongTailDenseMixin:
             self.test_score_thresh,  # type: ignore[attr-defined]
             self.test_topk_candidates,  # type: ignore[attr-defined]
             self.test_nms_thresh,  # type: ignore[attr-defined]
-            self.max_detections_per_image,  # type: ignore[attr-defined]
+            self.max_detections_per_image,
         )
 
 
@@ -184,12 +192,7 @@ def fitted_classifier(head: nn.Module, cls_loss: ClassificationLoss) -> nn.Conv2
             nn.init.normal_(classifier.weight, std=0.01)
             classifier.weight.unflatten(0, (A, C))[:, :K] = stock.weight.unflatten(0, (A, K))
         bias = classifier.bias.unflatten(0, (A, C))
-        bias[:] = start_of(cls_loss)
+        bias[:] = cls_loss.initial_bias
         bias[:, K:] *= -1  # background, which nearly every anchor is
     return classifier
 
-
-def start_of(cls_loss: ClassificationLoss) -> float:
-    """The bias that logits start from: log(p / (1 - p)), 0 for a loss without a prior p."""
-    p = cls_loss.prior_prob
-    return 0.0 if p is None else -math.log((1 - p) / p)

@@ -9,8 +9,6 @@ Shape shorthand:
     predictions: what :meth:`LongTailFastRCNNOutputLayers.forward` returns, (logits, deltas, features)
 """
 
-import math
-
 import torch
 from detectron2.config import configurable
 from detectron2.layers import cat
@@ -38,6 +36,7 @@ class LongTailFastRCNNOutputLayers(FastRCNNOutputLayers):
 
     cls_score: nn.Linear
     thresholds: torch.Tensor | None
+    cls_score_name = "cls_score"  # of the classifier, within this module
 
     @configurable
     def __init__(
@@ -105,10 +104,9 @@ class LongTailFastRCNNOutputLayers(FastRCNNOutputLayers):
             if embeddings is None:
                 nn.init.normal_(self.cls_score.weight, std=0.01)
         self._start_from(stock)
-        p = cls_loss.prior_prob
         if cls_bias:
-            nn.init.constant_(self.cls_score.bias, 0 if p is None else -math.log((1 - p) / p))
-        elif p is not None:
+            nn.init.constant_(self.cls_score.bias, cls_loss.initial_bias)
+        elif cls_loss.prior_prob is not None:
             raise InputError(
                 f"{type(cls_loss).__name__} starts from a bias, but MODEL.ROI_BOX_HEAD.CLS_NORM.BIAS is False: set it "
                 f"to True, or choose a softmax loss"
