@@ -28,7 +28,8 @@ def add_eql_config(cfg: CfgNode) -> None:
     importlib.import_module("eql_d2.registration")
     losses = cfg.MODEL.ROI_BOX_HEAD.CLS_LOSS = CfgNode()
     # Registered name of the classification loss. "" is the loss that a named head (EQLROIHeads, ...) stands for,
-    # SoftmaxCrossEntropy in the generic LongTail...ROIHeads, and SigmoidFocalLoss in LongTailRetinaNet and LongTailFCOS.
+    # SoftmaxCrossEntropy in the generic LongTail...ROIHeads, and SigmoidFocalLoss in LongTailRetinaNet and
+    # LongTailFCOS.
     losses.NAME = ""
     # Category counts written by `eql-d2 counts`; "" counts DATASETS.TRAIN.
     losses.COUNTS_FILE = ""

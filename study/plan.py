@@ -107,6 +107,7 @@ def studies() -> dict[str, list[Row]]:
         "prior": paired(sigmoid, eql, [prior(p) for p in (0.001, 0.1)]),
         "data": paired(sigmoid, eql, [fewer_categories, milder_tail]),
         "masks": paired(sigmoid, eql, [with_masks]),
+        "one_stage": one_stage(),
     }
 
 
@@ -116,6 +117,17 @@ def paired(baseline: Variant, loss: Variant, changes: list) -> list[Row]:
     for change in changes:
         rows += [Row(change(baseline)), Row(change(loss), change(baseline).name)]
     return rows
+
+
+def one_stage() -> list[Row]:
+    """RetinaNet, whose own loss is focal; the first two first, which answer whether EFL is right where it was made."""
+    focal = Variant("SigmoidFocalLoss-RetinaNet", "focal_retinanet.yaml")
+    others = (
+        Variant("EqualizedFocalLoss-RetinaNet", "efl_retinanet.yaml"),
+        Variant("SigmoidCrossEntropy-RetinaNet", "sigmoid_retinanet.yaml"),
+        Variant("EqualizationLoss-RetinaNet", "eql_retinanet.yaml"),
+    )
+    return [Row(focal), *(Row(variant, focal.name) for variant in others)]
 
 
 def tails(eql: Variant) -> list[Variant]:

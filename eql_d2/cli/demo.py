@@ -42,6 +42,7 @@ def run(args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from eql_d2.engine.demo import Predictor, category_names, choose, draw, image_files, output_names, read_rgb
+    from eql_d2.engine.settings import detecting_head
     from eql_d2.engine.setup import load_config, use_available_device
 
     logging.getLogger("detectron2").setLevel(logging.ERROR)
@@ -56,7 +57,7 @@ def run(args: argparse.Namespace) -> None:
     os.makedirs(args.output, exist_ok=True)
     if names is None:
         print("no dataset of the config has names for the categories: they are numbered")
-        names = [str(i) for i in range(cfg.MODEL.ROI_HEADS.NUM_CLASSES)]
+        names = [str(i) for i in range(cfg.MODEL[detecting_head(cfg)].NUM_CLASSES)]
     num_read = num_drawn = 0
     for file, name in zip(tqdm(files, unit="image"), output_names(files)):
         try:

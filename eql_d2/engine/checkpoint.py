@@ -195,7 +195,9 @@ class LongTailCheckpointer(DetectionCheckpointer):
         """
         parameters = [name for name, _ in self.model.named_parameters()]
         unset = {*incompatible.missing_keys, *(name for name, *_ in incompatible.incorrect_shapes)}
-        missing = [name for name in parameters if name in unset and not (self.new_classifier and is_of_classifier(name))]
+        missing = [
+            name for name in parameters if name in unset and not (self.new_classifier and is_of_classifier(name))
+        ]
         if not missing or (len(missing) < len(parameters) and not self.whole_model):
             return
         if self.resumes:

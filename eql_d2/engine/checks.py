@@ -8,13 +8,13 @@ from contextlib import contextmanager
 import yaml
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.modeling import META_ARCH_REGISTRY, ROI_HEADS_REGISTRY
+from detectron2.modeling import META_ARCH_REGISTRY, ROI_HEADS_REGISTRY, PanopticFPN, SemanticSegmentor
 from detectron2.utils.file_io import PathManager
 
 from eql_d2.data.annotations import EVALUATED_BY, read_annotations
 from eql_d2.data.registration import datasets_root
 from eql_d2.engine.ignored_keys import ARCHITECTURE_KEY, HEAD_KEY, check_no_ignored_key
-from eql_d2.engine.settings import RunSettings, loss_name, require_decay, settings_of
+from eql_d2.engine.settings import RunSettings, detecting_head, loss_name, require_decay, settings_of
 from eql_d2.errors import InputError, did_you_mean, one_line
 from eql_d2.losses import CLS_LOSS_REGISTRY
 from eql_d2.losses.hyper_parameters import NODE
@@ -109,6 +109,8 @@ def check_run(cfg, train: bool) -> None:
     run = settings_of(cfg)
     if isinstance(cfg, CfgNode):
         check_names(cfg)
+        check_augmentation(cfg)
+        check_stuff_classes(cfg, (*run.train_sets * train, *run.test_sets))
         if train and not run.train_sets:
             raise InputError("DATASETS.TRAIN is empty: name a dataset to train on")
     require_decay(run)
@@ -119,6 +121,29 @@ def check_run(cfg, train: bool) -> None:
         if isinstance(cfg, CfgNode):
             check_evaluator_type(name)  # a LazyConfig may have an evaluator of its own
     check_fixed_ap(run)
+
+
+def check_augmentation(cfg: CfgNode) -> None:
+    """Detectron2 has test-time augmentation for models with ROI heads only."""
+    if cfg.TEST.AUG.ENABLED and detecting_head(cfg) != "ROI_HEADS":
+        raise InputError(
+            f"TEST.AUG.ENABLED is True, but {ARCHITECTURE_KEY} '{cfg.MODEL.META_ARCHITECTURE}' has no ROI heads, which "
+            f"test-time augmentation needs: set it to False"
+        )
+
+
+def check_stuff_classes(cfg: CfgNode, names: Iterable[str]) -> None:
+    """Where the architecture segments, it must have as many classes of stuff as the datasets."""
+    if not issubclass(META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE), PanopticFPN | SemanticSegmentor):
+        return
+    K = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+    for name in names:
+        stuff = MetadataCatalog.get(name).get("stuff_classes")
+        if stuff is not None and len(stuff) != K:
+            raise InputError(
+                f"MODEL.SEM_SEG_HEAD.NUM_CLASSES is {K}, but '{name}' has {len(stuff)} classes of stuff: set "
+                f"NUM_CLASSES {len(stuff)}, or name the right dataset"
+            )
 
 
 def check_fixed_ap(run: RunSettings) -> None:

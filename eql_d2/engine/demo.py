@@ -18,6 +18,7 @@ from PIL import UnidentifiedImageError
 
 from eql_d2.drawing.panels import best_places
 from eql_d2.engine.checkpoint import LongTailCheckpointer
+from eql_d2.engine.settings import detecting_head
 from eql_d2.errors import InputError
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm"}
@@ -127,9 +128,10 @@ def read_rgb(file: str) -> np.ndarray:
 
 def category_names(cfg) -> list[str] | None:
     """Names of the model's categories, from the datasets of the config; None if no one has as many."""
+    num_classes = cfg.MODEL[detecting_head(cfg)].NUM_CLASSES
     for dataset in (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN):
         names = MetadataCatalog.get(dataset).get("thing_classes") or _names_by_loading(dataset)
-        if names and len(names) == cfg.MODEL.ROI_HEADS.NUM_CLASSES:
+        if names and len(names) == num_classes:
             return list(names)
     return None
 

@@ -7,11 +7,12 @@ branches on tensor values (``if not valid_mask.all()`` in find_top_rpn_proposals
 import torch
 from detectron2.export import TracingAdapter
 from detectron2.modeling import GeneralizedRCNN
+from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from torch import nn
 
 
 def trace_detector(model: nn.Module, image: torch.Tensor) -> torch.jit.ScriptModule:
-    """Trace a GeneralizedRCNN in evaluation mode.
+    """Trace a GeneralizedRCNN or a dense detector (RetinaNet, FCOS) in evaluation mode.
 
     Args:
         image: (3, H, W) of the model's range and channel order, resized as for testing, with at least one detection;
@@ -26,8 +27,14 @@ def trace_detector(model: nn.Module, image: torch.Tensor) -> torch.jit.ScriptMod
 
 
 @torch.no_grad()
-def detect(model: GeneralizedRCNN, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """What the traced module of ``model`` gives for ``image``."""
-    (detections,) = model.inference([{"image": image}], do_postprocess=False)
+def detect(model: GeneralizedRCNN | DenseDetector, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """What the traced module of ``model`` gives for ``image``; the boxes of a dense detector may leave it."""
+    if isinstance(model, DenseDetector):
+        images = model.preprocess_image([{"image": image}])
+        features = model.backbone(images.tensor)
+        features = [features[name] for name in model.head_in_features]
+        (detections,) = model.forward_inference(images, features, model.head(features))
+    else:
+        (detections,) = model.inference([{"image": image}], do_postprocess=False)
     fields = detections.get_fields()
     return tuple(getattr(fields[name], "tensor", fields[name]) for name in sorted(fields))

@@ -1,24 +1,31 @@
 """Keys of this package that the chosen model would not read: an error, since the run would go on without them.
 
-They are read by the box predictor of our ROI heads. A model of Detectron2's own without that predictor, such as
-RetinaNet, trains on its own classification loss, whatever ``CLS_LOSS.NAME`` says.
+They are read by the box predictor of our ROI heads, and most of them by our dense detectors. A model of Detectron2's
+own, such as RetinaNet, trains on its own classification loss, whatever ``CLS_LOSS.NAME`` says.
 """
 
+import inspect
 import logging
 from collections.abc import Iterator
 
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import META_ARCH_REGISTRY, ROI_HEADS_REGISTRY, GeneralizedRCNN
+from omegaconf import DictConfig
+from torch import nn
 
 from eql_d2.config import add_eql_config
 from eql_d2.data.frequencies import COUNTS_KEY
+from eql_d2.engine.lazy_parts import config_nodes
 from eql_d2.errors import InputError
-from eql_d2.losses import CLS_LOSS_REGISTRY
+from eql_d2.losses import CLS_LOSS_REGISTRY, ClassificationLoss, losses_of
 from eql_d2.losses.hyper_parameters import NODE
+from eql_d2.modeling.dense import LongTailDenseMixin
+from eql_d2.modeling.long_tail import target_of
 
 logger = logging.getLogger(__name__)
 
 ARCHITECTURE_KEY, HEAD_KEY = "MODEL.META_ARCHITECTURE", "MODEL.ROI_HEADS.NAME"
+OUR_DETECTORS = {"RetinaNet": "LongTailRetinaNet"}  # Detectron2's -> ours
 OUR_HEADS = "LongTailROIHeads, LongTailCascadeROIHeads or LongTailRes5ROIHeads"
 CALIBRATION = "MODEL.ROI_BOX_HEAD.CALIBRATION"
 # Key -> the calibrations that read it.
@@ -39,6 +46,16 @@ READ_BY_OUR_PREDICTOR = (
     "MODEL.ROI_HEADS.PRIOR_PROB",
 )
 
+# Of these, what our dense detectors read, too, and the one key in it that they do not.
+READ_BY_DENSE = (NODE, CALIBRATION, "MODEL.ROI_HEADS.LAMBDA", "MODEL.ROI_HEADS.PRIOR_PROB")
+IMAGE_LABELS = f"{NODE}.IMAGE_LABELS"
+# Keys of Detectron2's own that stand for a hyper-parameter of the loss.
+STOCK_LOSS_KEYS = {
+    "MODEL.RETINANET.FOCAL_LOSS_ALPHA": f"{NODE}.SigmoidFocalLoss.ALPHA",
+    "MODEL.RETINANET.FOCAL_LOSS_GAMMA": f"{NODE}.SigmoidFocalLoss.GAMMA",
+    "MODEL.RETINANET.PRIOR_PROB": f"PRIOR_PROB of the loss, as {NODE}.SigmoidFocalLoss.PRIOR_PROB",
+}
+
 
 def check_no_ignored_key(cfg: CfgNode, loss_name: str) -> None:
     """Every key of the classifier that is not as by default must be read by the model that the config names.
@@ -57,6 +74,8 @@ def check_no_ignored_key(cfg: CfgNode, loss_name: str) -> None:
     if ignored_by and changed:
         key, value = next(iter(changed.items()))
         raise InputError(f"{key} is {value!r}, but {ignored_by}")
+    if issubclass(META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE), LongTailDenseMixin):
+        check_dense(cfg, changed)
     calibration = changed.get(f"{CALIBRATION}.NAME", "")
     for key, owners in CALIBRATION_KEYS.items():
         if f"{CALIBRATION}.{key}" in changed and calibration not in owners:
@@ -70,6 +89,50 @@ def check_no_ignored_key(cfg: CfgNode, loss_name: str) -> None:
             logger.warning("%s is %r, but the loss is %s, which does not read it", key, value, loss_name)
 
 
+def check_dense(cfg: CfgNode, changed: dict[str, object]) -> None:
+    """
+    Raises:
+        InputError: one of ``changed``, or a key of Detectron2's loss, that our dense detectors do not read.
+    """
+    architecture = cfg.MODEL.META_ARCHITECTURE
+    for key, value in changed.items():
+        if not key.startswith(READ_BY_DENSE) or key == IMAGE_LABELS:
+            cure = f"name the loss by {NODE}.NAME" if key == HEAD_KEY else "drop it, or choose a detector with ROI heads"
+            raise InputError(f"{key} is {value!r}, but {architecture} has no part that reads it: {cure}")
+    defaults = dict(leaves(get_cfg()))
+    for key, value in leaves(cfg):
+        if key in STOCK_LOSS_KEYS and value != defaults[key] and architecture.endswith("RetinaNet"):
+            raise InputError(
+                f"{key} is {value}, but {architecture} goes by its classification loss: set {STOCK_LOSS_KEYS[key]}"
+            )
+
+
+def check_model_reads(cfg, model: nn.Module) -> None:
+    """What a user's own architecture reads shows when it is built: with a loss chosen, a loss must be in it.
+
+    Args:
+        cfg: of a YAML file or a LazyConfig.
+
+    Raises:
+        InputError: no loss of this package is in the model, though the config sets one up.
+    """
+    if losses_of(model):
+        return
+    if isinstance(cfg, CfgNode):
+        for key, value in changed_keys(cfg).items():
+            raise InputError(
+                f"{key} is {value!r}, but the model that {ARCHITECTURE_KEY} '{cfg.MODEL.META_ARCHITECTURE}' builds has "
+                f"no classification loss of eql_d2: build it by eql_d2.build_cls_loss(cfg), or drop the key"
+            )
+    for node in config_nodes(cfg.model) if isinstance(cfg, DictConfig) else ():
+        target = target_of(node)
+        if inspect.isclass(target) and issubclass(target, ClassificationLoss):
+            raise InputError(
+                f"the config's model names the loss {target.__name__}, but the {type(model).__name__} that it builds "
+                f"has no classification loss of eql_d2: it does not use it"
+            )
+
+
 def what_ignores_our_keys(cfg: CfgNode) -> str | None:
     """The part of Detectron2's own that stands where our box predictor would be, and the cure; None for ours.
 
@@ -77,10 +140,13 @@ def what_ignores_our_keys(cfg: CfgNode) -> str | None:
     """
     architecture = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)
     if is_detectron2s(architecture) and not issubclass(architecture, GeneralizedRCNN):
+        ours = OUR_DETECTORS.get(architecture.__name__)
         return (
             f"{ARCHITECTURE_KEY} is Detectron2's own '{architecture.__name__}', which has no ROI heads and ignores it: "
-            f"drop it, or choose GeneralizedRCNN with {HEAD_KEY} {OUR_HEADS}"
+            f"drop it, or choose {f'{ours}, or ' if ours else ''}GeneralizedRCNN with {HEAD_KEY} {OUR_HEADS}"
         )
+    if issubclass(architecture, LongTailDenseMixin):
+        return None
     head = ROI_HEADS_REGISTRY.get(cfg.MODEL.ROI_HEADS.NAME)
     if is_detectron2s(head):
         return f"{HEAD_KEY} is Detectron2's own '{head.__name__}', which ignores it: choose {OUR_HEADS}"

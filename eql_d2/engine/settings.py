@@ -23,7 +23,7 @@ from eql_d2.errors import InputError, did_you_mean
 from eql_d2.losses import CLS_LOSS_REGISTRY
 from eql_d2.losses.hyper_parameters import tail_rule
 from eql_d2.modeling.dense import DEFAULT_LOSS
-from eql_d2.modeling.long_tail import box_predictor_nodes
+from eql_d2.modeling.long_tail import predictor_nodes
 
 logger = logging.getLogger(__name__)
 
@@ -197,7 +197,7 @@ def lazy_settings(cfg: DictConfig) -> RunSettings:
     amp, ema = train.get("amp") or {}, {**LAZY_DEFAULTS["train"]["model_ema"], **train["model_ema"]}
     checkpointer = train.get("checkpointer") or {}
     return RunSettings(
-        keys=LAZY_KEYS,
+        keys=LAZY_KEYS if "roi_heads" in cfg.model else LAZY_KEYS | {"num_classes": "model.num_classes"},
         output_dir=train["output_dir"],
         weights=train.get("init_checkpoint") or "",
         device=train.get("device", "cuda"),
@@ -260,12 +260,13 @@ def lazy_detections_per_image(cfg: DictConfig) -> int:
     limit = evaluator.get("max_dets_per_image") if isinstance(evaluator, DictConfig) else None
     if isinstance(limit, int):
         return limit
-    return predictor_setting(cfg.model, "test_topk_per_image", 100)
+    name = "test_topk_per_image" if "roi_heads" in cfg.model else "max_detections_per_image"
+    return predictor_setting(cfg.model, name, 100)
 
 
 def predictor_setting(model: DictConfig, name: str, default):
     """An argument of the box predictor that detects, the last of a cascade, or Detectron2's default."""
-    predictors = box_predictor_nodes(model)
+    predictors = predictor_nodes(model)
     return predictors[-1].get(name, default) if predictors else default
 
 
@@ -287,7 +288,7 @@ def lazy_tail_rule(model: DictConfig) -> TailRule | None:
     given = loss_argument(model, "tail")
     if given is not None:
         return instantiate(given)
-    for predictor in box_predictor_nodes(model):
+    for predictor in predictor_nodes(model):
         loss = predictor.get("cls_loss")
         target = loss.get("_target_") if isinstance(loss, DictConfig) else None
         loss_class = locate(target) if isinstance(target, str) else target
@@ -299,7 +300,7 @@ def lazy_tail_rule(model: DictConfig) -> TailRule | None:
 
 def loss_argument(model: DictConfig, name: str):
     """The argument ``name`` of the first classification loss of a model's config that has it, or None."""
-    for predictor in box_predictor_nodes(model):
+    for predictor in predictor_nodes(model):
         found = argument_within(predictor.get("cls_loss"), name)
         if found is not None:
             return found

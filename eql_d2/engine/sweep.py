@@ -21,7 +21,6 @@ import yaml
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import GeneralizedRCNN
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
-from torch import nn
 from tqdm import tqdm
 
 from eql_d2.data import ClassFrequencies
@@ -174,7 +173,7 @@ class Sweep:
 
 
 @torch.no_grad()
-def predict_each(model: nn.Module, predictors: list, calibrations: dict, inputs: list):
+def predict_each(model, predictors: list, calibrations: dict, inputs: list):
     """Yields each strength with the model's outputs for a batch, whose features are made once.
 
     Args:

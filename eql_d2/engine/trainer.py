@@ -23,6 +23,7 @@ from eql_d2.engine.checks import check_first_stage, check_run, explained_dataset
 from eql_d2.engine.ema import ModelEMA, require_averaging
 from eql_d2.engine.evaluators import build_evaluator, detections_for_fixed_ap
 from eql_d2.engine.gradient_balance import build_gradient_balance
+from eql_d2.engine.ignored_keys import check_model_reads
 from eql_d2.engine.interruption import Interruption, interruptible
 from eql_d2.engine.launch import distribute
 from eql_d2.engine.output_errors import NamedWriter, explained_write_errors
@@ -73,6 +74,7 @@ class Trainer(DefaultTrainer):
         run = self.settings = settings_of(cfg)
         precision = mixed_precision(run.amp, run.device) if run.amp else None
         model = self.build_model(cfg)
+        check_model_reads(cfg, model)
         for loss in losses_of(model):
             loss.require_frequencies()
         optimizer = self.build_optimizer(cfg, model)

@@ -23,6 +23,7 @@ from eql_d2.losses.iterations import CountsSteps, LateStart
 from eql_d2.losses.label_smoothing_loss import LabelSmoothingLoss
 from eql_d2.losses.ldam_loss import LDAMLoss
 from eql_d2.losses.logit_adjusted_loss import LogitAdjustedLoss
+from eql_d2.losses.normalised import normalised_loss
 from eql_d2.losses.seesaw_loss import SeesawLoss
 from eql_d2.losses.sigmoid_cross_entropy import SigmoidCrossEntropy
 from eql_d2.losses.sigmoid_focal_loss import SigmoidFocalLoss
@@ -68,6 +69,7 @@ __all__ = [
     "build_cls_loss",
     "keeping_state",
     "losses_of",
+    "normalised_loss",
 ]
 
 for _module in pkgutil.iter_modules(__path__):  # a new loss is one new file: it is registered, and found here by name

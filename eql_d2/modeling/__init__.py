@@ -1,5 +1,6 @@
 """The box predictor, ROI heads and dense detectors; importing this package registers them."""
 
+from eql_d2.modeling.criterion import LongTailCriterionMixin, class_embed
 from eql_d2.modeling.fast_rcnn import LongTailFastRCNNOutputLayers
 from eql_d2.modeling.fcos import LongTailFCOS
 from eql_d2.modeling.long_tail import long_tail
@@ -12,10 +13,12 @@ from eql_d2.modeling.roi_heads import (
 
 __all__ = [
     "LongTailCascadeROIHeads",
+    "LongTailCriterionMixin",
     "LongTailFCOS",
     "LongTailFastRCNNOutputLayers",
     "LongTailROIHeads",
     "LongTailRes5ROIHeads",
     "LongTailRetinaNet",
+    "class_embed",
     "long_tail",
 ]

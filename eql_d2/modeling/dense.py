@@ -10,6 +10,8 @@ Shape shorthand:
     predictions: what the head returns; first the (N, A * C, Hi, Wi) logits, then the (N, A * 4, Hi, Wi) deltas
 """
 
+from typing import Any
+
 import torch
 from detectron2.layers import cat
 from detectron2.structures import Boxes, Instances
@@ -40,7 +42,8 @@ class LongTailDenseMixin:
 
     num_classes: int
     max_detections_per_image: int
-    head: nn.Module
+    head: Any
+    test_score_thresh: float
     cls_loss: ClassificationLoss
     calibration: Calibration | None
     loss_normalizer: torch.Tensor
@@ -136,7 +139,7 @@ class LongTailDenseMixin:
             logits,
             scores_of,
             image_size,
-            self.test_score_thresh,  # type: ignore[attr-defined]
+            self.test_score_thresh,
             self.test_topk_candidates,  # type: ignore[attr-defined]
             self.test_nms_thresh,  # type: ignore[attr-defined]
             self.max_detections_per_image,
@@ -171,7 +174,7 @@ def require_dense(cls_loss: ClassificationLoss, detector: str) -> None:
     )
 
 
-def fitted_classifier(head: nn.Module, cls_loss: ClassificationLoss) -> nn.Conv2d:
+def fitted_classifier(head, cls_loss: ClassificationLoss) -> nn.Conv2d:
     """The head's classifier with C logits an anchor in the place of K, and the bias that the loss starts from.
 
     It starts from the head's random weights, and draws further ones in a fork of the random stream.
@@ -191,8 +194,15 @@ def fitted_classifier(head: nn.Module, cls_loss: ClassificationLoss) -> nn.Conv2
             ).to(stock.weight)
             nn.init.normal_(classifier.weight, std=0.01)
             classifier.weight.unflatten(0, (A, C))[:, :K] = stock.weight.unflatten(0, (A, K))
-        bias = classifier.bias.unflatten(0, (A, C))
-        bias[:] = cls_loss.initial_bias
-        bias[:, K:] *= -1  # background, which nearly every anchor is
+        classifier.bias.copy_(dense_bias(cls_loss).repeat(A))
     return classifier
 
+
+def dense_bias(cls_loss: ClassificationLoss) -> torch.Tensor:
+    """(C,) what the logits of an anchor or query start from: the loss's prior, and 1 - p for background.
+
+    Nearly every anchor is background.
+    """
+    bias = torch.full((cls_loss.num_logits,), cls_loss.initial_bias)
+    bias[cls_loss.num_classes :] *= -1
+    return bias

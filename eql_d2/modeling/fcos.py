@@ -91,8 +91,6 @@ class LongTailFCOS(LongTailDenseMixin, FCOS):
         logits, deltas, centerness = self._transpose_dense_predictions(predictions, widths)
         anchors = self.anchor_generator(features)
         return [
-            self.detect(
-                anchors, [x[i] for x in logits], [x[i] for x in deltas], image_size, [x[i] for x in centerness]
-            )
+            self.detect(anchors, [x[i] for x in logits], [x[i] for x in deltas], image_size, [x[i] for x in centerness])
             for i, image_size in enumerate(images.image_sizes)
         ]

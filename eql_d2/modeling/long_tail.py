@@ -10,16 +10,23 @@ long_tail(model, loss=L(EqualizationLoss)(frequencies=L(ClassFrequencies.from_da
 import copy
 import inspect
 import logging
-from typing import Any
+from typing import Any, overload
 
+from detectron2.modeling import RetinaNet
+from detectron2.modeling.meta_arch.dense_detector import DenseDetector
+from detectron2.modeling.meta_arch.fcos import FCOS
 from detectron2.modeling.roi_heads import CascadeROIHeads, FastRCNNOutputLayers, Res5ROIHeads, StandardROIHeads
 from detectron2.utils.registry import locate
 from omegaconf import DictConfig, ListConfig
+from torch import nn
 
 from eql_d2.errors import InputError
 from eql_d2.losses import ClassificationLoss
 from eql_d2.modeling.fast_rcnn import LongTailFastRCNNOutputLayers
+from eql_d2.modeling.fcos import LongTailFCOS
+from eql_d2.modeling.retinanet import LongTailRetinaNet
 from eql_d2.modeling.roi_heads import LongTailCascadeROIHeads, LongTailRes5ROIHeads, LongTailROIHeads
+from eql_d2.modeling.torchvision_detectors import long_tail_torchvision
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +35,7 @@ OUR_HEADS = {
     CascadeROIHeads: LongTailCascadeROIHeads,
     Res5ROIHeads: LongTailRes5ROIHeads,
 }
+OUR_DETECTORS = {RetinaNet: LongTailRetinaNet, FCOS: LongTailFCOS}
 # Detectron2's own switches of the classification loss, which a loss of ours stands in for.
 STOCK_LOSS_ARGUMENTS = (
     "use_sigmoid_ce",
@@ -37,18 +45,27 @@ STOCK_LOSS_ARGUMENTS = (
 )
 
 
-def long_tail(model: DictConfig, loss: DictConfig, **arguments: Any) -> DictConfig:
-    """Give a LazyConfig model a classification loss of this package, in place; a cascade gets one for each stage.
+@overload
+def long_tail(model: DictConfig, loss: DictConfig, **arguments: Any) -> DictConfig: ...
+@overload
+def long_tail(model: nn.Module, loss: ClassificationLoss) -> nn.Module: ...
+def long_tail(model, loss, **arguments):
+    """Give a LazyConfig model, or a model of torchvision's, a classification loss of this package, in place.
+
+    A cascade gets one for each stage.
 
     Box regression, thresholds and everything else stay as they are. Detectron2's own switches of the loss
     (``use_sigmoid_ce``, ``use_fed_loss``) are taken out, with a line. The number of classes of the loss is the box
-    predictor's.
+    predictor's. Of a torchvision model, classifier, loss and scores change: see
+    :mod:`eql_d2.modeling.torchvision_detectors`, also for how its labels count.
 
     Args:
-        model: the config of a model with ROI heads of Detectron2's (or ours, whose loss is then replaced).
-        loss: the config of a :class:`eql_d2.losses.ClassificationLoss`, `L(EqualizationLoss)(frequencies=...)`.
+        model: the config of a model with ROI heads of Detectron2's, RetinaNet or FCOS (or ours of these, whose loss is
+            then replaced). Or a FasterRCNN, MaskRCNN, KeypointRCNN or RetinaNet of torchvision's.
+        loss: the config of a :class:`eql_d2.losses.ClassificationLoss`, `L(EqualizationLoss)(frequencies=...)`; for
+            torchvision the loss itself.
         arguments: further arguments of :class:`eql_d2.modeling.LongTailFastRCNNOutputLayers`: ``image_labels=True``,
-            ``cls_temperature=20.0``, ...
+            ``cls_temperature=20.0``, ...; of RetinaNet and FCOS, ``calibration`` and their own.
 
     Returns:
         ``model``.
@@ -56,12 +73,16 @@ def long_tail(model: DictConfig, loss: DictConfig, **arguments: Any) -> DictConf
     Raises:
         InputError: a model that this cannot serve, and why; a loss that lacks an argument.
     """
+    if isinstance(model, nn.Module):
+        return long_tail_torchvision(model, loss, **arguments)
     require_loss(loss)
+    if target_of(model) in (*OUR_DETECTORS, *OUR_DETECTORS.values()):
+        return use_dense(model, loss, arguments)
     predictors = box_predictor_nodes(model)
     if not predictors:
         raise InputError(
-            f"long_tail needs a model with ROI heads and box predictors, model.roi_heads.box_predictor or "
-            f"box_predictors of a LazyConfig; got {described(model)}"
+            f"long_tail needs a LazyConfig's model: one with ROI heads and box predictors (model.roi_heads."
+            f"box_predictor or box_predictors), RetinaNet or FCOS; got {described(model)}"
         )
     for predictor in predictors:
         require_stock(predictor, FastRCNNOutputLayers, LongTailFastRCNNOutputLayers, "box predictor")
@@ -81,6 +102,25 @@ def box_predictor_nodes(model: DictConfig) -> list[DictConfig]:
     found = head.get("box_predictors", head.get("box_predictor"))
     nodes = found if isinstance(found, ListConfig) else [found]
     return [node for node in nodes if isinstance(node, DictConfig)]
+
+
+def predictor_nodes(model: DictConfig) -> list[DictConfig]:
+    """:func:`box_predictor_nodes`, or the config of a dense detector itself."""
+    detector = target_of(model)
+    return [model] if inspect.isclass(detector) and issubclass(detector, DenseDetector) else box_predictor_nodes(model)
+
+
+def use_dense(model: DictConfig, loss: DictConfig, arguments: dict[str, Any]) -> DictConfig:
+    """A RetinaNet or FCOS as ours."""
+    detector = OUR_DETECTORS.get(target_of(model), target_of(model))
+    dropped = [name for name in ("focal_loss_alpha", "focal_loss_gamma") if model.pop(name, None) is not None]
+    if dropped:
+        logger.info("long_tail: %s goes by its loss, not by %s", detector.__name__, dropped)
+    model._target_ = detector
+    model.cls_loss = copy.deepcopy(loss)
+    model.cls_loss.num_classes = "${..num_classes}"
+    model.update(arguments)
+    return model
 
 
 def use_loss(predictor: DictConfig, loss: DictConfig, arguments: dict[str, Any]) -> None:
