@@ -8,14 +8,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from detectron2.config import LazyCall as L
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import META_ARCH_REGISTRY, RetinaNet, build_model
+from omegaconf import OmegaConf
 from PIL import Image
+from torch import nn
 
 from eql_d2.engine import Trainer, check_run, load_config, one_line_errors
+from eql_d2.engine.ignored_keys import check_model_reads
 from eql_d2.engine.settings import settings_of
 from eql_d2.errors import InputError
-from eql_d2.losses import EqualizationLoss
+from eql_d2.losses import EqualizationLoss, SigmoidCrossEntropy
 
 ROOT = Path(__file__).parents[1]
 BASE = str(ROOT / "configs" / "MiniLVIS" / "Base-MiniLVIS.yaml")
@@ -266,6 +270,64 @@ def test_architectures_that_read_the_keys(run_cfg):
     loss = (f"{NODE}.NAME", "EqualizationLoss")
     check_run(run_cfg("MODEL.META_ARCHITECTURE", "PanopticFPN", *loss), train=True)
     check_run(run_cfg(*RETINANET, "MODEL.META_ARCHITECTURE", own_architecture(), *loss), train=True)
+
+
+OURS = (*RETINANET, "MODEL.META_ARCHITECTURE", "LongTailRetinaNet")
+
+
+@pytest.mark.parametrize(
+    "key, value, cure",
+    [
+        ("MODEL.ROI_BOX_HEAD.CLS_SCALE", True, "has no part that reads it: drop it"),
+        ("MODEL.ROI_BOX_HEAD.CLS_NORM.TEMPERATURE", 20.0, "has no part that reads it: drop it"),
+        (f"{NODE}.IMAGE_LABELS", True, "drop it, or choose a detector with ROI heads"),
+        ("MODEL.ROI_HEADS.NAME", "EQLROIHeads", f"name the loss by {NODE}.NAME"),
+        ("MODEL.RETINANET.FOCAL_LOSS_GAMMA", 1.5, f"goes by its classification loss: set {NODE}.Sigmoid"),
+        ("MODEL.RETINANET.PRIOR_PROB", 0.02, "goes by its classification loss: set PRIOR_PROB of the loss"),
+    ],
+)
+def test_keys_that_our_dense_detector_would_ignore(run_cfg, key, value, cure):
+    with pytest.raises(InputError, match=f"^{key} is {value!r}, but LongTailRetinaNet .*{cure}"):
+        check_run(run_cfg(*OURS, key, value), train=True)
+
+
+def test_keys_that_our_dense_detector_reads(run_cfg):
+    calibration = ("MODEL.ROI_BOX_HEAD.CALIBRATION.NAME", "NorCal")
+    check_run(run_cfg(*OURS, f"{NODE}.NAME", "EqualizedFocalLoss", *calibration), train=True)
+    check_run(run_cfg(*OURS, "MODEL.ROI_HEADS.LAMBDA", 0.00177, f"{NODE}.NAME", "EqualizationLoss"), train=True)
+    fcos = ("MODEL.META_ARCHITECTURE", "LongTailFCOS", "MODEL.ROI_HEADS.NUM_CLASSES", 80)
+    check_run(run_cfg(*fcos, "MODEL.FCOS.NUM_CLASSES", 7), train=True)
+    with pytest.raises(InputError, match=r"MODEL\.FCOS\.NUM_CLASSES is 80.*7 categories"):
+        check_run(run_cfg(*fcos), train=True)
+
+
+def test_test_time_augmentation_of_a_dense_detector(run_cfg):
+    with pytest.raises(InputError, match="TEST.AUG.ENABLED is True, but .*'LongTailRetinaNet' has no ROI heads"):
+        check_run(run_cfg(*OURS, "TEST.AUG.ENABLED", True), train=True)
+
+
+def test_number_of_classes_of_stuff(run_cfg, dataset):
+    MetadataCatalog.get(dataset[0]).stuff_classes = ["things", "sky"]
+    panoptic = ("MODEL.META_ARCHITECTURE", "PanopticFPN")
+    check_run(run_cfg(*panoptic, "MODEL.SEM_SEG_HEAD.NUM_CLASSES", 2), train=True)
+    with pytest.raises(InputError, match="SEM_SEG_HEAD.NUM_CLASSES is 54, but .* has 2 classes of stuff: set NUM_CL"):
+        check_run(run_cfg(*panoptic), train=True)
+
+
+def test_a_model_that_was_built_without_the_loss(run_cfg):
+    """What an architecture of a user's own reads shows then."""
+    model = nn.Linear(2, 2)
+    cfg = run_cfg(*RETINANET, "MODEL.META_ARCHITECTURE", own_architecture(), f"{NODE}.NAME", "EqualizationLoss")
+    with pytest.raises(
+        InputError, match=f"{NODE}.NAME is 'EqualizationLoss', but the model .* has no classification l"
+    ):
+        check_model_reads(cfg, model)
+    check_model_reads(cfg, SigmoidCrossEntropy(7))
+    check_model_reads(run_cfg(*RETINANET), model)
+    node = L(nn.Linear)(own=L(SigmoidCrossEntropy)(num_classes=7))
+    lazy = OmegaConf.create({"model": node}, flags={"allow_objects": True})
+    with pytest.raises(InputError, match="names the loss SigmoidCrossEntropy, but the Linear that it builds has no"):
+        check_model_reads(lazy, model)
 
 
 def own_architecture() -> str:

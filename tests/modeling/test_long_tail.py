@@ -7,6 +7,7 @@ import torch
 from detectron2 import model_zoo
 from detectron2.config import LazyCall as L
 from detectron2.config import instantiate
+from detectron2.modeling import ProposalNetwork
 from detectron2.modeling.roi_heads import FastRCNNOutputLayers, StandardROIHeads
 
 from eql_d2.errors import InputError
@@ -91,9 +92,8 @@ class OwnHeads(StandardROIHeads):
 
 
 def test_what_is_refused(mask_rcnn):
-    retinanet = model_zoo.get_config("common/models/retinanet.py").model
-    with pytest.raises(InputError, match="needs a model with ROI heads and box predictors.*got RetinaNet"):
-        long_tail(retinanet, loss=SIGMOID)
+    with pytest.raises(InputError, match="one with ROI heads and box predictors .*, RetinaNet or FCOS; got Proposal"):
+        long_tail(L(ProposalNetwork)(), loss=SIGMOID)
     with pytest.raises(InputError, match=r"takes the config of a loss.*got a SigmoidCrossEntropy"):
         long_tail(mask_rcnn, loss=SigmoidCrossEntropy(80))
     with pytest.raises(InputError, match=r"EqualizationLoss needs frequencies: L\(EqualizationLoss\)\(frequencies="):
