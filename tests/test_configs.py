@@ -15,10 +15,11 @@ from detectron2.modeling import build_model
 import eql_d2
 from eql_d2 import ClassFrequencies
 from eql_d2.engine import load_config
+from eql_d2.engine.settings import detecting_head, loss_name
 from eql_d2.errors import InputError
 from eql_d2.losses import EqualizationLoss
-from eql_d2.modeling import LongTailFastRCNNOutputLayers
 from eql_d2.modeling.freeze import freeze
+from eql_d2.modeling.predictors import predictors_of
 
 ROOT = Path(eql_d2.__file__).parent / "configs"
 CONFIGS = sorted(str(p.relative_to(ROOT)) for p in ROOT.rglob("*.yaml"))
@@ -42,7 +43,7 @@ def build(monkeypatch, tmp_path):
     def build(name):
         cfg = load(name, "MODEL.DEVICE", "cpu", "OUTPUT_DIR", str(tmp_path))
         if not name.startswith("LVIS"):  # whose counts are shipped
-            K = cfg.MODEL.ROI_HEADS.NUM_CLASSES
+            K = cfg.MODEL[detecting_head(cfg)].NUM_CLASSES
             counts = tmp_path / "counts.json"
             ClassFrequencies([50] * K, [90] * K, num_images=1000).save(counts)
             cfg.MODEL.ROI_BOX_HEAD.CLS_LOSS.COUNTS_FILE = str(counts)
@@ -51,18 +52,15 @@ def build(monkeypatch, tmp_path):
     return build
 
 
-def predictors(model):
-    return [m for m in model.modules() if isinstance(m, LongTailFastRCNNOutputLayers)]
-
-
 @pytest.mark.parametrize("name", MODELS)
 def test_loads_and_builds(name, build):
     cfg = load(name)
-    heads = predictors(build(name))
+    heads = predictors_of(build(name))
     assert len(heads) == (3 if "cascade" in name else 1)
     for head in heads:
-        assert head.num_classes == cfg.MODEL.ROI_HEADS.NUM_CLASSES
-        assert head.cls_score.out_features == head.cls_loss.num_logits
+        assert head.num_classes == cfg.MODEL[detecting_head(cfg)].NUM_CLASSES
+        assert len(head.cls_score.weight) % head.cls_loss.num_logits == 0
+        assert type(head.cls_loss).__name__ == loss_name(cfg)
 
 
 @pytest.mark.parametrize("name", LEAVES)
@@ -70,9 +68,9 @@ def test_leaves_are_short_and_have_the_classes_of_their_dataset(name):
     assert len((ROOT / name).read_text().splitlines()) <= 12
     cfg = load(name)
     for dataset in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
-        assert NUM_CLASSES[dataset.rsplit("_", 1)[0]] == cfg.MODEL.ROI_HEADS.NUM_CLASSES
+        assert NUM_CLASSES[dataset.rsplit("_", 1)[0]] == cfg.MODEL[detecting_head(cfg)].NUM_CLASSES
         classes = MetadataCatalog.get(dataset).get("thing_classes")
-        assert classes is None or len(classes) == cfg.MODEL.ROI_HEADS.NUM_CLASSES
+        assert classes is None or len(classes) == cfg.MODEL[detecting_head(cfg)].NUM_CLASSES
 
 
 def values(node, *path):

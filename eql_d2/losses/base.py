@@ -302,8 +302,7 @@ class SigmoidLoss(ClassificationLoss):
 
     def probs(self, logits) -> torch.Tensor:
         """Sigmoid scores and a zero background column, since Detectron2 drops the last column."""
-        scores = at_least_fp32(logits).sigmoid()
-        return torch.cat([scores, scores.new_zeros(len(scores), 1)], dim=1)
+        return F.pad(at_least_fp32(logits).sigmoid(), (0, 1))
 
     def predicted_classes(self, probs) -> torch.Tensor:
         """The best category, or background where no score exceeds 0.5."""
