@@ -97,7 +97,9 @@ def check_dense(cfg: CfgNode, changed: dict[str, object]) -> None:
     architecture = cfg.MODEL.META_ARCHITECTURE
     for key, value in changed.items():
         if not key.startswith(READ_BY_DENSE) or key == IMAGE_LABELS:
-            cure = f"name the loss by {NODE}.NAME" if key == HEAD_KEY else "drop it, or choose a detector with ROI heads"
+            cure = (
+                f"name the loss by {NODE}.NAME" if key == HEAD_KEY else "drop it, or choose a detector with ROI heads"
+            )
             raise InputError(f"{key} is {value!r}, but {architecture} has no part that reads it: {cure}")
     defaults = dict(leaves(get_cfg()))
     for key, value in leaves(cfg):

@@ -145,6 +145,10 @@ class Sweep:
             raise InputError(f"its {type(detector).__name__} is not of eql_d2, so has no calibration")
         calibration = CALIBRATIONS[self.calibration]
         known: LogitStatistics | ClassFrequencies
+        if calibration.needs is LogitStatistics and isinstance(model, DenseDetector):
+            raise InputError(
+                f"{self.calibration} goes by the logits of ROI heads, and its {type(model).__name__} has none"
+            )
         if calibration.needs is LogitStatistics and any(strengths):
             known = statistics_of_run(cfg, folder, model, self.statistics_images)
         elif calibration.needs is LogitStatistics:

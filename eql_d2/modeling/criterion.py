@@ -22,7 +22,7 @@ class LongTailCriterionMixin:
 
     The loss is the sum over all queries, divided by ``num_boxes``; a query without an object is background. The
     model's classifier must be as wide as the loss says, and starts from its prior: :func:`class_embed`. A loss that
-    counts (EFL, EQL v2, ``start_at``) counts every call: with 6 decoder layers, 6 an iteration.
+    counts (EFL, EQL v2, ``LateStart``) counts every call: with 6 decoder layers, 6 an iteration.
     """
 
     label_loss_name = "loss_ce"

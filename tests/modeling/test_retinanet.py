@@ -22,7 +22,7 @@ from torch import nn
 
 from eql_d2 import CLS_LOSS_REGISTRY, ClassFrequencies
 from eql_d2.errors import InputError
-from eql_d2.losses import EqualizedFocalLoss, SigmoidCrossEntropy, SigmoidFocalLoss, SoftmaxCrossEntropy
+from eql_d2.losses import EqualizedFocalLoss, LateStart, SigmoidCrossEntropy, SigmoidFocalLoss, SoftmaxCrossEntropy
 from eql_d2.modeling import LongTailFCOS, LongTailRetinaNet, long_tail
 from eql_d2.modeling.calibration import NorCal
 from eql_d2.modeling.dense import fits_dense
@@ -279,7 +279,9 @@ def test_calibration_lowers_the_frequent():
 
 
 def test_it_starts_later():
-    model = make(LongTailRetinaNet, cls_loss=SigmoidFocalLoss(K).start_at(1))
+    then = SigmoidFocalLoss(K)
+    late = LateStart(then.plain(), then, start_iter=1)
+    model = make(LongTailRetinaNet, cls_loss=late)
     plain = make(LongTailRetinaNet, cls_loss=SigmoidCrossEntropy(K, prior_prob=0.01))
     focal = make(LongTailRetinaNet, cls_loss=SigmoidFocalLoss(K))
     batch = images(2, 3)
