@@ -7,6 +7,7 @@ from pathlib import Path
 
 from detectron2.config import CfgNode, get_cfg
 
+import eql_d2.config
 from eql_d2 import CLS_LOSS_REGISTRY, add_eql_config
 from eql_d2.losses.hyper_parameters import NODE
 
@@ -22,7 +23,7 @@ def config_keys() -> str:
     """Every key of `add_eql_config`, its default, and the comment that stands above it in config.py."""
     stock, cfg = get_cfg(), get_cfg()
     add_eql_config(cfg)
-    meanings = comments(inspect.getsource(add_eql_config))
+    meanings = comments(inspect.getsource(eql_d2.config))
     by_meaning: dict[str, list] = {}
     of_losses: dict[str, list] = {}
     for key, default in added(cfg, stock).items():
