@@ -118,7 +118,12 @@ def heads_page() -> str:
     heads = ["LongTailROIHeads", "LongTailCascadeROIHeads", "LongTailRes5ROIHeads"]
     parts = [f"eql_d2.modeling.roi_heads.{name}" for name in heads]
     parts += ["eql_d2.modeling.fast_rcnn.LongTailFastRCNNOutputLayers", "eql_d2.modeling.long_tail.long_tail"]
-    return api("Heads", "The ROI heads, and what gives a LazyConfig's model a loss: [modern](../modern.md).", parts)
+    dense = ["retinanet.LongTailRetinaNet", "fcos.LongTailFCOS", "criterion.LongTailCriterionMixin"]
+    dense += ["torchvision_detectors.LongTailPredictor", "torchvision_detectors.LongTailClassificationHead"]
+    calibrations = [f"calibration.{name}" for name in ("LogitAdjustment", "NorCal", "FRACAL", "LogN")]
+    parts += [f"eql_d2.modeling.{part}" for part in [*dense, *calibrations]]
+    text = "What carries a loss: ROI heads, dense detectors, set criteria, torchvision's; and what corrects scores."
+    return api("Heads", text, parts)
 
 
 def evaluation_page() -> str:
