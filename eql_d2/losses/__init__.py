@@ -12,12 +12,14 @@ from eql_d2.losses.base import ClassificationLoss, RoIs, SigmoidLoss, SoftmaxLos
 from eql_d2.losses.build import CLS_LOSS_REGISTRY, build_cls_loss
 from eql_d2.losses.class_balanced_loss import ClassBalancedLoss
 from eql_d2.losses.class_dependent_temperature_loss import ClassDependentTemperatureLoss
+from eql_d2.losses.class_weighted_loss import ClassWeightedLoss
 from eql_d2.losses.drop_loss import DropLoss
 from eql_d2.losses.effective_class_margin_loss import EffectiveClassMarginLoss
 from eql_d2.losses.equalization_loss import EqualizationLoss
 from eql_d2.losses.equalization_loss_v2 import EqualizationLossV2
 from eql_d2.losses.equalized_focal_loss import EqualizedFocalLoss
 from eql_d2.losses.federated_loss import FederatedLoss
+from eql_d2.losses.gumbel_loss import GumbelLoss
 from eql_d2.losses.influence_balanced_loss import InfluenceBalancedLoss
 from eql_d2.losses.iterations import CountsSteps, LateStart
 from eql_d2.losses.label_smoothing_loss import LabelSmoothingLoss
@@ -29,6 +31,7 @@ from eql_d2.losses.sigmoid_cross_entropy import SigmoidCrossEntropy
 from eql_d2.losses.sigmoid_focal_loss import SigmoidFocalLoss
 from eql_d2.losses.softmax_cross_entropy import SoftmaxCrossEntropy
 from eql_d2.losses.softmax_equalization_loss import SoftmaxEqualizationLoss
+from eql_d2.losses.softmax_federated_loss import SoftmaxFederatedLoss
 from eql_d2.losses.softmax_focal_loss import SoftmaxFocalLoss
 from eql_d2.losses.vector_scaling_loss import VectorScalingLoss
 from eql_d2.losses.weighted_cross_entropy import WeightedCrossEntropy
@@ -42,6 +45,7 @@ __all__ = [
     "BalancedSoftmaxLoss",
     "ClassBalancedLoss",
     "ClassDependentTemperatureLoss",
+    "ClassWeightedLoss",
     "ClassificationLoss",
     "CountsSteps",
     "DropLoss",
@@ -50,6 +54,7 @@ __all__ = [
     "EqualizationLossV2",
     "EqualizedFocalLoss",
     "FederatedLoss",
+    "GumbelLoss",
     "InfluenceBalancedLoss",
     "LDAMLoss",
     "LabelSmoothingLoss",
@@ -62,6 +67,7 @@ __all__ = [
     "SigmoidLoss",
     "SoftmaxCrossEntropy",
     "SoftmaxEqualizationLoss",
+    "SoftmaxFederatedLoss",
     "SoftmaxFocalLoss",
     "SoftmaxLoss",
     "VectorScalingLoss",
