@@ -38,8 +38,7 @@ class ClassWeightedLoss(ClassificationLoss):
         prior_prob: score every category starts with, of the sigmoid and focal bases (default 0.01, that of RetinaNet).
     """
 
-    uses_negatives = True
-    compiled: bool | None = False
+    compiled: bool | None = None
     scoring: ClassificationLoss  # what the base decides besides the loss: width, prior and scores
     class_weight: torch.Tensor  # (K + 1,) float64 of the softmax base, else (K,)
 
@@ -65,9 +64,9 @@ class ClassWeightedLoss(ClassificationLoss):
         self.base, self.gamma = base, gamma
         if base == "softmax":
             self.scoring = SoftmaxLoss(num_classes)
-            self.uses_negatives, self.compiled = False, None
         else:
             self.scoring = SigmoidLoss(num_classes, prior_prob=prior_prob)
+            self.uses_negatives, self.compiled = True, False
         self.prior_prob = self.scoring.prior_prob
         given = read_json(weights_file) if weights_file else weights
         weight = self._checked(given, weights_file or "weights")

@@ -52,10 +52,7 @@ class FederatedLoss(SigmoidLoss):
         prior_prob: float = 0.01,
     ):
         super().__init__(num_classes, prior_prob=prior_prob)
-        if subset_size < 1:
-            raise InputError(f"subset_size must be at least 1, got {subset_size}")
-        if not 0 <= power < float("inf"):
-            raise InputError(f"power must be in [0, inf), got {power}")
+        check_subset(subset_size, power)
         self.subset_size = subset_size
 
         def rate(frequencies):
@@ -70,14 +67,25 @@ class FederatedLoss(SigmoidLoss):
         return fused.sigmoid_cross_entropy(logits, rois.gt_classes, negatives=trained)
 
     def draw_subset(self, gt_classes, generator=None) -> torch.Tensor:
-        """(K,) bool, a new draw of S.
+        """(K,) bool, a new draw of S."""
+        return draw_subset(self.rate, gt_classes, self.subset_size, generator)
 
-        One exponential clock a category, whose rate is its weight: the order in which they ring is that of drawing one
-        category after the other without replacement. (``torch.multinomial`` waits for the GPU to check its input.)
-        """
-        present = self.rate.new_zeros(self.num_classes + 1, dtype=torch.bool)
-        present = present.scatter(0, gt_classes, True)[:-1]
-        time = torch.empty_like(self.rate).exponential_(generator=generator) / self.rate
-        size = min(self.subset_size, self.num_classes)
-        first = time.masked_fill(present, -1).topk(size, largest=False).indices
-        return present.scatter(0, first, True)
+
+def check_subset(subset_size: int, power: float) -> None:
+    if subset_size < 1:
+        raise InputError(f"subset_size must be at least 1, got {subset_size}")
+    if not 0 <= power < float("inf"):
+        raise InputError(f"power must be in [0, inf), got {power}")
+
+
+def draw_subset(rate: torch.Tensor, gt_classes: torch.Tensor, size: int, generator=None) -> torch.Tensor:
+    """(K,) bool: the categories of (R,) labels, and others until there are ``size``, by (K,) weights.
+
+    One exponential clock a category, whose rate is its weight: the order in which they ring is that of drawing one
+    category after the other without replacement. (``torch.multinomial`` waits for the GPU to check its input.)
+    """
+    present = rate.new_zeros(len(rate) + 1, dtype=torch.bool)
+    present = present.scatter(0, gt_classes, True)[:-1]
+    time = torch.empty_like(rate).exponential_(generator=generator) / rate
+    first = time.masked_fill(present, -1).topk(min(size, len(rate)), largest=False).indices
+    return present.scatter(0, first, True)

@@ -1,10 +1,12 @@
 """Binary cross-entropy of a Gumbel activation."""
 
+import math
+
 import torch
 from torch.nn import functional as F
 
 from eql_d2.errors import InputError
-from eql_d2.losses.base import ClassificationLoss, SigmoidLoss, at_least_fp32
+from eql_d2.losses.base import SigmoidLoss, at_least_fp32
 from eql_d2.losses.build import CLS_LOSS_REGISTRY
 from eql_d2.losses.fused import own_entry
 
@@ -21,8 +23,8 @@ class GumbelLoss(SigmoidLoss):
     the gradient of its negatives, e^{-z} p / (1 - p), dies down faster than a sigmoid's, while that of positives,
     -e^{-z}, grows without bound where the score is low. From "Long-tailed Instance Segmentation using Gumbel Optimized
     Loss" (GOL; Alexandridis et al., ECCV 2022, arXiv:2207.10936); the authors train it with repeat factor sampling
-    (RFS, ``DATALOADER.SAMPLER_TRAIN RepeatFactorTrainingSampler``), as the configs do. Their full GOL adds what DropLoss and
-    others have; this is its activation.
+    (RFS, ``DATALOADER.SAMPLER_TRAIN RepeatFactorTrainingSampler``), as the configs do. Their full GOL adds parts of
+    DropLoss and others; this is its activation.
 
     Logits are clamped to [-4, 10], as in the authors' code, where scores are 2e-24 and 0.99995: beyond there is no
     gradient.
@@ -40,20 +42,16 @@ class GumbelLoss(SigmoidLoss):
         if not LOWEST <= initial_bias <= HIGHEST:
             raise InputError(f"initial_bias must be in [{LOWEST:g}, {HIGHEST:g}], got {initial_bias}")
         # The predictor starts the bias at the log-odds of the prior.
-        super().__init__(num_classes, prior_prob=float(torch.tensor(initial_bias, dtype=torch.float64).sigmoid()))
+        super().__init__(num_classes, prior_prob=1 / (1 + math.exp(-initial_bias)))
         self.initial_bias = initial_bias
 
     def compute(self, logits, rois):
         pull = (-logits.clamp(LOWEST, HIGHEST)).exp()  # -log p
         of_negatives = -torch.log(-torch.expm1(-pull))
-        if rois.negatives is not None:
-            of_negatives = of_negatives * rois.negatives
         column, foreground = own_entry(rois.gt_classes, self.num_classes)
         own = torch.where(foreground, pull.gather(1, column), of_negatives.gather(1, column))
-        return of_negatives.scatter(1, column, own).sum(dim=1)
-
-    def plain(self):
-        return ClassificationLoss.plain(self)  # none: its logits mean other scores
+        losses = of_negatives.scatter(1, column, own)
+        return (losses if rois.negatives is None else losses * rois.negatives).sum(dim=1)
 
     def probs(self, logits):
         scores = (-(-at_least_fp32(logits).clamp(LOWEST, HIGHEST)).exp()).exp()

@@ -7,7 +7,7 @@ from eql_d2.data.frequencies import ClassFrequencies
 from eql_d2.losses import fused
 from eql_d2.losses.base import SoftmaxLoss
 from eql_d2.losses.build import CLS_LOSS_REGISTRY
-from eql_d2.losses.federated_loss import FederatedLoss
+from eql_d2.losses.federated_loss import check_subset, draw_subset
 
 
 @CLS_LOSS_REGISTRY.register()
@@ -18,7 +18,7 @@ class SoftmaxFederatedLoss(SoftmaxLoss):
 
     S_i is the S of :class:`FederatedLoss`, drawn anew in each step: the categories of the batch's foreground RoIs, and
     others until there are ``subset_size``. Told which categories an image was checked for (``negatives``), RoIs of the
-    image leave the others out, too. A RoI's own category is always in. Scores are the softmax over all.
+    image leave the others out, too. Scores are the softmax over all.
 
     The softmax of "Probabilistic two-stage detection" (Zhou et al., arXiv:2103.07461), whose federated loss is of
     sigmoids, has no paper that we know of; it is what users ask for who need one distribution. With as many categories
@@ -32,19 +32,26 @@ class SoftmaxFederatedLoss(SoftmaxLoss):
     """
 
     uses_negatives = True
+    rate: torch.Tensor  # (K,) float64
 
     def __init__(self, num_classes: int, *, frequencies: ClassFrequencies, subset_size: int = 50, power: float = 0.5):
         super().__init__(num_classes)
-        self.subset = FederatedLoss(num_classes, frequencies=frequencies, subset_size=subset_size, power=power)
+        check_subset(subset_size, power)
+        self.subset_size = subset_size
 
-    def require_frequencies(self) -> None:
-        self.subset.require_frequencies()
+        def rate(frequencies):
+            return frequencies.image_count.double().clamp(min=1) ** power
+
+        self.register_derived("rate", frequencies, rate)
 
     def compute(self, logits, rois):
-        competing = self.subset.draw_subset(rois.gt_classes, rois.generator).expand(len(logits), -1)
+        competing = draw_subset(self.rate, rois.gt_classes, self.subset_size, rois.generator).expand(len(logits), -1)
         if rois.negatives is not None:
             competing = competing & rois.negatives
         column, foreground = fused.own_entry(rois.gt_classes, self.num_classes)
         competing = competing.scatter(1, column, competing.gather(1, column) | foreground)
         competing = torch.cat([competing, competing.new_ones(len(logits), 1)], dim=1)
-        return F.cross_entropy(logits.masked_fill(~competing, -torch.inf), rois.gt_classes, reduction="none")
+        losses = F.cross_entropy(logits.masked_fill(~competing, -torch.inf), rois.gt_classes, reduction="none")
+        if rois.negatives is None:
+            return losses
+        return losses * (rois.negatives.gather(1, column) | ~foreground)[:, 0]
