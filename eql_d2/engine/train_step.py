@@ -88,7 +88,7 @@ class TrainStep(SimpleTrainer):
         """
         assert self.model.training, "[TrainStep] model was changed to eval mode!"
         batches, data_time = self._next_batches()
-        statistics = [buffer.clone() for buffer in self._statistics()]
+        statistics = copies_of(self._statistics())
         losses = self._forward_backward(batches)
         self.grad_scaler.unscale_(self.optimizer)  # so that hooks see what the optimizer will
         self.after_backward()
@@ -137,6 +137,8 @@ class TrainStep(SimpleTrainer):
                     self.optimizer.zero_grad()
                 self.grad_scaler.scale(total(loss_dict) / n).backward()
             losses.append({name: loss.detach() for name, loss in loss_dict.items()})
+        if n == 1:
+            return losses[0]
         return {name: torch.stack([part[name] for part in losses]).mean(dim=0) for name in losses[0]}
 
     def _gradients_of_this_process(self):
@@ -154,8 +156,7 @@ class TrainStep(SimpleTrainer):
         """Whether the loss, and whether the gradient's norm, is finite in every process: the same answer in each."""
         parameters = (p for group in self.optimizer.param_groups for p in group["params"])
         gradients = [p.grad for p in parameters if p.grad is not None]
-        numbers = total(losses), total_norm(gradients)
-        finite = torch.stack([x.isfinite() for x in numbers]).to(torch.uint8)
+        finite = torch.stack([total(losses).detach(), total_norm(gradients)]).isfinite().to(torch.uint8)
         if comm.get_world_size() > 1:
             dist.all_reduce(finite, op=dist.ReduceOp.MIN)
         return finite.bool().tolist()
@@ -226,9 +227,17 @@ def total(losses: dict[str, torch.Tensor]) -> torch.Tensor:
     return reduce(torch.add, losses.values())
 
 
+def copies_of(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Of floating-point tensors, by a kernel for all of them: a step has many statistics, and small ones."""
+    return list(torch._foreach_mul(tensors, 1)) if tensors else []
+
+
 def total_norm(gradients: list[torch.Tensor]) -> torch.Tensor:
-    """The L2 norm of all gradients together; infinite or NaN if any of them is."""
-    return torch.stack([gradient.norm() for gradient in gradients]).norm()
+    """The L2 norm of all gradients together; infinite or NaN if any of them is.
+
+    As ``torch.nn.utils.get_total_norm``, which torch has since 2.6: a few kernels, not one a parameter.
+    """
+    return torch.stack(torch._foreach_norm(gradients)).norm()
 
 
 @torch.no_grad()

@@ -24,6 +24,7 @@ from eql_d2.engine.train_step import (
     with_micro_batches,
 )
 from eql_d2.losses import LateStart, SoftmaxFocalLoss, SoftmaxLoss
+from speed.training_step import Kernels
 
 
 class Regression(nn.Module):
@@ -316,3 +317,18 @@ def test_the_lazy_trainer_takes_the_same_step(tmp_path):
     step = trainer._trainer
     assert step.precision is torch.bfloat16 and step.accumulate_steps == 2
     assert len(next(iter(trainer.data_loader))) == 2
+
+
+@pytest.mark.parametrize("layers", [2, 30])
+def test_a_step_launches_few_kernels_more_than_detectron2s(layers):
+    """However many parameters and statistics there are."""
+    model = Regression()
+    model.norm = nn.Sequential(*(nn.BatchNorm1d(2) for _ in range(layers)))
+    kernels = {}
+    for step_class in (SimpleTrainer, TrainStep):
+        step = step_class(model, itertools.repeat(pairs(4)), torch.optim.SGD(model.parameters(), lr=0.1))
+        run(step, 1)
+        with Kernels() as counted:
+            run(step, 1)
+        kernels[step_class] = counted.count
+    assert 0 < kernels[TrainStep] - kernels[SimpleTrainer] <= 20
