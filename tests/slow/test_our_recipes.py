@@ -27,8 +27,7 @@ RECIPES = sorted(path.stem for path in FOLDER.glob("*mask_rcnn*.py"))
 CLASSES, ITERATIONS, PERIOD = 7, 4, 2
 NAME = "eql_d2_test_recipes"
 ROOT = Path(__file__).parents[2]
-# A file to train by. (A recipe that Detectron2 has saved as YAML cannot always be loaded again: functions in it may have
-# no module.)
+# A file to train by. (What Detectron2 saves as YAML cannot always be loaded: functions in it may have no module.)
 FILE = """
 from pathlib import Path
 from detectron2.config import LazyConfig
