@@ -43,7 +43,6 @@ class GumbelLoss(SigmoidLoss):
             raise InputError(f"initial_bias must be in [{LOWEST:g}, {HIGHEST:g}], got {initial_bias}")
         # The predictor starts the bias at the log-odds of the prior.
         super().__init__(num_classes, prior_prob=1 / (1 + math.exp(-initial_bias)))
-        self.initial_bias = initial_bias
 
     def compute(self, logits, rois):
         pull = (-logits.clamp(LOWEST, HIGHEST)).exp()  # -log p
