@@ -1,6 +1,7 @@
 """What is raised on purpose: a mistake in what a person gave, and the cure."""
 
 import difflib
+import re
 from collections.abc import Iterable
 
 # Set to 1 it lets a tool's InputErrors through, for who wants to see where they came from.
@@ -17,8 +18,12 @@ class InputError(ValueError):
     """A file, key, argument or command cannot be used as it is; the message is one line that names the cure.
 
     Tools show it as that line. Anything else that is raised is a bug, here or in a person's own code, and keeps its
-    traceback.
+    traceback. Names in the message may come from files of others: what would move the cursor or recolour the terminal
+    is escaped, and a text without end is cut in its middle.
     """
+
+    def __str__(self) -> str:
+        return printable(super().__str__(), 4000)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -28,8 +33,25 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def one_line(error: BaseException, limit: int = 200) -> str:
-    """What ``error`` says, as one line of at most ``limit`` characters."""
-    return " ".join(str(error).split())[:limit]
+    """What ``error`` says, as one line of at most ``limit`` characters.
+
+    Of torch's refusal to unpickle, what it has found, without its advice to let it in.
+    """
+    text = " ".join(str(error).split())
+    if "weights_only" in text:
+        found = re.search(r"(?:Unsupported (?:global|class|operand)|GLOBAL) [^\s,]+", text)
+        text = found[0] if found else "it holds more than tensors and plain Python"
+    return text[:limit]
+
+
+def printable(text: str, limit: int = 100) -> str:
+    """``text`` on one line, with escapes for what no terminal should get raw; of more than ``limit`` characters the
+    middle is left out."""
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() else " " if c == "\n" else ascii(c)[1:-1] for c in text)
+    if len(text) <= limit:
+        return text
+    return f"{text[: limit * 3 // 4]} ... {text[-limit // 4 :]}"
 
 
 def how_to_install(error: BaseException | None) -> str:

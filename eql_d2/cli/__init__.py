@@ -6,6 +6,7 @@ or None for 0. It imports what is heavy inside of ``run``, so that help needs ne
 
 import argparse
 import importlib
+import io
 import os
 import pkgutil
 import sys
@@ -43,8 +44,16 @@ def run_command(name: str, argv: Sequence[str]) -> int:
     )
     module.add_arguments(parser)
     args = parser.parse_args(argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name that the terminal's encoding lacks is no reason to stop
+            stream.reconfigure(errors="backslashreplace")
     try:
-        return module.run(args) or 0
+        code = module.run(args) or 0
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # `| head` has what it wants
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 141  # as a shell has it for SIGPIPE
     except (InputError, ModuleNotFoundError) as error:
         message = str(error) if isinstance(error, InputError) else how_to_install(error)
         if not message or os.getenv(TRACEBACK_VARIABLE):

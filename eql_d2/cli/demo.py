@@ -41,6 +41,7 @@ def run(args: argparse.Namespace) -> None:
     from PIL import Image
     from tqdm import tqdm
 
+    from eql_d2.drawing.names import drawable
     from eql_d2.engine.demo import Predictor, category_names, choose, draw, image_files, output_names, read_rgb
     from eql_d2.engine.settings import detecting_head
     from eql_d2.engine.setup import load_config, use_available_device
@@ -59,6 +60,7 @@ def run(args: argparse.Namespace) -> None:
         print("no dataset of the config has names for the categories: they are numbered")
         names = [str(i) for i in range(cfg.MODEL[detecting_head(cfg)].NUM_CLASSES)]
     num_read = num_drawn = 0
+    names = drawable(names)
     for file, name in zip(tqdm(files, unit="image"), output_names(files)):
         try:
             image = read_rgb(file)

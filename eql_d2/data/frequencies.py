@@ -15,7 +15,7 @@ import torch
 from eql_d2.data.counting import count_annotations
 from eql_d2.data.json_files import read_json
 from eql_d2.data.letters import frequency_letter
-from eql_d2.errors import InputError
+from eql_d2.errors import InputError, one_line
 
 COUNTS_KEY = "MODEL.ROI_BOX_HEAD.CLS_LOSS.COUNTS_FILE"
 SHIPPED_COUNTS = {
@@ -176,7 +176,15 @@ class ClassFrequencies:
         """Read a file that :meth:`save` or ``eql-d2 counts`` wrote."""
         counts = read_json(path, required=("image_count",))
         known = ("image_count", "instance_count", "num_images", "groups", "fractal_dimension")
-        return cls(**{key: counts[key] for key in known if counts.get(key) is not None}, source=str(path))
+        try:
+            return cls(**{key: counts[key] for key in known if counts.get(key) is not None}, source=str(path))
+        except InputError:
+            raise
+        except (TypeError, RuntimeError, ValueError, OverflowError) as error:  # of torch, for what is no number
+            raise InputError(
+                f"{path} is no counts file: image_count and instance_count must be lists of whole numbers below 2^63, "
+                f"num_images a whole number, groups letters of r, c, f ({one_line(error)})"
+            ) from error
 
     @classmethod
     def from_dataset(cls, name: str, cache_dir: str | None = None) -> "ClassFrequencies":
@@ -286,7 +294,7 @@ class ClassFrequencies:
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        temporary.write_text(json.dumps(content, separators=(",", ":")) + "\n")
+        temporary.write_text(json.dumps(content, separators=(",", ":")) + "\n", encoding="utf-8")
         os.replace(temporary, path)
 
 

@@ -8,6 +8,8 @@ from detectron2.data.detection_utils import read_image
 from detectron2.structures import BoxMode
 from torchvision.ops import nms
 
+from eql_d2.drawing.names import drawable
+
 GROUP_COLORS = {"r": "#ff3b30", "c": "#ffb000", "f": "#35a7ff"}  # rare, common, frequent
 NO_GROUP_COLOR = "#7ed957"
 PANEL_PIXELS = 480  # longer side of a panel
@@ -25,7 +27,8 @@ class Panels:
     """
 
     def __init__(self, names: Sequence[str] | None, groups: Sequence[str] | None, pixels: int = PANEL_PIXELS):
-        self._names, self._groups, self._pixels = names, groups, pixels
+        self._names = drawable(names) if names else None
+        self._groups, self._pixels = groups, pixels
 
     def truth(self, image: dict) -> np.ndarray:
         """(H, W, 3) uint8 RGB: the annotations of an image in Detectron2's standard format."""

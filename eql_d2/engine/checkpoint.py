@@ -20,7 +20,7 @@ from iopath.common.file_io import get_cache_dir
 
 from eql_d2.data.whole_files import UNFINISHED, written_whole
 from eql_d2.engine.output_errors import OutputError, cannot_write
-from eql_d2.errors import InputError, one_line
+from eql_d2.errors import InputError, one_line, printable
 from eql_d2.losses import keeping_state
 from eql_d2.modeling.normed_linear import NormedLinear
 from eql_d2.modeling.predictors import Predictor
@@ -120,6 +120,18 @@ class LongTailCheckpointer(DetectionCheckpointer):
             if re.fullmatch(r"(.*\.pth|last_checkpoint)", os.path.basename(path)[: -len(UNFINISHED)]):
                 logger.info("removing %s, which was never finished", path)
                 os.unlink(path)
+
+    def get_checkpoint_file(self) -> str:
+        """The file that ``last_checkpoint`` names, "" without that; what is no name of a file in the folder is none."""
+        tag = os.path.join(self.save_dir, "last_checkpoint")
+        if not os.path.isfile(tag):
+            return ""
+        with open(tag, "rb") as file:
+            name = file.read(1000).decode("utf-8", errors="replace").strip()
+        if not name.isprintable() or os.path.basename(name) != name or len(name) > 255:
+            logger.warning("%s holds %r, which is no name of a file beside it", tag, printable(name))
+            name = ""
+        return os.path.join(self.save_dir, name)
 
     def _newest_whole(self) -> str | None:
         """The checkpoint to resume from, in all processes that which the main one finds, or None if there is none."""
@@ -230,6 +242,8 @@ def require_writable(folder: str) -> None:
     Raises:
         CheckpointError: it cannot be written: no room, no permission, a path that is no folder.
     """
+    if "?" in folder:  # begins a query in Detectron2's paths, which is cut off
+        raise CheckpointError(f"{folder} has a '?' in it: set OUTPUT_DIR (in a LazyConfig train.output_dir) to another")
     probe = os.path.join(folder, f"writable{UNFINISHED}")
     try:
         os.makedirs(folder, exist_ok=True)
@@ -364,11 +378,9 @@ def read_state_dict(path: str) -> dict[str, torch.Tensor]:
 
 def not_plain(path: str, error: Exception) -> InputError:
     """The error for a checkpoint with other objects, which could run any code, without torch's advice to let them."""
-    found = re.search(r"(?:Unsupported (?:global|class|operand)|GLOBAL) [^\s,]+", " ".join(str(error).split()))
-    reason = found[0] if found else one_line(error).partition("This file can still be loaded")[0].strip()
     return InputError(
-        f"{path} is no checkpoint of tensors and plain Python ({reason or type(error).__name__}), and could run any "
-        f"code when it is read. Ask for one with the weights alone: torch.save({{'model': model.state_dict()}}, ...)"
+        f"{path} is no checkpoint of tensors and plain Python ({one_line(error) or type(error).__name__}), and could "
+        f"run any code when it is read. Ask for one with the weights alone: torch.save({{'model': model.state_dict()}}, ...)"
     )
 
 

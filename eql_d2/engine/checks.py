@@ -43,8 +43,13 @@ def explained_config_errors(cfg: CfgNode, source: str):
         yield
     except (TypeError, AttributeError) as error:  # Detectron2 and yacs look into what is no section
         raise InputError(f"{source} is no config: sections of `KEY: value` are expected ({error})") from error
-    except yaml.YAMLError as error:
-        raise InputError(f"{source} is not YAML: {one_line(error)}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{source} is not YAML, in UTF-8: {one_line(error)}") from error
+    except RecursionError as error:
+        raise InputError(
+            f"{source} cannot be read to its end: its _BASE_ files name each other in a circle, or its values are "
+            f"nested too deeply"
+        ) from error
     except InputError:
         raise
     except ValueError as error:  # yacs; it shows all that a section holds

@@ -32,7 +32,7 @@ def statistics_of_run(cfg, folder: Path, model: GeneralizedRCNN, num_images: int
     path, weights = folder / FILE, (folder / "model_final.pth").stat()
     key = {"size": weights.st_size, "mtime_ns": weights.st_mtime_ns, "images": num_images}
     if path.is_file():
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_text(encoding="utf-8"))
         if found.get("made_of") == key:
             return LogitStatistics.from_file(str(path))
     statistics = logit_statistics(model, training_batches(cfg, num_images))

@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import re
 import sys
 import threading
 from contextlib import contextmanager
@@ -70,8 +71,25 @@ class NamedWriter(EventWriter):
             self.writer.close()
 
 
-def say_once_that_the_log_is_lost(*names: str) -> None:
-    """Where log.txt of these loggers cannot be written, say so once, not with a traceback for each line."""
+ESCAPES = re.compile(r"\x1b\[[0-9;]*m|[^\S\n\t ]|[\x00-\x08\x0e-\x1f\x7f-\x9f]")  # colours, and all other controls
+
+
+def without_escapes(record: logging.LogRecord) -> bool:
+    """Names of categories and files come from others: of what controls a terminal, only colours stay."""
+    text = record.getMessage()
+    clean = ESCAPES.sub(
+        lambda match: match[0] if match[0].endswith("m") and match[0] != "m" else ascii(match[0])[1:-1], text
+    )
+    if clean != text:
+        record.msg, record.args = clean, ()
+    return True
+
+
+def guard_the_log(*names: str) -> None:
+    """Keep escape sequences of others out of the logs of these loggers.
+
+    And where log.txt cannot be written, say so once, not with a traceback for each line.
+    """
     said = False
 
     def handle_error(record) -> None:
@@ -85,4 +103,5 @@ def say_once_that_the_log_is_lost(*names: str) -> None:
 
     for name in names:
         for handler in logging.getLogger(name).handlers:
+            handler.addFilter(without_escapes)
             handler.handleError = handle_error  # type: ignore[method-assign]

@@ -18,7 +18,7 @@ from eql_d2.data.registration import register_datasets
 from eql_d2.engine.checkpoint import require_writable
 from eql_d2.engine.checks import check_nothing_is_empty, explained_config_errors
 from eql_d2.engine.folder_lock import claim_folder
-from eql_d2.engine.output_errors import say_once_that_the_log_is_lost
+from eql_d2.engine.output_errors import guard_the_log
 from eql_d2.engine.run_config import write_run_config
 from eql_d2.engine.settings import settings_of, warn_of_unread_keys
 from eql_d2.errors import InputError
@@ -52,6 +52,8 @@ def load_config(config_file: str, opts=()) -> CfgNode:
             raise InputError(f"{config_file} is no longer there; it was replaced by: {words}")
         with explained_config_errors(cfg, config_file):
             cfg.merge_from_file(config_file, allow_unsafe=False)
+    if len(opts) % 2:  # yacs asserts it, which `python -O` leaves out
+        raise InputError(f"the command line: overrides are pairs of KEY VALUE, and {opts[-1]!r} has no value")
     with explained_config_errors(cfg, "the command line"):
         cfg.merge_from_list(list(opts))
     check_nothing_is_empty(cfg, default_config())
@@ -125,7 +127,7 @@ def introduce(cfg, args) -> None:
     run, rank = settings_of(cfg), comm.get_rank()
     setup_logger(run.output_dir, distributed_rank=rank, name="fvcore")
     log = setup_logger(run.output_dir, distributed_rank=rank)
-    say_once_that_the_log_is_lost("eql_d2", "fvcore", "detectron2")
+    guard_the_log("eql_d2", "fvcore", "detectron2")
     log.info("Rank of current process: %d. World size: %d", rank, comm.get_world_size())
     log.info("Environment info:\n%s", collect_env_info())
     log.info("Command line arguments: %s", args)

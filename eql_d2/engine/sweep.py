@@ -308,7 +308,7 @@ def saved_detections(folder: Path, dataset_name: str, task: str) -> Detections:
     else:
         path = inference / "coco_instances_results.json"
         with readable(path):
-            detections = Detections.from_results(json.loads(path.read_text()), task)
+            detections = Detections.from_results(json.loads(path.read_text(encoding="utf-8")), task)
     if task == "segm" and detections.segmentation is None:
         raise InputError(f"{path} has no masks: give --task bbox")
     return detections
@@ -322,7 +322,7 @@ def readable(path: Path):
     try:
         yield
     except UNREADABLE as error:
-        raise InputError(f"{path} cannot be read, perhaps it was not written to its end: {error}") from error
+        raise InputError(f"{path} cannot be read, perhaps it was not written to its end: {one_line(error)}") from error
 
 
 def sweep_runs(folders: Sequence, sweep: Sweep) -> tuple[list[dict], list[dict], dict[str, str]]:

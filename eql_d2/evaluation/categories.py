@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from eql_d2.errors import InputError
+from eql_d2.errors import InputError, printable
 from eql_d2.evaluation.lvis_metrics import GroundTruth
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ class Categories:
         index = np.array([mapping.get(i, -1) for i in ids.tolist()])
         names = metadata.get("thing_classes")
         names = [names[k] if names and 0 <= k < len(names) else str(i) for i, k in zip(ids.tolist(), index.tolist())]
+        names = [printable(str(name)) for name in names]  # they go to tables, logs and files
         groups = "".join(truth.frequency) if all(truth.frequency) else ""
         if frequencies is None:
             return cls(ids, index, names, groups, None, None, None, None)

@@ -189,7 +189,7 @@ def _scores(folder: Path, task: str, dataset: str | None) -> dict[str, float]:
 def read_lines(path: Path) -> list[dict]:
     """The JSON objects in the lines of metrics.json; a last line that was cut off is left out."""
     lines = []
-    for line in path.read_text().splitlines() if path.is_file() else ():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
         try:
             lines.append(json.loads(line))
         except ValueError:

@@ -69,7 +69,10 @@ class Dataset:
             federated = all(name in image for image in data["images"] for name in FEDERATED_FIELDS)
         else:
             federated = format == "lvis"
-        truth = GroundTruth.load(data, federated)
+        try:
+            truth = GroundTruth.load(data, federated)
+        except OverflowError as error:
+            raise InputError(f"{path}: an area, box or id is too large a number: {error}") from error
         names = {category["id"]: category.get("name") for category in data["categories"]}
         categories = _categories(truth, names, train)
         return cls(str(path), truth, categories, np.setdiff1d(all_ids, truth.image_ids))

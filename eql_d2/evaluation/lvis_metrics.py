@@ -129,7 +129,7 @@ class GroundTruth:
             InputError: federated, but images without LVIS's fields.
         """
         if isinstance(source, (str, os.PathLike)):
-            with open(source) as file:
+            with open(source, encoding="utf-8") as file:
                 source = json.load(file)
         image_of = {image["id"]: image for image in source["images"]}
         images = [image_of[image_id] for image_id in sorted(image_of)]

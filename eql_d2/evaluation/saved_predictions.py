@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from eql_d2.errors import InputError
+from eql_d2.errors import InputError, one_line
 
 FILE_NAME = "instances_predictions.pth"
 
@@ -35,7 +35,7 @@ def read_detections(folder: Path, image_ids: Collection) -> dict[object, SavedDe
         images = torch.load(path, weights_only=True)
         return {image["image_id"]: _unpack(image) for image in images if image["image_id"] in image_ids}
     except Exception as error:  # torch.load of a cut file raises RuntimeError, UnpicklingError, EOFError, ...
-        raise InputError(f"{path} is half-written or of another format: {error}") from error
+        raise InputError(f"{path} is half-written or of another format: {one_line(error)}") from error
 
 
 def _unpack(image: dict) -> SavedDetections:

@@ -28,6 +28,11 @@ NUM_LOGGED = 10  # worst and best categories, in the log
 GROUP_NAMES = {"all": "all", "r": "rare", "c": "common", "f": "frequent"}
 
 
+def no_formula(text: str) -> str:
+    """A cell of a CSV that no spreadsheet takes for a formula."""
+    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
+
+
 @dataclass(frozen=True)
 class TailResults:
     """One task of one dataset with K categories; AP and AR of a category are in [0, 1], and -1 without an object."""
@@ -149,7 +154,7 @@ class TailResults:
         columns = {
             "index": categories.index.tolist(),
             "category_id": categories.ids.tolist(),
-            "name": categories.names,
+            "name": [no_formula(name) for name in categories.names],
             "group": list(categories.groups) or blank,
             "tail": tail,
             "train_images": images,

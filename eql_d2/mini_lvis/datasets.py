@@ -33,7 +33,7 @@ def _register_split(dataset: str, spec: GlyphSpec, root: Path, json_file: Path) 
 
     def load():
         ensure(spec, root)
-        categories = json.loads(json_file.read_text())["categories"]
+        categories = json.loads(json_file.read_text(encoding="utf-8"))["categories"]
         metadata.set(thing_classes=[c["name"] for c in sorted(categories, key=lambda c: c["id"])])
         return load_lvis_json(str(json_file), f"{root}{os.sep}")
 

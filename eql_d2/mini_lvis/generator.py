@@ -275,7 +275,7 @@ def _is_complete(spec: GlyphSpec, root: Path) -> bool:
     cure = "choose another folder (--output), or delete this one"
     if not (root / SPEC_FILE).is_file():
         raise InputError(f"{root} exists and is not a MiniLVIS dataset: {cure}")
-    found = {"rows": False, **json.loads((root / SPEC_FILE).read_text())}
+    found = {"rows": False, **json.loads((root / SPEC_FILE).read_text(encoding="utf-8"))}
     wanted = spec.record()
     differing = [key for key in wanted if found.get(key) != wanted[key]]
     if differing:

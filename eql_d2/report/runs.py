@@ -212,7 +212,7 @@ def read_json_object(path: Path) -> dict | None:
     if not path.is_file():
         return None
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(f"{path} is half-written or no JSON: {error}") from error
     if not isinstance(content, dict):

@@ -16,7 +16,8 @@ from eql_d2.engine.output_errors import (
     NamedWriter,
     OutputError,
     explained_write_errors,
-    say_once_that_the_log_is_lost,
+    guard_the_log,
+    without_escapes,
 )
 from eql_d2.evaluation.predictions import ImagePredictions, save, write_json
 
@@ -99,7 +100,7 @@ def test_a_log_that_cannot_be_written_is_one_line(capfd):
     logging.Logger.manager.loggerDict["eql_d2_lost"] = logger
     with open(FULL, "w", buffering=1) as file:
         logger.addHandler(logging.StreamHandler(file))
-        say_once_that_the_log_is_lost("eql_d2_lost")
+        guard_the_log("eql_d2_lost")
         for _ in range(3):
             logger.warning("a line")
         os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())
@@ -117,3 +118,9 @@ def test_a_writer_names_its_file():
         finally:
             os.dup2(os.open(os.devnull, os.O_WRONLY), writer._file_handle.fileno())
     assert error.value.filename == "metrics.json"
+
+
+def test_a_log_has_colours_and_no_other_escape_sequence():
+    record = logging.LogRecord("x", 20, "", 0, "a %s\n\tb", ("\x1b[36mc\x1b[0m \x1b]0;evil\x07\x1b[2J\r",), None)
+    assert without_escapes(record)
+    assert record.getMessage() == "a \x1b[36mc\x1b[0m \\x1b]0;evil\\x07\\x1b[2J\\r\n\tb"
