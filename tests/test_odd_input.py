@@ -91,7 +91,7 @@ def test_a_tag_that_names_no_file(tmp_path, tag, caplog):
     """The newest checkpoint that is whole stands in; nothing outside of the folder is read."""
     folder = tmp_path / "run"
     model = torch.nn.Linear(1, 1)
-    LongTailCheckpointer(model, str(folder / ".."), trainer=model).save("up")
+    LongTailCheckpointer(model, str(tmp_path)).save("up")
     folder.mkdir()
     checkpointer = LongTailCheckpointer(model, str(folder))
     checkpointer.save("model_0000003", iteration=3)
@@ -152,7 +152,7 @@ def process(*command, **kwargs):
 
 
 def test_a_locale_without_utf8_and_no_asserts(folder):
-    """Annotations in UTF-8 are read, and names that the terminal's encoding lacks are escaped; with `python -O`, too."""
+    """Annotations in UTF-8 are read, and names that the terminal lacks are escaped; with `python -O`, too."""
     data = copy.deepcopy(DATASET)
     data["categories"][1]["name"] = "苹果"
     (folder / "a.json").write_text(json.dumps(data, ensure_ascii=False), encoding="utf-8")

@@ -12,9 +12,9 @@ def drawable(names: Sequence[str]) -> list[str]:
     """The names, and in the place of those that the font has no letters for their index, with a line that says so."""
     if all(name.isascii() for name in names):
         return [printable(name) for name in names]
-    from matplotlib.font_manager import findfont, get_font
+    from matplotlib.font_manager import FontProperties, findfont, get_font
 
-    letters = get_font(findfont(None)).get_charmap()
+    letters = get_font(findfont(FontProperties())).get_charmap()
     beyond = [i for i, name in enumerate(names) if any(ord(c) not in letters for c in name)]
     if beyond:
         logger.warning(

@@ -380,7 +380,7 @@ def not_plain(path: str, error: Exception) -> InputError:
     """The error for a checkpoint with other objects, which could run any code, without torch's advice to let them."""
     return InputError(
         f"{path} is no checkpoint of tensors and plain Python ({one_line(error) or type(error).__name__}), and could "
-        f"run any code when it is read. Ask for one with the weights alone: torch.save({{'model': model.state_dict()}}, ...)"
+        f"run any code when it is read. Ask for one with the weights alone, {{'model': model.state_dict()}}"
     )
 
 
