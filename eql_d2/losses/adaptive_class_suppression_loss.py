@@ -6,7 +6,7 @@ import torch
 
 from eql_d2.data.frequencies import ClassFrequencies
 from eql_d2.errors import InputError
-from eql_d2.losses import fused
+from eql_d2.losses import functional, fused
 from eql_d2.losses.background_sigmoid import BackgroundSigmoidLoss, with_known_background
 from eql_d2.losses.base import at_least_fp32
 from eql_d2.losses.build import CLS_LOSS_REGISTRY
@@ -85,7 +85,7 @@ class AdaptiveClassSuppressionLoss(BackgroundSigmoidLoss):
     def draw_trained(self, logits, gt_classes, generator=None) -> torch.Tensor:
         """(R, K + 1) bool, a new draw of where w is 1."""
         shares = self.background_shares
-        draw = torch.rand(len(logits), len(shares), device=logits.device, generator=generator)
+        draw = functional.rand(len(logits), len(shares), device=logits.device, generator=generator)
         by_background = (draw < shares).index_select(1, self.group)
         by_foreground = logits >= log_odds(self.score_threshold)
         is_background = (gt_classes == self.num_classes)[:, None]

@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from eql_d2.data.frequencies import ClassFrequencies
 from eql_d2.errors import InputError
+from eql_d2.losses import functional
 from eql_d2.losses.base import ClassificationLoss, at_least_fp32
 from eql_d2.losses.build import CLS_LOSS_REGISTRY
 from eql_d2.losses.statistics import sum_over_processes, world_size
@@ -176,5 +177,5 @@ class BalancedGroupSoftmaxLoss(ClassificationLoss):
         members = sum_over_processes(in_group.sum(dim=0).double()) / world_size()
         others = members.sum() - members
         chance = (self.others_ratio * members / others).clamp(max=1).masked_fill(groups == 0, 1)
-        kept = in_group | (torch.rand(in_group.shape, device=chance.device, generator=generator) < chance)
+        kept = in_group | (functional.rand(*in_group.shape, device=chance.device, generator=generator) < chance)
         return torch.where(kept, 1 / (members + chance * others), 0)

@@ -54,7 +54,7 @@ class DropLoss(EqualizationLoss):
 
     def draw_dropped(self, gt_classes, generator=None) -> torch.Tensor:
         """(R, K) bool, a new draw of what is dropped from background RoIs."""
-        draw = torch.rand(len(gt_classes), self.num_classes, device=gt_classes.device, generator=generator)
+        draw = functional.rand(len(gt_classes), self.num_classes, device=gt_classes.device, generator=generator)
         dropped = draw >= self.tail_share(gt_classes)
         dropped &= self.tail_mask
         dropped &= (gt_classes == self.num_classes)[:, None]

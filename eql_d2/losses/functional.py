@@ -40,6 +40,13 @@ def softplus(z: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
     return F.softplus(z, threshold=50, out=out)  # type: ignore[call-arg]  # it has `out`, but torch's stub forgets it
 
 
+def rand(*size: int, device: torch.device, generator: torch.Generator | None = None) -> torch.Tensor:
+    """``torch.rand``, which ``torch.compile`` cannot trace with a generator of None and a symbolic size."""
+    if generator is None:
+        return torch.rand(size, device=device)
+    return torch.rand(size, device=device, generator=generator)
+
+
 def bernoulli(
     chance: torch.Tensor, num_rows: int, rows: torch.Tensor | None = None, generator: torch.Generator | None = None
 ) -> torch.Tensor:
@@ -56,7 +63,7 @@ def bernoulli(
     """
     C = len(chance)
     if torch.compiler.is_compiling():  # which has no such bits
-        draw = torch.rand(num_rows, C, device=chance.device, generator=generator) < chance
+        draw = rand(num_rows, C, device=chance.device, generator=generator) < chance
         return draw if rows is None else draw & rows[:, None]
     bits = torch.empty(num_rows, -(-C // 4), dtype=torch.int64, device=chance.device)
     bits.random_(-(2**63), None, generator=generator)
