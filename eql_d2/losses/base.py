@@ -161,13 +161,14 @@ class ClassificationLoss(nn.Module):
         background = int(logits.shape[1] == self.num_logits)  # (R, K) logits of plain classification have none
         if not len(gt_classes) or fused.is_transformed() or gt_classes.device.type not in ("cpu", "cuda"):
             return gt_classes
-        in_range = ((gt_classes >= 0) & (gt_classes < K + background)).all()
+        low, high = gt_classes.aminmax()
         if gt_classes.device.type == "cuda":  # asked without a wait
+            in_range = (low >= 0) & (high < K + background)
             torch._assert_async(in_range, f"{name}: gt_classes must be in [0, {K + background})")
-        elif not in_range:
+        elif int(low) < 0 or int(high) >= K + background:
             raise InputError(
                 f"{name} of {K} classes takes labels in [0, {K - 1 + background}]{f' ({K}: background)' * background}, "
-                f"got {int(gt_classes.min())} to {int(gt_classes.max())}"
+                f"got {int(low)} to {int(high)}"
             )
         return gt_classes
 

@@ -91,13 +91,17 @@ class SigmoidSum:
         own = self._own_entries(logits, column, foreground)
         with_slope = with_gradient or self.sums_by_category
         gradient = torch.empty_like(logits) if with_slope else None
+        unknown = None if self.negatives is None else ~self.negatives
+        blocks = list(blocks_of_rows(logits))
+        memory = [torch.empty_like(logits[blocks[0]]) for _ in range(1 if self.tail is None else 2)]
         rows = []
-        for place in blocks_of_rows(logits):
-            loss, slope = self._block(logits[place], place, column[place], foreground[place], own)
-            rows.append(loss.sum(dim=1))
-            if gradient is not None:
-                gradient[place] = slope
-        total = torch.cat(rows)
+        for place in blocks:
+            by_row = (
+                x if x is None or len(blocks) == 1 else x[place]
+                for x in (logits, gradient, unknown, column, foreground, *own)
+            )
+            rows.append(self._block(memory, *by_row))
+        total = rows[0] if len(rows) == 1 else torch.cat(rows)
         if self.row_weight is not None:
             total = total * self.row_weight
             if gradient is not None:
@@ -106,23 +110,30 @@ class SigmoidSum:
             self.pulls = self._pulls(gradient, column, foreground)
         return total, gradient
 
-    def _block(self, z, place: slice, column, foreground, own):
-        """(r, K) losses and slopes of some rows, weighted by all but the rows' own weight."""
+    def _block(self, memory, z, gradient, unknown, column, foreground, own_loss, own_slope):
+        """(r,) sums of some rows, and their slopes into ``gradient``; weighted by all but the rows' own weight.
+
+        Args:
+            memory: one or, with a tail, two tensors of as many rows or more. All blocks share them, so that they
+                stay in the cache.
+        """
         if self.tail is not None:  # -inf, in effect: no loss, no slope, and no mask
             lowest = torch.finfo(z.dtype).min
-            z = torch.addcmul(z, foreground.to(z.dtype), self.tail.to(z.dtype), value=lowest)
-        loss, slope = self.term(Logistic(z), *self._arguments(z))
+            z = torch.addcmul(z, foreground.to(z.dtype), self.tail.to(z.dtype), value=lowest, out=memory[1][: len(z)])
+        loss, slope = self.term(Logistic(z, memory[0][: len(z)], gradient), *self._arguments(z))
         if self.negative_weight is not None:
             weight = self.negative_weight.to(z.dtype)
             loss, slope = loss.mul_(weight), slope.mul_(weight)
-        own_loss, own_slope = own
-        loss.scatter_(1, column, own_loss[place])
-        slope.scatter_(1, column, own_slope[place])
-        if self.negatives is not None:
-            unknown = ~self.negatives[place]
+        loss.scatter_(1, column, own_loss)
+        if unknown is not None:
             loss.masked_fill_(unknown, 0)
-            slope.masked_fill_(unknown, 0)
-        return loss, slope
+        if gradient is not None:
+            if slope is not gradient:
+                gradient.copy_(slope)
+            gradient.scatter_(1, column, own_slope)
+            if unknown is not None:
+                gradient.masked_fill_(unknown, 0)
+        return loss.sum(dim=1)
 
     def _arguments(self, z, column=None) -> list:
         """Those of the term, (K,) tensors as a row, or at the (R, 1) columns of own entries."""
@@ -133,17 +144,27 @@ class SigmoidSum:
         """(R, 1) loss and slope: of a foreground RoI a positive's, of background the last column's, a negative's."""
         own = logits.gather(1, column)
         arguments = self._arguments(own, column)
-        loss, slope = self.term(Logistic(own), *arguments)
-        positive = self.positive_term or (lambda logistic: self.term(logistic, *arguments))
-        positive_loss, positive_slope = positive(Logistic(-own))
-        weight = self._at(self.positive_weight, own, column)
-        negative_weight = 1.0 if self.negative_weight is None else self._at(self.negative_weight, own, column)
-        loss = torch.where(foreground, weight * positive_loss, negative_weight * loss)
-        return loss, torch.where(foreground, -weight * positive_slope, negative_weight * slope)
+        if self.positive_term is None:
+            loss, slope = self.term(Logistic(torch.where(foreground, -own, own)), *arguments)
+        else:
+            loss, slope = (
+                torch.where(foreground, positive, negative)
+                for positive, negative in zip(
+                    self.positive_term(Logistic(-own)), self.term(Logistic(own), *arguments), strict=True
+                )
+            )
+        slope = torch.where(foreground, -slope, slope)
+        if self.negative_weight is None and isinstance(self.positive_weight, float) and self.positive_weight == 1:
+            return loss, slope
+        weights = (self._at(weight, own, column) for weight in (self.positive_weight, self.negative_weight))
+        weight = torch.where(foreground, *weights)
+        return loss * weight, slope * weight
 
     @staticmethod
-    def _at(weight, own, column):
-        return weight.to(own.dtype)[column] if torch.is_tensor(weight) else weight
+    def _at(weight: float | torch.Tensor | None, own, column) -> torch.Tensor:
+        if torch.is_tensor(weight):
+            return weight.to(own.dtype)[column]
+        return own.new_full((), 1.0 if weight is None else weight)
 
     @staticmethod
     def _pulls(gradient, column, foreground):
@@ -222,6 +243,18 @@ def own_log_probability(logits, p, own_column) -> torch.Tensor:
     """(R, 1) log p at the (R, 1) columns, of p = softmax(logits) (R, C); finite even where p is 0."""
     largest_p = p.amax(dim=1, keepdim=True)  # 1 / sum_k e^(z_k - max z)
     return logits.gather(1, own_column) - logits.amax(dim=1, keepdim=True) + largest_p.log()
+
+
+def own_and_others(logits, own_column):
+    """Of p = softmax(logits) (R, C), y the (R, 1) columns: (R, 1) -log p_y and 1 - p_y, and p with 0 at y.
+
+    1 - p_y is summed from the others: the difference would lose digits as p_y nears 1.
+    """
+    p = logits.softmax(dim=1)
+    own_log_p = own_log_probability(logits, p, own_column)
+    others = p.scatter_(1, own_column, 0)
+    rest = others.sum(dim=1, keepdim=True)
+    return torch.where(rest < 0.5, -torch.log1p(-rest), -own_log_p), rest, others
 
 
 def blocks_of_rows(x: torch.Tensor) -> Iterator[slice]:

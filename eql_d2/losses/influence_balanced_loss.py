@@ -5,7 +5,7 @@ from torch.nn import functional as F
 
 from eql_d2.data.frequencies import ClassFrequencies
 from eql_d2.errors import InputError
-from eql_d2.losses import functional
+from eql_d2.losses import functional, fused
 from eql_d2.losses.base import SoftmaxLoss, at_least_fp32
 from eql_d2.losses.build import CLS_LOSS_REGISTRY
 from eql_d2.losses.iterations import CountsSteps
@@ -69,18 +69,28 @@ class InfluenceBalancedLoss(CountsSteps, SoftmaxLoss):
                 "InfluenceBalancedLoss weighs by the classifier's input: call it with features, the (R, D) "
                 "tensor that the logits were computed from"
             )
-        loss = F.cross_entropy(logits, rois.gt_classes, reduction="none")
-        weighs = self.reached(self.start_iter, "InfluenceBalancedLoss takes over from plain cross-entropy")
-        return loss * torch.where(weighs, self.weight(logits, rois), 1)
+        own = rois.gt_classes[:, None]
+        started = self.reached(self.start_iter, "InfluenceBalancedLoss takes over from plain cross-entropy")
+        if fused.is_transformed() or not self.detach:
+            loss = F.cross_entropy(logits, rois.gt_classes, reduction="none")
+            with torch.set_grad_enabled(torch.is_grad_enabled() and not self.detach):
+                rest = logits.softmax(dim=1).scatter(1, own, 0).sum(dim=1)
+                weight = torch.where(started, self.weight(rest, rois), 1)
+            return loss * weight
 
-    def weight(self, logits, rois) -> torch.Tensor:
-        """(R,) w."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.detach):
-            foreground = rois.gt_classes < self.num_classes
-            # ||p - y||_1 = 2 (1 - p_y), from the others' probabilities: 1 - p_y would lose digits as p_y nears 1.
-            error = 2 * logits.softmax(dim=1).scatter(1, rois.gt_classes[:, None], 0).sum(dim=1)
-            feature_norm = at_least_fp32(rois.features).abs().sum(dim=1).to(error.dtype)
-            class_weight = self.class_weight.to(error.dtype)[rois.gt_classes]
-            weight = class_weight / (error * feature_norm + EPSILON)
-            total = (weight * foreground).sum().clamp(min=torch.finfo(weight.dtype).tiny)
-            return torch.where(foreground, weight * (foreground.sum() / total), 1)
+        def formula(logits, with_gradient):
+            loss, rest, others = fused.own_and_others(logits, own)
+            weight = torch.where(started, self.weight(rest[:, 0], rois), 1)
+            gradient = others.scatter_(1, own, -rest).mul_(weight[:, None]) if with_gradient else None
+            return loss[:, 0] * weight, gradient
+
+        return fused.with_gradient_of(formula, logits)
+
+    def weight(self, rest, rois) -> torch.Tensor:
+        """(R,) w, from the (R,) probabilities of all but the RoI's own class, half of ||p - y||_1."""
+        foreground = rois.gt_classes < self.num_classes
+        feature_norm = at_least_fp32(rois.features).abs().sum(dim=1).to(rest.dtype)
+        class_weight = self.class_weight.to(rest.dtype)[rois.gt_classes]
+        weight = class_weight / (2 * rest * feature_norm + EPSILON)
+        total = (weight * foreground).sum().clamp(min=torch.finfo(weight.dtype).tiny)
+        return torch.where(foreground, weight * (foreground.sum() / total), 1)

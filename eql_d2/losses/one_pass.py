@@ -86,10 +86,13 @@ class OneExponential(Logistic):
     """A :class:`Logistic` whose three functions come from one exponential."""
 
     def __init__(self, z: torch.Tensor):
-        e = torch.exp(-z.abs())
-        self.z, self.small, self.large = z, e / (1 + e), 1 / (1 + e)
-        self.softplus = z.clamp(min=0) + _log1p(e)
+        self.z, self.e = z, torch.exp(-z.abs())
+        self.small, self.large = self.e / (1 + self.e), 1 / (1 + self.e)
         self.p = torch.where(z >= 0, self.large, self.small)
+
+    @property
+    def softplus(self) -> torch.Tensor:
+        return self.z.clamp(min=0) + _log1p(self.e)
 
     @property
     def not_p(self) -> torch.Tensor:

@@ -49,18 +49,13 @@ class SoftmaxFocalLoss(SoftmaxLoss):
         own = gt_classes[:, None]
 
         def formula(logits, with_gradient):
-            p = logits.softmax(dim=1)
-            own_p = p.gather(1, own)
-            own_log_p = fused.own_log_probability(logits, p, own)
-            others = p.scatter_(1, own, 0)
-            rest = others.sum(dim=1, keepdim=True)  # 1 - p_y: the difference would lose digits as p_y nears 1
-            loss = torch.where(rest < 0.5, -torch.log1p(-rest), -own_log_p)
+            loss, rest, others = fused.own_and_others(logits, own)
             focus = rest**self.gamma
             total = (focus * loss)[:, 0]
             if not with_gradient:
                 return total, None
             ratio = loss / rest.clamp(min=torch.finfo(rest.dtype).tiny)
-            factor = focus * (1 + self.gamma * own_p * ratio)
+            factor = focus * (1 + self.gamma * (1 - rest) * ratio)
             return total, others.scatter_(1, own, -rest).mul_(factor)
 
         return formula

@@ -1,8 +1,9 @@
 """What one logit of a sigmoid loss costs, and the slope of that: each term is written once, here.
 
 A term maps a :class:`Logistic` of z, any shape, and its own arguments (numbers, or tensors that broadcast) to l(z) and
-l'(z). It may change neither z nor what the Logistic gives. The eager blocks, the compiled pass, autograd (under
-``torch.compile`` and ``torch.func``) and the sums by category of :mod:`eql_d2.losses.fused` all call the same term.
+l'(z). It may not change z; what the Logistic gives is its own, to be changed where nobody differentiates. The eager
+blocks, the compiled pass, autograd (under ``torch.compile`` and ``torch.func``) and the sums by category of
+:mod:`eql_d2.losses.fused` all call the same term.
 """
 
 import torch
@@ -11,12 +12,22 @@ from eql_d2.losses import functional
 
 
 class Logistic:
-    """log(1 + e^z), p = sigmoid(z) and 1 - p = sigmoid(-z)."""
+    """log(1 + e^z), p = sigmoid(z) and 1 - p = sigmoid(-z).
 
-    def __init__(self, z: torch.Tensor):
+    Args:
+        z: any shape.
+        softplus, p: memory for the first two, or None.
+    """
+
+    def __init__(self, z: torch.Tensor, softplus: torch.Tensor | None = None, p: torch.Tensor | None = None):
         self.z = z
-        self.softplus = functional.softplus(z)
-        self.p = z.sigmoid()
+        self.p = torch.sigmoid(z, out=p)
+        self._memory = softplus
+
+    @property
+    def softplus(self) -> torch.Tensor:
+        """Made anew for the term that asks."""
+        return functional.softplus(self.z, out=self._memory)
 
     @property
     def not_p(self) -> torch.Tensor:
@@ -38,8 +49,9 @@ def focal(logistic: Logistic, gamma) -> tuple[torch.Tensor, torch.Tensor]:
         gamma: >= 0; a number, or a tensor of one for each category.
     """
     p_gamma = power(logistic.p, gamma)
-    slope = torch.addcmul(logistic.p, logistic.not_p, logistic.softplus * gamma)
-    return p_gamma * logistic.softplus, slope.mul_(p_gamma)
+    loss = times(logistic.softplus, p_gamma)
+    rest = times(times(logistic.not_p, loss), gamma)
+    return loss, plus(times(logistic.p, p_gamma), rest)
 
 
 def asymmetric(logistic: Logistic, gamma: float, margin: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -51,13 +63,23 @@ def asymmetric(logistic: Logistic, gamma: float, margin: float) -> tuple[torch.T
     tiny = torch.finfo(p.dtype).tiny
     p_m = (p - margin).clamp_(min=0)
     not_p_m = (not_p + margin).clamp_(min=tiny)
-    loss = (p_m / not_p_m).log1p() if margin else logistic.softplus
-    slope = (loss / p_m.clamp(min=tiny)).mul_(not_p).mul_(gamma)
-    slope.add_(not_p.clamp(min=tiny).div_(not_p_m)).mul_(p)
-    if gamma == 0:  # 0^0 is 1
-        return loss, slope.mul_(p_m > 0)
-    focus = power(p_m, gamma)
-    return loss * focus, slope.mul_(focus)
+    loss = torch.log1p(p_m / not_p_m) if margin else logistic.softplus
+    slope = not_p.clamp(min=tiny) / not_p_m
+    if gamma:  # 0^0 is 1
+        slope = plus(slope, times(times(loss / p_m.clamp(min=tiny), not_p), gamma))
+    focus = power(p_m, gamma) if gamma else p_m > 0
+    slope = times(times(slope, p), focus)
+    return (times(loss, focus) if gamma else loss), slope
+
+
+def times(x: torch.Tensor, y) -> torch.Tensor:
+    """x * y, in x's memory where nobody differentiates."""
+    return x * y if torch.is_grad_enabled() else x.mul_(y)
+
+
+def plus(x: torch.Tensor, y) -> torch.Tensor:
+    """x + y, in x's memory where nobody differentiates."""
+    return x + y if torch.is_grad_enabled() else x.add_(y)
 
 
 def power(p: torch.Tensor, gamma) -> torch.Tensor:

@@ -53,11 +53,12 @@ def test_equals_the_formula(frequencies, batch, detach):
 def test_weight_has_batch_mean_one(frequencies, batch):
     logits, gt_classes, features = batch
     loss = InfluenceBalancedLoss(K, frequencies=frequencies)
-    weight = loss.weight(logits, RoIs(gt_classes, features))
+    rest = 1 - logits.softmax(dim=1).gather(1, gt_classes[:, None])[:, 0]
+    weight = loss.weight(rest, RoIs(gt_classes, features))
     assert weight.mean().item() == pytest.approx(1, rel=1e-12)
     assert weight[gt_classes < K].mean().item() == pytest.approx(1, rel=1e-12)
     assert (weight[gt_classes == K] == 1).all()
-    scaled = loss.weight(logits, RoIs(gt_classes, features * 1e6))
+    scaled = loss.weight(rest, RoIs(gt_classes, features * 1e6))
     assert scaled.mean().item() == pytest.approx(1, rel=1e-12)
 
 
