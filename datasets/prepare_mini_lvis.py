@@ -24,6 +24,7 @@ HELP = {
     "seed": "of everything random",
     "image_size": "side of the square images in pixels",
     "min_val_images": "val images of each category at least, lowered if they do not fit",
+    "rows": "every other category keeps to a height of its own in the image",
 }
 FREQUENCIES = {"r": "rare", "c": "common", "f": "frequent"}
 
@@ -33,12 +34,9 @@ def parse_args(argv=None) -> argparse.Namespace:
     default_output = Path(os.getenv("DETECTRON2_DATASETS", "datasets")).expanduser() / "mini_lvis"
     parser.add_argument("--output", type=Path, default=default_output, help="folder to make")
     for field in fields(MiniLVISSpec):
-        parser.add_argument(
-            f"--{field.name.replace('_', '-')}",
-            type=field.type,
-            default=field.default,
-            help=HELP[field.name],
-        )
+        how = {"action": "store_true"} if field.type is bool else {"type": field.type}
+        name = f"--{field.name.replace('_', '-')}"
+        parser.add_argument(name, **how, default=field.default, help=HELP[field.name])
     return parser.parse_args(argv)
 
 

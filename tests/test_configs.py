@@ -60,7 +60,8 @@ def test_loads_and_builds(name, build):
     for head in heads:
         assert head.num_classes == cfg.MODEL[detecting_head(cfg)].NUM_CLASSES
         assert len(head.cls_score.weight) % head.cls_loss.num_logits == 0
-        assert type(head.cls_loss).__name__ == loss_name(cfg)
+        loss = head.cls_loss.loss if cfg.MODEL.ROI_BOX_HEAD.META_REWEIGHT.ENABLED else head.cls_loss
+        assert type(loss).__name__ == loss_name(cfg)
 
 
 @pytest.mark.parametrize("name", LEAVES)

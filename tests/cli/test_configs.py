@@ -24,8 +24,8 @@ def test_what_can_be_trained_is_listed(capsys):
 
 
 def test_a_part_of_the_names(capsys):
-    assert main(["configs", "list", "minilvis/eql_"]) == 0
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["MiniLVIS/eql_faster_rcnn.yaml"]
+    assert main(["configs", "list", "minilvis/eqlv2_f"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["MiniLVIS/eqlv2_faster_rcnn.yaml"]
     assert main(["configs", "list", "nothing"]) == 1
 
 
