@@ -55,7 +55,7 @@ class SoftmaxFocalLoss(SoftmaxLoss):
             if not with_gradient:
                 return total, None
             ratio = loss / rest.clamp(min=torch.finfo(rest.dtype).tiny)
-            factor = focus * (1 + self.gamma * (1 - rest) * ratio)
+            factor = focus * (1 + self.gamma * (-loss).exp() * ratio)
             return total, others.scatter_(1, own, -rest).mul_(factor)
 
         return formula
