@@ -6,6 +6,7 @@ Then train with MODEL.ROI_BOX_HEAD.CLS_LOSS.COUNTS_FILE datasets/mine/train_coun
 """
 
 import argparse
+import sys
 
 from eql_d2.errors import InputError
 
@@ -16,8 +17,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    from eql_d2.data.annotations import read_annotations
     from eql_d2.data.frequencies import ClassFrequencies
 
+    for note in read_annotations(args.annotations).notes:
+        print(f"warning: {note}", file=sys.stderr)
     frequencies = ClassFrequencies.from_annotations(args.annotations)
     try:
         frequencies.save(args.output)

@@ -1,34 +1,41 @@
-"""Annotation files in COCO or LVIS format, checked before anything is made of them.
+"""The one reader of annotation files in COCO or LVIS format: normalised, checked, and read once a process.
 
 What cannot be used is an error that names file and id. What Detectron2 and the APIs of COCO and LVIS pass over
-(objects of images that are not listed, objects without area) is passed over here too, but counted in the log.
+(objects of images that are not listed, objects without area) is passed over here too, and counted in a note.
 """
 
-import logging
 import math
+import os
 import sys
 from collections.abc import Callable, Sequence
 
-import PIL.Image
-
+from eql_d2.data.clipping import clip, reaches_out
 from eql_d2.data.json_files import read_json
 from eql_d2.data.normalised import normalise
 from eql_d2.errors import InputError
 
-logger = logging.getLogger(__name__)
-
 PARTS = ("images", "annotations", "categories")
-# Beyond, Pillow takes an image for an attack; where its limit is switched off (None) there is none.
-MAX_PIXELS = 2 * (PIL.Image.MAX_IMAGE_PIXELS or math.inf)
+_STORED: dict[str, tuple] = {}  # what was read, by path: (stamp, Annotations)
 # What the metrics of each kind are computed by, beside what every object must have.
 EVALUATED_BY = {"lvis": ("area",), "coco": ("area", "iscrowd")}
+NUMBERS = {int, float}
 
 
-def read_annotations(json_file, required: Sequence[str] = ()) -> dict:
+class Annotations(dict):
+    """The content of an annotation file; ``notes`` says, a line each, what was changed and left out of it."""
+
+    def __init__(self, content: dict, notes: Sequence[str]):
+        super().__init__(content)
+        self.notes = tuple(notes)
+
+
+def read_annotations(json_file, required: Sequence[str] = ()) -> Annotations:
     """The ``images``, ``annotations`` and ``categories`` of an annotation file, whose entries can be relied on.
 
     Objects of images that are not listed, of width or height 0, or whose polygons all have fewer than three corners
-    are left out; one log line says how many. A file without ``annotations``, as of LVIS's test sets, has no objects.
+    are left out. A file without ``annotations``, as of LVIS's test sets, has no objects.
+
+    A file is read once a process, until its size or time changes: the result is shared, so do not change it.
 
     Args:
         json_file: path of a JSON file in COCO or LVIS format.
@@ -37,7 +44,67 @@ def read_annotations(json_file, required: Sequence[str] = ()) -> dict:
     Raises:
         InputError: no such file, no JSON, a missing part, or the first entry that is not as the format has it.
     """
-    data = {"annotations": [], **normalise(json_file, read_json(json_file, required=("images", "categories")))}
+    name, stamp = str(json_file), _stamp(json_file)
+    if stamp is None or _STORED.get(name, (None,))[0] != stamp:
+        _STORED.pop(name, None)
+        _STORED[name] = stamp, _read(name)
+    data = _STORED[name][1]
+    for annotation in data["annotations"] if required else ():
+        lacking = [key for key in required if key not in annotation]
+        if lacking:
+            raise InputError(f"{json_file}: annotation {annotation['id']} has no `{lacking[0]}`")
+    return data
+
+
+def read_truth(json_file) -> Annotations:
+    """As :func:`read_annotations`, for evaluation by itself, which needs neither names, nor sizes, nor image files.
+
+    A file that :func:`read_annotations` refuses is normalised alone, as the APIs of COCO and LVIS take it.
+
+    Raises:
+        InputError: no such file, no JSON, or no ``images`` or ``categories``.
+    """
+    try:
+        return read_annotations(json_file)
+    except InputError:
+        raw = read_json(json_file, required=("images", "categories"))
+        notes = normalise(raw)
+        return Annotations({"annotations": [], **raw}, [f"{json_file}: {note}" for note in notes])
+
+
+def trained_objects(json_file, data: dict) -> list[dict]:
+    """The annotations of an annotation file but crowd regions, which are never trained on.
+
+    Raises:
+        InputError: it has no others.
+    """
+    annotations = data["annotations"]
+    trained = [a for a in annotations if not a.get("iscrowd", 0)]
+    if annotations and not trained:
+        raise InputError(
+            f"{json_file}: all {len(annotations)} objects are crowd regions (iscrowd 1), which are never trained on: "
+            f"mark single objects by iscrowd 0"
+        )
+    return trained
+
+
+def forget_annotations(json_file) -> None:
+    """Let go of a file that was read: a large one with its polygons holds gigabytes."""
+    _STORED.pop(str(json_file), None)
+
+
+def _stamp(path) -> tuple | None:
+    """What changes where a file does, or is another one under the same relative name."""
+    if not os.path.isfile(path):
+        return None
+    stat = os.stat(path)
+    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
+
+
+def _read(json_file: str) -> Annotations:
+    raw = read_json(json_file, required=("images", "categories"))
+    notes = normalise(raw)
+    data = {"annotations": [], **raw}
     for part in PARTS:
         if not isinstance(data[part], list):
             raise InputError(f"{json_file}: `{part}` must be a list, got {_shown(data[part])}")
@@ -45,21 +112,40 @@ def read_annotations(json_file, required: Sequence[str] = ()) -> dict:
     if not categories:
         raise InputError(f"{json_file}: `categories` is empty; at least one category is expected")
     images = _checked(json_file, "image", data["images"], image_problem)
+    annotations = _checked(
+        json_file, "annotation", data["annotations"], lambda a: annotation_problem(a, images, categories)
+    )
+    kept = _within_images(list(annotations.values()), images, notes)
+    return Annotations({**data, "annotations": kept}, [f"{json_file}: {note}" for note in notes])
 
-    def problem(annotation):
-        lacking = [key for key in required if key not in annotation]
-        return f"has no `{lacking[0]}`" if lacking else annotation_problem(annotation, images, categories)
 
-    annotations = _checked(json_file, "annotation", data["annotations"], problem).values()
-    kept = [a for a in annotations if a["image_id"] in images and has_extent(a)]
-    if len(kept) < len(annotations):
-        logger.warning(
-            "%s: left out %d of %d annotations, which have no area or are of images that are not listed",
-            json_file,
-            len(annotations) - len(kept),
-            len(annotations),
+def _within_images(annotations: list[dict], images: dict, notes: list[str]) -> list[dict]:
+    """The objects that can be seen, cut to their images; ``notes`` says which are changed and left out."""
+    kept: list[dict] = []
+    clipped: list[int] = []  # ids, as of those left out
+    left_out: list[int] = []
+    for annotation in annotations:
+        image = images.get(annotation["image_id"])
+        if image is None or not has_extent(annotation):
+            left_out.append(annotation["id"])
+            continue
+        if reaches_out(annotation, image["width"], image["height"]):
+            inside = clip(annotation, image["width"], image["height"])
+            (clipped if inside else left_out).append(annotation["id"])
+            if not inside:
+                continue
+        kept.append(annotation)
+    if clipped:
+        notes.append(
+            f"clipped {len(clipped)} of {len(annotations)} annotations (id {clipped[0]} first), which reach out of "
+            f"their image"
         )
-    return {**data, "annotations": kept}
+    if left_out:
+        notes.append(
+            f"left out {len(left_out)} of {len(annotations)} annotations (id {left_out[0]} first), which have no area, "
+            f"lie outside of their image or are of images that are not listed: mend them, or drop them from the file"
+        )
+    return kept
 
 
 def _checked(json_file, kind: str, entries: list, problem_of: Callable) -> dict[int, dict]:
@@ -98,8 +184,8 @@ def image_problem(image: dict) -> str | None:
     for side in ("height", "width"):
         if type(image.get(side)) is not int or image[side] < 1:
             return f"must have a whole number of pixels as its `{side}`, got {_shown(image.get(side))}"
-    if image["height"] * image["width"] > MAX_PIXELS:
-        return f"has {image['height']} x {image['width']} pixels, more than the {MAX_PIXELS} that can be opened"
+    if image["height"] * image["width"] > most_pixels():
+        return f"has {image['height']} x {image['width']} pixels, more than the {most_pixels()} that can be opened"
     names = [image[key] for key in ("file_name", "coco_url") if key in image]
     if not names or not all(isinstance(name, str) and name for name in names):
         return f"must have a text as its `file_name` or `coco_url`, got {_shown(names)}"
@@ -127,8 +213,6 @@ def annotation_problem(annotation: dict, images: dict, categories: dict) -> str 
     image = images.get(annotation["image_id"])
     if image is None:  # it will be left out
         return None
-    if not are_near([box[0], box[0] + box[2]], [box[1], box[1] + box[3]], image):
-        return f"has the `bbox` {_shown(box)}, which is nowhere near its image{_of_size(image)}"
     return segmentation_problem(annotation.get("segmentation"), image)
 
 
@@ -139,9 +223,6 @@ def segmentation_problem(segmentation, image: dict) -> str | None:
     if isinstance(segmentation, list):
         if not all(isinstance(polygon, list) and are_numbers(polygon) for polygon in segmentation):
             return "must have as its `segmentation` lists of finite numbers x, y, x, y, ... in pixels"
-        # pycocotools walks along the outline, and takes memory for every step.
-        if not all(are_near(polygon[::2], polygon[1::2], image) for polygon in segmentation):
-            return f"has a polygon that is nowhere near its image{_of_size(image)}"
         return None
     size = [image["height"], image["width"]]
     if not isinstance(segmentation, dict) or segmentation.get("size") != size:
@@ -179,10 +260,10 @@ def run_lengths(counts) -> list[int] | None:
     return None if shift else lengths
 
 
-def are_near(xs: list, ys: list, image: dict) -> bool:
-    """Whether points lie in an image, or no farther outside of it than it is large."""
-    sides = (xs, image["width"]), (ys, image["height"])
-    return all(-size <= value <= 2 * size for values, size in sides for value in values)
+def most_pixels() -> float:
+    """Beyond, Pillow takes an image for an attack; where it is not installed, as for counting, or has no limit: inf."""
+    limit = getattr(sys.modules.get("PIL.Image"), "MAX_IMAGE_PIXELS", None)
+    return 2 * limit if limit else math.inf
 
 
 def is_id(value) -> bool:
@@ -192,7 +273,14 @@ def is_id(value) -> bool:
 
 def are_numbers(values: list) -> bool:
     """Whether all are finite numbers."""
-    return all(type(v) in (int, float) and abs(v) < sys.float_info.max for v in values)  # no NaN, and no 400 digits
+    if not {*map(type, values)} <= NUMBERS:
+        return False
+    try:
+        if math.isfinite(sum(values)):
+            return True
+    except OverflowError:  # an int of 400 digits
+        pass
+    return all(abs(value) < sys.float_info.max for value in values)  # no NaN either
 
 
 def has_extent(annotation: dict) -> bool:
@@ -206,10 +294,6 @@ def has_extent(annotation: dict) -> bool:
 def valid_polygons(polygons: list) -> list:
     """Those with at least three corners, as Detectron2 has it."""
     return [polygon for polygon in polygons if len(polygon) >= 6 and len(polygon) % 2 == 0]
-
-
-def _of_size(image: dict) -> str:
-    return f" of {image['height']} x {image['width']} pixels"
 
 
 def _shown(value) -> str:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from eql_d2.data.annotations import read_annotations
+from eql_d2.data.annotations import read_annotations, trained_objects
 from eql_d2.data.fractal import fractal_dimensions
 from eql_d2.errors import InputError
 
@@ -17,7 +17,7 @@ def count_annotations(json_file, category_order: dict | None = None) -> dict:
     data = read_annotations(json_file)
     categories = sorted(data["categories"], key=lambda c: c["id"])
     order = category_order or {c["id"]: i for i, c in enumerate(categories)}
-    annotations = [a for a in data["annotations"] if not a.get("iscrowd", 0)]
+    annotations = trained_objects(json_file, data)
     unknown = {a["category_id"] for a in annotations} - order.keys()
     if unknown:
         raise InputError(

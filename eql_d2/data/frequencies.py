@@ -223,13 +223,15 @@ class ClassFrequencies:
     @classmethod
     def _from_annotations_cached(cls, name, metadata, json_file, cache_dir):
         stat = os.stat(json_file)
+        order = metadata.get("thing_dataset_id_to_contiguous_id")
         key = {"file": str(Path(json_file).resolve()), "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+        if order is not None:  # another TRAIN set may have put the classes into another order
+            key["category_ids"] = sorted(order, key=order.__getitem__)
         cache = Path(cache_dir) / f"class_counts_{name}.json" if cache_dir else None
         if cache is not None and cache.is_file():
             cached = read_json(cache)
             if cached.get("counted") == key and "fractal_dimension" in cached:  # older ones lack it
                 return cls.from_counts_file(cache)
-        order = metadata.get("thing_dataset_id_to_contiguous_id")
         frequencies = cls.from_annotations(json_file, order)
         if cache is not None:
             frequencies.save(cache, counted=key)

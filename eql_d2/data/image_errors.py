@@ -1,5 +1,9 @@
 """Images that cannot be read: which one it was, and of which dataset entry."""
 
+import PIL.Image
+from detectron2.data import DatasetMapper
+from detectron2.utils.file_io import PathManager
+
 from eql_d2.errors import InputError, one_line
 
 
@@ -25,6 +29,8 @@ class ExplainedMapper:
 
     def __call__(self, dataset_dict: dict):
         try:
+            if isinstance(self._mapper, DatasetMapper):  # one of the user's own may read such images rightly
+                require_eight_bits(dataset_dict["file_name"])
             return self._mapper(dataset_dict)
         except Exception as error:
             reason = one_line(error) or type(error).__name__
@@ -32,3 +38,16 @@ class ExplainedMapper:
                 f"image {dataset_dict.get('image_id')}, {dataset_dict.get('file_name')}, cannot be used: {reason}. "
                 f"Mend the file or its entry in the annotation file, or drop both"
             ) from error
+
+
+def require_eight_bits(file_name: str) -> None:
+    """
+    Raises:
+        InputError: an image of floats, or of integers beyond 255, all of which Pillow's conversion to RGB makes white.
+    """
+    with PathManager.open(file_name, "rb") as file, PIL.Image.open(file) as image:
+        if image.mode.startswith("F") or (image.mode.startswith("I") and image.getextrema()[1] > 255):
+            raise InputError(
+                f"it has pixels of more than 8 bits (Pillow's mode {image.mode}), and would be read as white or black: "
+                f"save it with 8 bits, scaled by its own range"
+            )

@@ -4,6 +4,8 @@ import gc
 import json
 from contextlib import contextmanager
 
+import orjson
+
 from eql_d2.errors import InputError
 
 
@@ -14,8 +16,8 @@ def read_json(path, required=()) -> dict:
         InputError: no such file, not JSON, or a key of ``required`` is missing.
     """
     try:
-        with open(path, encoding="utf-8") as f, without_garbage_collection():
-            data = json.load(f)
+        with open(path, "rb") as f, without_garbage_collection():
+            data = parsed(f.read())
     except FileNotFoundError as error:
         raise InputError(f"there is no file {path}") from error
     except (ValueError, RecursionError) as error:
@@ -24,6 +26,14 @@ def read_json(path, required=()) -> dict:
     if missing:
         raise InputError(f"{path} lacks {missing}; expected a JSON object with {list(required)}")
     return data
+
+
+def parsed(text: bytes):
+    """What JSON says, NaN, Infinity and a byte order mark included, which some tools write."""
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return json.loads(text)
 
 
 @contextmanager

@@ -1,13 +1,15 @@
 """The dataset dicts to train on: Detectron2's, in less time and memory where there are a million objects."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from detectron2.data import MetadataCatalog, get_detection_dataset_dicts
 from detectron2.data.detection_utils import check_metadata_consistency
 
+from eql_d2.data.annotations import forget_annotations
 from eql_d2.data.federated import get_checked_dataset_dicts
 from eql_d2.data.json_files import without_garbage_collection
 from eql_d2.data.samplers import SOURCE
+from eql_d2.errors import InputError
 
 
 def load_training_dicts(cfg) -> list[dict]:
@@ -34,6 +36,8 @@ def load_training_dicts(cfg) -> list[dict]:
         if not masks_are_read and isinstance(dicts, list):  # else a map-style dataset of the user's own
             for i, image in enumerate(dicts):  # copied: the list of a registered dataset may be its owner's
                 dicts[i] = without_segmentation(image)
+    for name in {*cfg.DATASETS.TRAIN} - {*cfg.DATASETS.TEST}:
+        forget_annotations(MetadataCatalog.get(name).get("json_file"))
     return dicts
 
 
@@ -48,6 +52,39 @@ def read_each(read: Callable, names, proposal_files, **kwargs):
     if all(MetadataCatalog.get(name).get("thing_classes") for name in names):
         check_metadata_consistency("thing_classes", names)
     return [{**image, SOURCE: place} for place, part in enumerate(parts) for image in part]
+
+
+def check_masks(dicts: Sequence[dict], mask_format: str) -> None:
+    """Say before the first iteration that an object to train masks on has none, or one that would end the run.
+
+    Args:
+        dicts: Detectron2's dataset dicts.
+        mask_format: "polygon" or "bitmask".
+
+    Raises:
+        InputError: an object without mask, or an RLE where polygons are expected.
+    """
+    lacking, encoded = [], []  # images of such objects
+    for image in dicts:
+        for annotation in image.get("annotations", ()):
+            segmentation = annotation.get("segmentation")
+            if annotation.get("iscrowd", 0):
+                continue
+            if not segmentation:
+                lacking.append(image.get("image_id"))
+            elif mask_format == "polygon" and isinstance(segmentation, dict):
+                encoded.append(image.get("image_id"))
+    if lacking:
+        raise InputError(
+            f"{len(lacking)} objects to train masks on have none, in image {lacking[0]} first: train boxes alone "
+            f"(MODEL.MASK_ON False, in a LazyConfig a model without mask head and use_instance_mask), or give these "
+            f"objects a `segmentation`"
+        )
+    if encoded:
+        raise InputError(
+            f"{len(encoded)} objects have an RLE as their mask, in image {encoded[0]} first, and polygons are "
+            f"expected: set INPUT.MASK_FORMAT bitmask (in a LazyConfig the mapper's instance_mask_format)"
+        )
 
 
 def without_segmentation(image: dict) -> dict:

@@ -1,111 +1,104 @@
 """What export tools write otherwise than the format has it, made as the format has it.
 
 CVAT and Datumaro leave optional keys there and empty, some write whole numbers as floats, Roboflow and Label Studio
-count objects from 0, which the evaluations of COCO and LVIS never match, and boxes can reach far out of their image.
+count objects from 0, which the evaluations of COCO and LVIS never match, camera traps call images by texts, and Windows
+writes backslashes.
 """
 
-import logging
+from typing import Any
 
-logger = logging.getLogger(__name__)
-
-OPTIONAL_TEXTS = ("coco_url", "flickr_url", "file_name")
+# Keys that may be there and empty ("", null, 0), which is as if they were not there.
+OPTIONAL = {
+    "images": ("coco_url", "flickr_url", "file_name"),
+    "categories": ("frequency",),
+}
 WHOLE = {
     "images": ("id", "height", "width"),
     "annotations": ("id", "image_id", "category_id", "iscrowd"),
     "categories": ("id",),
 }
+NOT_LISTED = -1  # for the text of an image that there is not, where images get numbers
+# What null stands for.
+NULL: dict[str, dict[str, Any]] = {
+    "images": {"neg_category_ids": [], "not_exhaustive_category_ids": []},
+    "annotations": {"iscrowd": 0},
+}
 
 
-def normalise(json_file, data: dict) -> dict:
-    """Change the content of an annotation file in place, and return it; whatever has another form is left alone.
+def normalise(data: dict) -> list[str]:
+    """Change the content of an annotation file in place; whatever has another form is left alone.
 
-    One log line says how many boxes and polygons were clipped; nothing else that is changed changes a meaning.
+    Returns:
+        What was changed that a person should know of, as the rest of a line about the file; nothing else that is
+        changed changes a meaning.
     """
-    for part, keys in WHOLE.items():
-        for entry in _entries(data, part):
-            for key in keys:
-                value = entry.get(key)
-                if type(value) is float and value.is_integer():
-                    entry[key] = int(value)
-    for image in _entries(data, "images"):
-        for key in OPTIONAL_TEXTS:
-            if key in image and not image[key]:
-                del image[key]
-    annotations = _entries(data, "annotations")
+    images, annotations, categories = (_entries(data, part) for part in ("images", "annotations", "categories"))
+    for part, entries in (("images", images), ("annotations", annotations), ("categories", categories)):
+        _make_whole(entries, WHOLE[part])
+        for key in OPTIONAL.get(part, ()):
+            for entry in entries:
+                if key in entry and not entry[key]:
+                    del entry[key]
+        for key, value in NULL.get(part, {}).items():
+            for entry in entries:
+                if key in entry and entry[key] is None:
+                    entry[key] = value
     for annotation in annotations:
-        if annotation.get("iscrowd", 0) is None:
-            annotation["iscrowd"] = 0
-    if any(annotation.get("id") == 0 for annotation in annotations):
+        if "area" in annotation and annotation["area"] is None:
+            del annotation["area"]
+    for image in images:
+        if isinstance(image.get("file_name"), str):
+            image["file_name"] = image["file_name"].replace("\\", "/")
+    _number_annotations(annotations)
+    return _number_images(images, annotations)
+
+
+def _make_whole(entries: list[dict], keys: tuple[str, ...]) -> None:
+    for entry in entries:
+        for key in keys:
+            value = entry.get(key)
+            if type(value) is float and value.is_integer():
+                entry[key] = int(value)
+
+
+def _number_images(images: list[dict], annotations: list[dict]) -> list[str]:
+    """Whole numbers for image ids that are texts: those that they spell, or else 1, 2, ... in the file's order."""
+    ids: list[Any] = [image.get("id") for image in images]
+    if not _are_texts(ids):
+        return []
+    spelt = all(isinstance(i, str) and i.isascii() and i.isdigit() and str(int(i)) == i for i in ids)
+    numbers = {i: int(i) if spelt else place for place, i in enumerate(ids, start=1)}
+    for image in images:
+        image["id"] = numbers[image["id"]]
+    for annotation in annotations:
+        image_id = annotation.get("image_id")
+        if isinstance(image_id, str):
+            annotation["image_id"] = numbers.get(image_id, NOT_LISTED)
+        elif type(image_id) is int and not spelt:
+            annotation["image_id"] = numbers.get(image_id, NOT_LISTED)
+    if spelt:
+        return []
+    return [f"numbered {len(ids)} images whose ids are texts ({ids[0]!r} is 1, in written results too)"]
+
+
+def _number_annotations(annotations: list[dict]) -> None:
+    """Ids from 1 on where one is 0, and new ones where one is a text."""
+    ids = [annotation.get("id") for annotation in annotations]
+    if _are_texts(ids):
+        for number, annotation in enumerate(annotations, start=1):
+            annotation["id"] = number
+    elif any(type(i) is int and i == 0 for i in ids):
         for annotation in annotations:
             if type(annotation.get("id")) is int:
                 annotation["id"] += 1
-    sizes = {image.get("id"): image for image in _entries(data, "images") if _is_hashable(image.get("id"))}
-    clipped = sum(_clip_far(annotation, sizes) for annotation in annotations)
-    if clipped:
-        logger.warning("%s: clipped %d objects that reach far out of their image", json_file, clipped)
-    return data
+
+
+def _are_texts(ids: list) -> bool:
+    """Whether ids can tell entries apart, but one at least is a text."""
+    kinds = {*map(type, ids)}
+    return str in kinds and kinds <= {int, str} and len({*ids}) == len(ids)
 
 
 def _entries(data: dict, part: str) -> list[dict]:
     entries = data.get(part)
     return [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
-
-
-def _is_hashable(value) -> bool:
-    return isinstance(value, int | str)
-
-
-def _clip_far(annotation: dict, images: dict) -> bool:
-    """Clip a box, and its polygons, that overlap the image but reach farther out of it than it is large."""
-    image_id, box = annotation.get("image_id"), annotation.get("bbox")
-    image = images.get(image_id) if _is_hashable(image_id) else None
-    if image is None or not (isinstance(box, list) and len(box) == 4 and all(map(_is_number, box))):
-        return False
-    sides = image.get("width"), image.get("height")
-    if not all(type(side) is int and side > 0 for side in sides) or box[2] < 0 or box[3] < 0:
-        return False
-    (x0, x1), (y0, y1) = (
-        (max(low, 0), min(low + length, side)) for low, length, side in zip(box[:2], box[2:], sides, strict=True)
-    )
-    polygons = annotation.get("segmentation")
-    polygons = polygons if isinstance(polygons, list) else []
-    outlines = [p for p in polygons if isinstance(p, list) and all(map(_is_number, p))]
-    corners = [box[0], box[1], box[0] + box[2], box[1] + box[3]]
-    if x0 >= x1 or y0 >= y1 or not any(_is_far(outline, *sides) for outline in (corners, *outlines)):
-        return False
-    annotation["bbox"] = [x0, y0, x1 - x0, y1 - y0]
-    if outlines:
-        clipped = [clip_polygon(p, *sides) if p in outlines else p for p in polygons]
-        annotation["segmentation"] = [p for p in clipped if p] or polygons
-    return True
-
-
-def _is_far(outline: list, width: int, height: int) -> bool:
-    """Whether a point x, y, x, y, ... lies farther outside of an image than that is large."""
-    return any(
-        not -side <= value <= 2 * side
-        for values, side in ((outline[::2], width), (outline[1::2], height))
-        for value in values
-    )
-
-
-def _is_number(value) -> bool:
-    return type(value) in (int, float) and abs(value) < float("inf")
-
-
-def clip_polygon(polygon: list, width: float, height: float) -> list:
-    """The part of a polygon x, y, x, y, ... inside of an image (Sutherland and Hodgman); [] if there is none."""
-    points = list(zip(polygon[::2], polygon[1::2], strict=False))
-    for axis, limit, sign in ((0, 0, 1), (0, width, -1), (1, 0, 1), (1, height, -1)):
-        kept = []
-        for before, point in zip(points[-1:] + points[:-1], points, strict=True):
-            inside, was_inside = (sign * (p[axis] - limit) >= 0 for p in (point, before))
-            if inside != was_inside:
-                share = (limit - before[axis]) / (point[axis] - before[axis])
-                crossing = [b + share * (p - b) for b, p in zip(before, point, strict=True)]
-                crossing[axis] = limit  # not one rounding beside it
-                kept.append(tuple(crossing))
-            if inside:
-                kept.append(point)
-        points = kept
-    return [coordinate for point in points for coordinate in point]

@@ -78,7 +78,31 @@ def register_dataset(name: str, json_file: str, image_root: str) -> None:
         evaluator_type="lvis" if is_lvis else "coco",
         thing_classes=classes,
         thing_dataset_id_to_contiguous_id=order,
+        registered_by_file=True,  # as here: its classes can be put into another order
     )
+
+
+def order_classes(name: str, classes: Sequence[str]) -> None:
+    """Give a dataset that :func:`register_dataset` has registered its classes in another order.
+
+    Args:
+        classes: the names of the dataset's classes, which are all different, in the wanted order.
+    """
+    before = MetadataCatalog.get(name).as_dict()
+    place = {class_key(each): i for i, each in enumerate(classes)}
+    own = before["thing_classes"]
+    order = {i: place[class_key(own[k])] for i, k in before["thing_dataset_id_to_contiguous_id"].items()}
+    DatasetCatalog.remove(name)
+    MetadataCatalog.remove(name)
+    DatasetCatalog.register(name, lambda: load_dataset(before["json_file"], before["image_root"], order))
+    after = {**before, "thing_classes": list(classes), "thing_dataset_id_to_contiguous_id": order}
+    del after["name"]
+    MetadataCatalog.get(name).set(**after)
+
+
+def class_key(name: str) -> str:
+    """What two spellings of a class's name have in common: `Traffic_Light` and `traffic light` are one."""
+    return " ".join(name.casefold().replace("_", " ").split())
 
 
 def is_lvis_format(json_file: str, data: dict) -> bool:
@@ -175,16 +199,40 @@ def image_paths(images: list[dict], image_root: str) -> list[str]:
     ]
     for way in ways:
         if not images or PathManager.isfile(path_inside(image_root, way(images[0]))):
-            return [path_inside(image_root, way(image)) for image in images]
+            paths = [path_inside(image_root, way(image)) for image in images]
+            require_images(images, paths)
+            return paths
     raise InputError(
         f"image {images[0]['id']} is none of {[os.path.join(image_root, way(images[0])) for way in ways]}: which "
         f"folder holds the images ({KEY})?"
     )
 
 
+def require_images(images: list[dict], paths: list[str]) -> None:
+    """
+    Raises:
+        InputError: one of the paths is no file; how many are none, and the first.
+    """
+    missing = [(image["id"], path) for image, path in zip(images, paths, strict=True) if not PathManager.isfile(path)]
+    if missing:
+        raise InputError(
+            f"{len(missing)} of {len(images)} images are not there, image {missing[0][0]} first: {missing[0][1]}. Put "
+            f"them there, or drop their entries from the annotation file"
+        )
+
+
 def path_inside(folder: str, name: str) -> str:
     """``folder/name``, where ``name``, from an annotation file, must not lead out of the folder."""
     path = os.path.normpath(name)
-    if os.path.isabs(path) or path.split(os.sep)[0] == os.pardir:
+    if not (os.path.isabs(path) or path.split(os.sep)[0] == os.pardir):
+        return os.path.join(folder, path)
+    path = os.path.normpath(os.path.join(folder, name))  # out and in again, as in ../images/1.png
+    root = os.path.abspath(folder)
+    if not (is_within(os.path.abspath(path), root) or is_within(os.path.realpath(path), os.path.realpath(root))):
         raise InputError(f"the image '{name}' lies outside of the image folder {folder}: refused")
-    return os.path.join(folder, name)
+    return path
+
+
+def is_within(path: str, folder: str) -> bool:
+    """Whether an absolute path lies in a folder, by their names alone."""
+    return os.path.commonpath([path, folder]) == folder

@@ -46,7 +46,7 @@ def union(files: Sequence, same: Iterable[tuple[str, str]] = (), leave_out: Sequ
     return [{**part, "categories": categories} for part in parts]
 
 
-def _categories(contents: list[dict], names: dict[str, str]) -> list[dict]:
+def _categories(contents: Sequence[dict], names: dict[str, str]) -> list[dict]:
     categories = [dict(category) for category in contents[0]["categories"]]
     taken = {category["name"] for category in categories}
     free = max(category["id"] for category in categories) + 1

@@ -48,6 +48,7 @@ class LongTailCheckpointer(DetectionCheckpointer):
         weights_to_save: gives weights by name that are saved in the place of the model's own; None: all are its own.
         new_classifier: leave the classifier out of the weights that a new run starts from, whatever its width. A
             resumed run goes on with its own.
+        thing_classes: the names of the model's classes, to be saved with it; None saves none.
     """
 
     def __init__(
@@ -57,11 +58,13 @@ class LongTailCheckpointer(DetectionCheckpointer):
         *,
         new_classifier: bool = False,
         weights_to_save: Callable[[], dict[str, torch.Tensor]] | None = None,
+        thing_classes: list[str] | None = None,
         **checkpointables,
     ):
         super().__init__(model, save_dir, **checkpointables)
         self.weights_to_save = weights_to_save
         self.new_classifier = new_classifier
+        self.thing_classes = thing_classes
         self.whole_model = False  # whether weights that leave a part of the model random are an error
         self.resumes = False  # whether the weights must be of this very model
         self.saved_iteration: int | None = None  # of the last checkpoint that this object has saved
@@ -78,6 +81,8 @@ class LongTailCheckpointer(DetectionCheckpointer):
         if self.weights_to_save is not None:
             data["model"].update(self.weights_to_save())
         data.update({key: value.state_dict() for key, value in self.checkpointables.items()})
+        if self.thing_classes is not None:
+            data["thing_classes"] = self.thing_classes
         data.update(kwargs)
         path = os.path.join(self.save_dir, f"{name}.pth")
         self.logger.info("Saving checkpoint to %s", path)

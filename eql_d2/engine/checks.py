@@ -7,12 +7,11 @@ from contextlib import contextmanager
 
 import yaml
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
 from detectron2.modeling import META_ARCH_REGISTRY, ROI_HEADS_REGISTRY, PanopticFPN, SemanticSegmentor
 from detectron2.utils.file_io import PathManager
 
-from eql_d2.data.annotations import EVALUATED_BY, read_annotations
-from eql_d2.data.registration import datasets_root
+from eql_d2.engine.dataset_checks import check_datasets
 from eql_d2.engine.ignored_keys import ARCHITECTURE_KEY, HEAD_KEY, check_no_ignored_key
 from eql_d2.engine.settings import RunSettings, detecting_head, loss_name, require_decay, settings_of
 from eql_d2.errors import InputError, did_you_mean, one_line
@@ -109,7 +108,7 @@ def check_run(cfg, train: bool) -> None:
 
     Raises:
         InputError: an unknown architecture, ROI head or loss, a key that the model would ignore, or see
-            :func:`check_dataset` and :func:`check_fixed_ap`.
+            :func:`eql_d2.engine.dataset_checks.check_datasets` and :func:`check_fixed_ap`.
     """
     run = settings_of(cfg)
     if isinstance(cfg, CfgNode):
@@ -119,12 +118,9 @@ def check_run(cfg, train: bool) -> None:
         if train and not run.train_sets:
             raise InputError("DATASETS.TRAIN is empty: name a dataset to train on")
     require_decay(run)
-    for name in run.train_sets if train else ():
-        check_dataset(run, "train_sets", name, read=False)  # the data loader is about to read it
-    for name in run.test_sets:
-        check_dataset(run, "test_sets", name, read=True)  # or the mistake shows when training is done
-        if isinstance(cfg, CfgNode):
-            check_evaluator_type(name)  # a LazyConfig may have an evaluator of its own
+    check_datasets(run, train)
+    for name in run.test_sets if isinstance(cfg, CfgNode) else ():  # a LazyConfig may have an evaluator of its own
+        check_evaluator_type(name)
     check_fixed_ap(run)
 
 
@@ -209,64 +205,3 @@ def check_first_stage(run: RunSettings) -> None:
             f"first stage, or train that first, with its own config and {run.keys['output_dir']} "
             f"'{os.path.dirname(weights) or 'output/first_stage'}'"
         )
-
-
-def check_dataset(run: RunSettings, setting: str, name: str, read: bool) -> None:
-    """A dataset must be registered, its annotation file there, and its categories as many as the model's classes.
-
-    Args:
-        setting: "train_sets" or "test_sets".
-        read: whether to read the annotation file, to evaluate by, even where the metadata has the categories.
-
-    Raises:
-        InputError: one of these does not hold, or see :func:`eql_d2.data.annotations.read_annotations`.
-    """
-    key = run.keys[setting]
-    if name not in DatasetCatalog.list():
-        raise InputError(
-            f"dataset '{name}' of {key} is not registered{did_you_mean(name, DatasetCatalog.list()) or '.'} "
-            f"Register a file of your own by DATASETS.REGISTER"
-        )
-    metadata = MetadataCatalog.get(name)
-    if metadata.get("prepare") is not None:
-        metadata.prepare()  # datasets that make themselves (MiniLVIS)
-    json_file = metadata.get("json_file")
-    if json_file is not None and not PathManager.isfile(json_file):
-        raise InputError(
-            f"the annotation file of '{name}' ({key}) is not there: {json_file}. Put it there, or set the environment "
-            f"variable DETECTRON2_DATASETS (now {datasets_root()}) to the folder that your datasets are in"
-        )
-    classes = metadata.get("thing_classes")
-    if json_file is not None and (read or classes is None):
-        required = EVALUATED_BY.get(metadata.get("evaluator_type"), ()) if read else ()
-        content = read_annotations(PathManager.get_local_path(json_file), required)
-        classes = content["categories"] if classes is None else classes
-    if classes is not None:
-        check_num_classes(run, setting, name, len(classes))
-
-
-def check_num_classes(run: RunSettings, setting: str, name: str, found: int) -> None:
-    """The model must have as many classes as the dataset has categories."""
-    key = run.keys["num_classes"]
-    if run.num_classes not in (None, found):
-        raise InputError(
-            f"{key} is {run.num_classes}, but '{name}' ({run.keys[setting]}) has {found} categories: set "
-            f"{key.rpartition('.')[2]} {found}, or name the right dataset"
-        )
-
-
-@contextmanager
-def explained_dataset_errors(names: Iterable[str]):
-    """Where a loader fails on an annotation file that has something wrong in it, say what instead."""
-    try:
-        yield
-    except Exception:
-        for name in names:
-            json_file = MetadataCatalog.get(name).get("json_file")
-            if json_file is not None:
-                data = read_annotations(PathManager.get_local_path(json_file))
-                if not data["annotations"]:
-                    raise InputError(
-                        f"{json_file} of '{name}' has no object that can be used: nothing to train on"
-                    ) from None
-        raise

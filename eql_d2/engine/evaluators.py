@@ -18,7 +18,8 @@ from torch import nn
 from eql_d2.data import ClassFrequencies
 from eql_d2.data.frequencies import FrequenciesNotFound, TailRule
 from eql_d2.drawing.picture import PredictionPicture
-from eql_d2.engine.checks import check_evaluator_type, check_num_classes
+from eql_d2.engine.checks import check_evaluator_type
+from eql_d2.engine.dataset_checks import check_num_classes
 from eql_d2.engine.settings import RunSettings, settings_of
 from eql_d2.evaluation.coco_evaluation import AnalysedCOCOEvaluator
 from eql_d2.evaluation.lvis_evaluation import LVISEvaluator

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, ListConfig
 from torch import nn
 
 from eql_d2.data.image_errors import ExplainedMapper
+from eql_d2.data.loading import check_masks
 from eql_d2.data.train_loader import TrainLoader, sampler_of_configs
 from eql_d2.engine.extras import explained_missing_package, require_shapely
 from eql_d2.engine.settings import settings_of
@@ -66,6 +67,9 @@ def build_train_loader(cfg: DictConfig):
         logger.info("dataloader.train: TrainLoader in the place of %s, so that the run can be resumed", described(node))
     require_shapely_for(node.mapper)
     arguments = {name: instantiate(value) for name, value in node.items() if name != "_target_"}
+    mapper = arguments["mapper"]
+    if getattr(mapper, "use_instance_mask", False) and isinstance(arguments["dataset"], list):
+        check_masks(arguments["dataset"], mapper.instance_mask_format)
     arguments["mapper"] = ExplainedMapper(arguments["mapper"])
     arguments.setdefault("seed", settings_of(cfg).seed)
     if arguments.get("sampler") is None:

@@ -95,6 +95,7 @@ class RunSettings:
         checkpoints_kept: of the numbered ones, the newest so many; None: all.
         ema_decay: in (0, 1), or None for no average of the weights.
         num_classes: K, None where the config does not say.
+        mask_on: whether masks are trained and predicted.
         score_threshold: that a detection must exceed.
         frequencies: counts the training set, or raises FrequenciesNotFound.
         tail_rule: gives that of the classification loss, None where it has none.
@@ -118,6 +119,7 @@ class RunSettings:
     gradient_balance_period: int
     ema_decay: float | None
     num_classes: int | None
+    mask_on: bool
     train_sets: tuple[str, ...]
     test_sets: tuple[str, ...]
     detections_per_image: int
@@ -160,6 +162,7 @@ def yaml_settings(cfg: CfgNode) -> RunSettings:
         gradient_balance_period=cfg.GRADIENT_BALANCE_PERIOD,
         ema_decay=cfg.MODEL_EMA.DECAY if cfg.MODEL_EMA.ENABLED else None,
         num_classes=cfg.MODEL[head].NUM_CLASSES,
+        mask_on=cfg.MODEL.MASK_ON,
         train_sets=tuple(cfg.DATASETS.TRAIN),
         test_sets=tuple(cfg.DATASETS.TEST),
         detections_per_image=test.DETECTIONS_PER_IMAGE,
@@ -214,6 +217,7 @@ def lazy_settings(cfg: DictConfig) -> RunSettings:
         gradient_balance_period=train["gradient_balance_period"],
         ema_decay=ema["decay"] if ema["enabled"] else None,
         num_classes=num_classes(cfg.model),
+        mask_on=(cfg.model.get("roi_heads") or {}).get("mask_head") is not None,
         train_sets=dataset_names(cfg.dataloader, "train"),
         test_sets=dataset_names(cfg.dataloader, "test"),
         detections_per_image=lazy_detections_per_image(cfg),

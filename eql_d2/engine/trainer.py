@@ -8,6 +8,7 @@ from collections import OrderedDict
 from contextlib import contextmanager, nullcontext
 
 from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
 from detectron2.engine import DefaultTrainer, TrainerBase, default_writers, hooks
 from detectron2.evaluation import DatasetEvaluator, inference_on_dataset, print_csv_format, verify_results
 from detectron2.utils import comm
@@ -19,7 +20,8 @@ from omegaconf import DictConfig
 from eql_d2.data.train_loader import end_workers_that_cannot_send
 from eql_d2.engine import lazy_parts, yaml_parts
 from eql_d2.engine.checkpoint import LongTailCheckpointer
-from eql_d2.engine.checks import check_first_stage, check_run, explained_dataset_errors
+from eql_d2.engine.checks import check_first_stage, check_run
+from eql_d2.engine.dataset_checks import explained_dataset_errors
 from eql_d2.engine.ema import ModelEMA, require_averaging
 from eql_d2.engine.evaluators import build_evaluator, detections_for_fixed_ap
 from eql_d2.engine.gradient_balance import build_gradient_balance
@@ -94,6 +96,7 @@ class Trainer(DefaultTrainer):
             run.output_dir,
             new_classifier=run.new_classifier,
             weights_to_save=self._ema and self._ema.current,
+            thing_classes=classes_of(run.train_sets),
             trainer=weakref.proxy(self),
         )
         self._has_state = False  # whether a checkpoint had any for this trainer
@@ -401,6 +404,12 @@ def explained_worker_failures():
         if not str(error).startswith("DataLoader worker"):
             raise
         raise InputError(f"evaluation stopped: {last_line(error)}") from error
+
+
+def classes_of(train_sets) -> list[str] | None:
+    """The names of a model's classes by the sets that it is trained on, which agree; None where nothing says."""
+    named = (MetadataCatalog.get(name).get("thing_classes") for name in train_sets)
+    return next((list(classes) for classes in named if classes), None)
 
 
 class Diverged(InputError, FloatingPointError):

@@ -14,7 +14,7 @@ from detectron2.solver.build import get_default_optimizer_params, maybe_add_grad
 
 from eql_d2.data.copy_paste import CopyPasteMapper
 from eql_d2.data.image_errors import ExplainedMapper
-from eql_d2.data.loading import load_training_dicts
+from eql_d2.data.loading import check_masks, load_training_dicts
 from eql_d2.data.train_loader import TrainLoader
 from eql_d2.engine.extras import explained_missing_package, require_shapely
 from eql_d2.engine.optimizer import classifier_lr_factor
@@ -52,6 +52,8 @@ def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimiz
 def build_train_loader(cfg: CfgNode) -> TrainLoader:
     """A :class:`TrainLoader` of ``DATASETS.TRAIN``."""
     dataset = load_training_dicts(cfg)
+    if cfg.MODEL.MASK_ON and isinstance(dataset, list):
+        check_masks(dataset, cfg.INPUT.MASK_FORMAT)
     mapper = copy_paste_mapper(cfg, dataset) if cfg.INPUT.COPY_PASTE.MAX_OBJECTS else training_mapper(cfg)
     return TrainLoader(cfg, dataset=dataset, mapper=ExplainedMapper(mapper))
 

@@ -4,11 +4,14 @@ import io
 from contextlib import contextmanager, redirect_stdout
 from itertools import chain
 
+import detectron2.evaluation.coco_evaluation as detectron2s
 from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import Instances
 from detectron2.utils import comm
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
-from eql_d2.data.normalised import normalise
+from eql_d2.data.annotations import read_truth
 from eql_d2.data.whole_files import folder_written_whole
 from eql_d2.evaluation.fixed_ap import BestOfEachCategory, best_of_all
 from eql_d2.evaluation.lvis_metrics import COCO_MAX_DETS, Detections, GroundTruth, match_lvis
@@ -39,10 +42,8 @@ class AnalysedCOCOEvaluator(COCOEvaluator):
         max_dets_per_image: int = -1,
         **kwargs,
     ):
-        super().__init__(dataset_name, **kwargs)
-        normalise(self._metadata.json_file, self._coco_api.dataset)
-        with redirect_stdout(io.StringIO()):
-            self._coco_api.createIndex()
+        with replaced(detectron2s, "COCO", coco_api):  # which it reads its annotation file by
+            super().__init__(dataset_name, **kwargs)
         self._analysis, self._fixed_ap, self._limit = analysis, fixed_ap, max_dets_per_image
 
     def reset(self):
@@ -79,6 +80,18 @@ class AnalysedCOCOEvaluator(COCOEvaluator):
         with folder_written_whole(self._output_dir) as unfinished, replaced(self, "_output_dir", unfinished):
             return super().evaluate(img_ids)
 
+    def _derive_coco_results(self, coco_eval, iou_type, class_names=None):
+        """Detectron2's, which has nan where nothing is detected, and takes the classes to be in their ids' order.
+
+        Such a model has 0 where there are objects, as in the analysis.
+        """
+        if coco_eval is None:
+            coco_eval = evaluated_without_detections(self._coco_api, iou_type)
+        mapping = self._metadata.get("thing_dataset_id_to_contiguous_id")
+        if class_names is not None and mapping is not None:
+            class_names = [class_names[mapping[i]] for i in sorted(mapping)]
+        return super()._derive_coco_results(coco_eval, iou_type, class_names)
+
     def _eval_predictions(self, predictions, img_ids=None):
         """Detectron2's, which fills ``self._results`` and puts the dataset's category ids into the predictions."""
         super()._eval_predictions(predictions, img_ids)
@@ -105,6 +118,30 @@ def replaced(thing, name: str, value):
         yield
     finally:
         setattr(thing, name, before)
+
+
+def evaluated_without_detections(truth: COCO, iou_type: str) -> COCOeval:
+    """pycocotools' evaluation of no detections, which its own reader of results refuses."""
+    nothing = COCO()
+    nothing.dataset = {**truth.dataset, "annotations": []}
+    with redirect_stdout(io.StringIO()):
+        nothing.createIndex()
+        evaluation = COCOeval(truth, nothing, iou_type)
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return evaluation
+
+
+def coco_api(json_file: str) -> COCO:
+    """pycocotools' COCO of what our reader makes of a file; without objects, as of a test set, it is not evaluated."""
+    data, api = read_truth(json_file), COCO()
+    api.dataset = {key: value for key, value in data.items() if key != "annotations"}
+    if data["annotations"]:  # copies, since pycocotools writes into them
+        api.dataset["annotations"] = [dict(annotation) for annotation in data["annotations"]]
+    with redirect_stdout(io.StringIO()):
+        api.createIndex()
+    return api
 
 
 def best_instances(instances, limit: int):

@@ -1,5 +1,6 @@
 """Evaluation of results files against an annotation file, of any detector, without torch and Detectron2."""
 
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -8,8 +9,8 @@ from functools import cached_property
 import numpy as np
 import pycocotools.mask as mask_utils
 
+from eql_d2.data.annotations import read_truth
 from eql_d2.data.json_files import read_json
-from eql_d2.data.normalised import normalise
 from eql_d2.errors import InputError
 from eql_d2.evaluation.categories import Categories
 from eql_d2.evaluation.intervals import WeightedAP, bootstrap, group_means, interval
@@ -30,6 +31,8 @@ from eql_d2.evaluation.packed_masks import PackedMasks
 from eql_d2.evaluation.results_file import name_of, read_results
 from eql_d2.evaluation.tail_results import TailResults, in_percent
 from eql_d2.evaluation.training_counts import shipped_counts, training_counts
+
+logger = logging.getLogger(__name__)
 
 FORMATS = ("lvis", "coco")
 DETECTIONS_PER_CATEGORY = 10_000  # of fixed AP
@@ -60,7 +63,10 @@ class Dataset:
                 training images. None is LVIS's own training set for LVIS's categories, else none.
         """
         _refuse_results(path)
-        data = normalise(path, read_json(path, required=("images", "categories", "annotations")))
+        read = read_truth(path)
+        for note in read.notes:
+            logger.warning(note)
+        data = dict(read)
         _check(path, data)
         all_ids = np.array([image["id"] for image in data["images"]])
         if image_ids is not None:

@@ -12,8 +12,7 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import create_small_table
 
-from eql_d2.data.json_files import read_json
-from eql_d2.data.normalised import normalise
+from eql_d2.data.annotations import read_truth
 from eql_d2.errors import InputError
 from eql_d2.evaluation.fixed_ap import BestOfEachCategory, best_of_all
 from eql_d2.evaluation.lvis_metrics import MAX_DETS, METRICS, GroundTruth, match_lvis
@@ -119,17 +118,13 @@ class LVISEvaluator(DatasetEvaluator):
         return self._scores(predictions, best)
 
     def _scores(self, predictions: list, best: list) -> dict:
-        dataset = normalise(self._json_file, read_json(self._json_file))
-        if not dataset.get("annotations"):  # those of LVIS's test sets are not public
+        dataset = read_truth(self._json_file)
+        if not dataset["annotations"]:  # those of LVIS's test sets are not public
             logger.info("%s has no annotations: no evaluation", self._json_file)
             return {}
         tasks = sorted(self._tasks or tasks_of(predictions))
         if self._backend == "lvis":
-            from lvis import LVIS
-
-            truth = LVIS(self._json_file)
-            truth.dataset = dataset  # with what export tools write otherwise, as for our own metrics
-            truth._create_index()
+            truth = lvis_api(self._json_file)
             metrics = {t: _score_with_lvis_api(truth, predictions, t, self._max_dets) for t in tasks}
             return {task: _in_percent(of_task, task) for task, of_task in metrics.items()}
         truth, detections = GroundTruth.load(dataset), as_detections(predictions)
@@ -147,6 +142,19 @@ def _in_percent(metrics: dict, task: str) -> dict:
     results = {k: 100 * v if v >= 0 else float("nan") for k, v in metrics.items()}
     logger.info("LVIS metrics for %s:\n%s", task, create_small_table(results))
     return results
+
+
+def lvis_api(json_file: str):
+    """An ``lvis.LVIS`` of what our reader makes of a file."""
+    from lvis import LVIS
+
+    class ReadLVIS(LVIS):
+        def _load_json(self, path):
+            data = read_truth(path)
+            # Copies, since the API writes into them.
+            return {**data, "annotations": [dict(annotation) for annotation in data["annotations"]]}
+
+    return ReadLVIS(json_file)
 
 
 def _score_with_lvis_api(truth, predictions: list, task: str, max_dets: int) -> dict:
