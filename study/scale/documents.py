@@ -173,8 +173,10 @@ def dash(value: float | None) -> str:
 def cost_table(records: Records, _docs: Path) -> str:
     rows = []
     for name, of in records.items():
-        row = {"method": name, "runs": len(of), "CPU s": f"{mean(r['cpu_seconds'] for r in of.values()):.0f}"}
-        rows.append(row | {"GB": f"{max(r['peak_GB'] for r in of.values()):.1f}"})
+        whole = [record for record in of.values() if not record["resumed"]]
+        if whole:
+            row = {"method": name, "runs": len(whole), "CPU s": f"{mean(r['cpu_seconds'] for r in whole):.0f}"}
+            rows.append(row | {"GB": f"{max(r['peak_GB'] for r in whole):.1f}"})
     return markdown(rows)
 
 

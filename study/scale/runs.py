@@ -11,9 +11,8 @@ import time
 from pathlib import Path
 
 from eql_d2.engine.sweep import Sweep
-from eql_d2.evaluation.compare import METRICS as GROUPS
 from study.record import of_groups
-from study.runs import TRAIN_NET, Workshop, shown
+from study.runs import RECORDING, TRAIN_NET, Workshop, shown
 from study.scale.plan import Method, methods
 
 CAPS = (300, 150)  # detections an image; 150 are to 6 objects an image what 300 are to LVIS's 13
@@ -36,8 +35,9 @@ def missing(plan: list[tuple[Method, int]], results: Path) -> list[tuple[Method,
 
 
 def minutes_left(todo: list, results: Path, jobs: int) -> float | None:
-    """By the mean of the runs that are made; None before the first."""
-    seconds = [record["seconds"] for of_method in load(results).values() for record in of_method.values()]
+    """By the mean of the runs that were made in one go; None before the first."""
+    records = [record for of_method in load(results).values() for record in of_method.values()]
+    seconds = [record["seconds"] for record in records if not record["resumed"]]
     return len(todo) * sum(seconds) / len(seconds) / jobs / 60 if seconds else None
 
 
@@ -48,7 +48,7 @@ def train(method: Method, seed: int, workshop: Workshop) -> None:
     require_first_stage(method, seed, workshop)
     with PREPARING:  # one at a time generates the data
         arguments = method.arguments(seed, workshop.datasets, workshop.output)
-    log = folder / "benchmark_log.txt"
+    log, resumed = folder / "benchmark_log.txt", (folder / "last_checkpoint").exists()
     env = {**os.environ, "OMP_NUM_THREADS": "1", "DETECTRON2_DATASETS": str(workshop.datasets)}
     start = time.monotonic()
     with log.open("a") as out:
@@ -62,10 +62,12 @@ def train(method: Method, seed: int, workshop: Workshop) -> None:
         "seed": seed,
         "commit": workshop.commit,
         "arguments": shown(arguments, workshop),
+        "resumed": resumed,  # the cost is that of the last part
         "seconds": round(time.monotonic() - start),
         **cost(usage),
-        "AP": average_precisions(folder),
     }
+    with RECORDING:
+        line["AP"] = average_precisions(folder)
     with WRITING, workshop.results.open("a") as file:
         file.write(json.dumps(line) + "\n")
     clear(folder)
@@ -97,6 +99,3 @@ def clear(folder: Path) -> None:
     for path in folder.iterdir():
         if path.name not in KEPT:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
-__all__ = ["CAPS", "GROUPS", "load", "minutes_left", "missing", "train"]

@@ -17,7 +17,8 @@ from study.scale.correlation import agreement, interval, pairs_in_order
 def line(method, seed, **groups):
     scores = {"AP": 1.0, "APr": 1.0, "APc": 1.0, "APf": 1.0} | groups
     caps = {"300": scores, "150": scores}
-    return {"method": method, "seed": seed, "seconds": 120, "cpu_seconds": 60, "peak_GB": 1.0, "AP": caps}
+    cost = {"resumed": False, "seconds": 120, "cpu_seconds": 60, "peak_GB": 1.0}
+    return {"method": method, "seed": seed, **cost, "AP": caps}
 
 
 @pytest.fixture
@@ -128,6 +129,14 @@ class TestRuns:
         assert len(todo) == len(plan.runs()) - 9 and ("RFS", 1) not in names and ("EQLv2", 1) in names
         assert runs.minutes_left(todo, results, jobs=2) == pytest.approx(len(todo))
         assert runs.minutes_left(todo, results.with_name("none.jsonl"), jobs=2) is None
+
+    def test_the_cost_of_a_run_that_was_stopped_is_not_known(self, results, tmp_path):
+        with results.open("a") as file:
+            file.write(json.dumps(line("EQLv2", 1) | {"resumed": True, "seconds": 1, "cpu_seconds": 1}) + "\n")
+        records = runs.load(results)
+        assert runs.minutes_left([None], results, jobs=1) == pytest.approx(2)
+        table = documents.cost_table(records, tmp_path)
+        assert "EQLv2" not in table and "| RFS " in table
 
     def test_of_two_lines_of_a_run_the_later_counts(self, results):
         with results.open("a") as file:
