@@ -17,6 +17,8 @@ from study.seeds import spread, values
 matplotlib.use("agg")
 from matplotlib import pyplot as plt
 
+FIGURE = "figures/benchmark/lvis_scale.png"
+NO_RUNS = "*Too few runs are finished.*"
 METRICS = ("AP", "APr", "APc", "APf")
 # Methods of the 90-category benchmark (docs/benchmark.md) with published figures.
 SMALL_NAMES = {
@@ -38,8 +40,8 @@ def write_document(results: Path, docs: Path) -> list[Path]:
     records = load(results)
     page = docs / "benchmark_1203.md"
     text = page.read_text()
-    page.write_text(PLACE.sub(lambda at: f"{at[1]}\n{TABLES[at[2]](records, docs)}\n\n{at[3]}", text))
-    figure = docs / "figures" / "benchmark" / "lvis_scale.png"
+    page.write_text(PLACE.sub(lambda at: f"{at[1]}\n{TABLES[at[2]](records, docs) or NO_RUNS}\n\n{at[3]}", text))
+    figure = docs / FIGURE
     drawn = draw(untouched(records))
     if drawn is None:
         return [page]
@@ -157,6 +159,10 @@ def of_digits(accuracies: dict[str, list], column: int) -> dict[str, dict[int, f
     return {name: {seed: 100 * pair[column] for seed, pair in enumerate(pairs)} for name, pairs in known.items()}
 
 
+def figure_link(records: Records, _docs: Path) -> str:
+    return f"![Gains here and published]({FIGURE})" if SOFTMAX in untouched(records) else ""
+
+
 def published_table(_records: Records, _docs: Path) -> str:
     rows = []
     for name, f in PUBLISHED.items():
@@ -183,6 +189,7 @@ def cost_table(records: Records, _docs: Path) -> str:
 TABLES: dict[str, Callable[[Records, Path], str]] = {
     "methods": methods_table,
     "correlation": correlation_table,
+    "figure": figure_link,
     "other-sets": other_sets_table,
     "published": published_table,
     "cost": cost_table,
