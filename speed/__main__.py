@@ -34,6 +34,7 @@ from tabulate import tabulate
 from eql_d2.evaluation.lvis_evaluation import numpy_of_lvis_api
 from eql_d2.evaluation.lvis_metrics import evaluate_lvis
 from eql_d2.modeling import inference
+from speed.dense import benchmark_dense
 from speed.losses import benchmark_losses, plot_losses
 from speed.masks import masks_cases
 from speed.startup import benchmark_startup
@@ -219,6 +220,7 @@ CASES = {"inference": inference_cases, "masks": masks_cases, "evaluation": evalu
 SECTIONS = {
     **{name: functools.partial(measure_section, name) for name in CASES},
     "losses": lambda repeats: benchmark_losses(alternate, repeats),
+    "dense": lambda repeats: benchmark_dense(alternate, repeats),
     "startup": benchmark_startup,
 }
 
