@@ -8,7 +8,8 @@ import pytest
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.engine import DefaultPredictor, DefaultTrainer, HookBase, SimpleTrainer, hooks
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluator
-from detectron2.modeling import GeneralizedRCNNWithTTA
+from detectron2.modeling import GeneralizedRCNNWithTTA, RetinaNet
+from detectron2.modeling.meta_arch.fcos import FCOS
 from detectron2.modeling.roi_heads import CascadeROIHeads, FastRCNNOutputLayers, ROIHeads
 from detectron2.structures import ROIMasks
 
@@ -24,12 +25,14 @@ OVERRIDDEN = {
     "build_optimizer build_test_loader build_train_loader build_writers load_state_dict resume_or_load run_step test "
     "train",
     DetectionCheckpointer: "_load_file _load_model _torch_load load resume_or_load save tag_last_checkpoint",
+    FCOS: "forward_inference forward_training losses",
     FastRCNNOutputLayers: "forward from_config inference losses predict_boxes predict_boxes_for_gt_classes "
     "predict_probs",
     GeneralizedRCNNWithTTA: "_merge_detections",
     HookBase: "after_step after_train before_step before_train state_dict",
     hooks.PreciseBN: "update_stats",
     ROIHeads: "forward from_config",
+    RetinaNet: "forward_inference forward_training from_config losses",
     ROIMasks: "__getitem__ __len__ to to_bitmasks",
     SimpleTrainer: "after_train load_state_dict run_step state_dict",
 }

@@ -12,7 +12,10 @@ from detectron2.utils.events import EventStorage
 from eql_d2 import ClassFrequencies, get_config_file
 from eql_d2.engine import load_config
 from eql_d2.engine.optimizer import classifier_lr_factor, clipped_sgd
+from eql_d2.engine.settings import settings_of
 from eql_d2.engine.trainer import Trainer
+from eql_d2.losses import EqualizedFocalLoss
+from eql_d2.modeling import LongTailFCOS
 
 LAZY = Path(get_config_file("Base-RCNN-FPN.yaml")).parent / "lazy"
 PAIRS = {
@@ -120,3 +123,17 @@ def test_gradients_are_clipped():
 def test_classifier_lr_factor():
     factor = classifier_lr_factor(20.0)
     assert factor("roi_heads.box_predictor.cls_score.weight") == 20 and factor("backbone.weight") == 1
+
+
+def test_fcos():
+    cfg = LazyConfig.load(str(LAZY / "lvis_v1_efl_fcos_R_50_FPN.py"))
+    run = settings_of(cfg)
+    assert (run.num_classes, run.detections_per_image, run.score_threshold) == (1203, 300, 0.0001)
+    assert run.keys["num_classes"] == "model.num_classes"
+    cfg.model.num_classes = 7
+    model = instantiate(cfg.model).train()
+    assert type(model) is LongTailFCOS and type(model.cls_loss) is EqualizedFocalLoss
+    with EventStorage():
+        losses = model([inputs(96, 7)])
+    assert losses.keys() == {"loss_fcos_cls", "loss_fcos_loc", "loss_fcos_ctr"}
+    assert all(loss.isfinite() for loss in losses.values())
