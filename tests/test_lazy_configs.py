@@ -134,6 +134,6 @@ def test_fcos():
     model = instantiate(cfg.model).train()
     assert type(model) is LongTailFCOS and type(model.cls_loss) is EqualizedFocalLoss
     with EventStorage():
-        losses = model([inputs(96, 7)])
+        losses = model(inputs(96, 7))
     assert losses.keys() == {"loss_fcos_cls", "loss_fcos_loc", "loss_fcos_ctr"}
     assert all(loss.isfinite() for loss in losses.values())
