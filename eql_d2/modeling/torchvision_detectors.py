@@ -152,10 +152,11 @@ def use_in_retinanet(head: RetinaNetClassificationHead, loss: ClassificationLoss
     require_type(head, RetinaNetClassificationHead, LongTailClassificationHead)
     require_classes(loss, head.num_classes, f"RetinaNet has a column for each label from 0 to {head.num_classes - 1}")
     require_dense(loss, "torchvision's RetinaNet")
-    if loss.num_logits != loss.num_classes:
+    z = torch.linspace(-3, 2, loss.num_logits)[None]
+    if loss.num_logits != loss.num_classes or not torch.allclose(loss.cpu().probs(z)[:, :-1], z.sigmoid()):
         raise InputError(
-            f"{type(loss).__name__} has {loss.num_logits} logits for {loss.num_classes} classes, and torchvision's "
-            f"RetinaNet scores by one sigmoid for each class: choose a loss of as many logits"
+            f"torchvision's RetinaNet scores by one sigmoid for each class, and {type(loss).__name__} does not: it has "
+            f"{loss.num_logits} logits for {loss.num_classes} classes, or other scores. Choose another sigmoid loss"
         )
     head.__class__ = LongTailClassificationHead
     head.cls_loss = loss.to(head.cls_logits.weight.device)

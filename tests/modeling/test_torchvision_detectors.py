@@ -14,6 +14,7 @@ from eql_d2.errors import InputError
 from eql_d2.losses import (
     EqualizationLoss,
     EqualizationLossV2,
+    GumbelLoss,
     SeesawLoss,
     SigmoidCrossEntropy,
     SigmoidFocalLoss,
@@ -149,8 +150,10 @@ def test_what_is_refused():
         long_tail(retinanet(K + 1), SigmoidFocalLoss(K))
     with pytest.raises(InputError, match="SoftmaxCrossEntropy is no loss for torchvision's RetinaNet"):
         long_tail(retinanet(), SoftmaxCrossEntropy(K))
-    with pytest.raises(InputError, match="EqualizationLossV2 has 6 logits for 5 classes"):
+    with pytest.raises(InputError, match="EqualizationLossV2 does not: it has 6 logits for 5"):
         long_tail(retinanet(), EqualizationLossV2(K))
+    with pytest.raises(InputError, match="GumbelLoss does not: .* other scores"):
+        long_tail(retinanet(), GumbelLoss(K))
     with pytest.raises(InputError, match="serves torchvision's FasterRCNN.*; got Linear"):
         long_tail(nn.Linear(2, 2), SigmoidFocalLoss(K))
     with pytest.raises(InputError, match="takes a loss for a model of torchvision.*got a str"):
