@@ -33,7 +33,7 @@ from eql_d2.evaluation.tail_analysis import TailAnalysis
 from speed.__main__ import corners, random_boxes, resident_peak, synthetic_detections
 
 K, OBJECTS, DETECTIONS, SIZE, PROCESSES = 1203, 12, 300, (480, 640), 8
-DATASET = "speed_lvis_size"
+DATASET, MAKING = "speed_lvis_size", "(making the set)"
 
 
 def make_image(number: int, with_masks: bool, draw, rng) -> tuple[list[dict], dict, ImagePredictions]:
@@ -113,7 +113,7 @@ def measure(num_images: int, with_masks: bool) -> list[dict]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         predictions = make_set(num_images, with_masks, folder / "truth.json")
-        steps.run("(making the set)", lambda: None)
+        steps.run(MAKING, lambda: None)
         part = predictions[: -(-num_images // PROCESSES)]
         message = steps.run("gather", lambda: pickle.loads(pickle.dumps(part, protocol=-1)) and pickle.dumps(part, -1))
         steps.rows[-1]["MiB"] = len(message) / 2**20
@@ -146,13 +146,13 @@ def plot(rows: list[dict], path: str) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(6, 4.5), layout="constrained")
-    for step in dict.fromkeys(row["step"] for row in rows if row["CPU s"] > 0):
+    figure, axes = pyplot.subplots(figsize=(7.5, 4.5), layout="constrained")
+    for step in dict.fromkeys(row["step"] for row in rows if row["step"] != MAKING):
         mine = [(row["images"], row["CPU s"]) for row in rows if row["step"] == step]
         axes.loglog(*zip(*mine), marker="o", label=step)
     axes.set(xlabel="images", ylabel="CPU seconds", title=f"Evaluation, {DETECTIONS} detections an image, one core")
     axes.grid(True, which="both", alpha=0.3)
-    axes.legend()
+    figure.legend(loc="outside right upper")
     figure.savefig(path, dpi=110)
 
 
