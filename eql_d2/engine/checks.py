@@ -12,9 +12,11 @@ from detectron2.modeling import META_ARCH_REGISTRY, ROI_HEADS_REGISTRY, Panoptic
 from detectron2.utils.file_io import PathManager
 
 from eql_d2.data.annotations import EVALUATED_BY, read_annotations
+from eql_d2.data.image_errors import require_image_format
 from eql_d2.data.registration import datasets_root
 from eql_d2.engine.ignored_keys import ARCHITECTURE_KEY, HEAD_KEY, check_no_ignored_key
 from eql_d2.engine.settings import RunSettings, detecting_head, loss_name, require_decay, settings_of
+from eql_d2.engine.unknown_values import names, unknown_value
 from eql_d2.errors import InputError, did_you_mean, one_line
 from eql_d2.losses import CLS_LOSS_REGISTRY
 from eql_d2.losses.hyper_parameters import NODE
@@ -48,12 +50,17 @@ def explained_config_errors(cfg: CfgNode, source: str):
     except InputError:
         raise
     except ValueError as error:  # yacs; it shows all that a section holds
-        mismatch = re.search(r"^Type mismatch .* for config key: ([\w.]+)$", str(error), re.DOTALL)
+        mismatch = re.search(r"^Type mismatch .*?(-?\d*)\) for config key: ([\w.]+)$", str(error), re.DOTALL)
         if mismatch is None:
             raise
-        default = value_of(cfg, mismatch.group(1))
+        number, key = mismatch.groups()
+        default = value_of(cfg, key)
+        if number and isinstance(default, float):
+            raise InputError(
+                f"{source}: {key} is {number}, a whole number; expected a float: write {number}.0"
+            ) from error
         expected = "a section" if isinstance(default, CfgNode) else f"{type(default).__name__}, such as {default!r}"
-        raise InputError(f"{source}: {mismatch.group(1)} has a value of another type; expected {expected}") from error
+        raise InputError(f"{source}: {key} has a value of another type; expected {expected}") from error
     except (KeyError, AssertionError) as error:
         unknown = re.search(r"Non-existent (?:config )?key: (.*)", str(error.args[0] if error.args else ""))
         if unknown is None:  # an odd number of words, a file that is not there
@@ -187,6 +194,7 @@ def check_names(cfg: CfgNode) -> None:
                 f"{key} is '{name}', which is not registered{did_you_mean(name, known) or f'; choose one of {known}'}"
                 f" (one of your own must be imported first)"
             )
+from eql_d2.engine.unknown_values import names, unknown_value
     check_no_ignored_key(cfg, loss_name(cfg))
 
 
