@@ -40,7 +40,7 @@ from eql_d2.errors import InputError, one_line
 from eql_d2.losses import losses_of
 from eql_d2.modeling.freeze import freeze
 from eql_d2.modeling.image_labels import tell_image_labels
-from eql_d2.modeling.test_time_augmentation import LongTailRCNNWithTTA
+from eql_d2.modeling.tta import LongTailRCNNWithTTA
 
 logger = logging.getLogger(__name__)
 
