@@ -18,6 +18,7 @@ from eql_d2.engine.ignored_keys import ARCHITECTURE_KEY, HEAD_KEY, check_no_igno
 from eql_d2.engine.settings import RunSettings, detecting_head, loss_name, require_decay, settings_of
 from eql_d2.engine.unknown_values import names, unknown_value
 from eql_d2.errors import InputError, did_you_mean, one_line
+from eql_d2.evaluation.registry import EVALUATOR_REGISTRY
 from eql_d2.losses import CLS_LOSS_REGISTRY
 from eql_d2.losses.hyper_parameters import NODE
 
@@ -169,12 +170,13 @@ def check_fixed_ap(run: RunSettings) -> None:
 
 
 def check_evaluator_type(name: str) -> str:
-    """The evaluator that the dataset's metadata names: "lvis" or "coco", or an InputError."""
+    """The evaluator that the dataset's metadata names, one of ``EVALUATOR_REGISTRY``, or an InputError."""
     kind = MetadataCatalog.get(name).get("evaluator_type")
-    if kind not in ("lvis", "coco"):
+    if kind not in EVALUATOR_REGISTRY:
+        known = " or ".join(f"'{known}'" for known, _ in EVALUATOR_REGISTRY)
         raise InputError(
-            f"dataset '{name}' of DATASETS.TEST has evaluator_type {kind!r} in its metadata; expected 'lvis' or "
-            f"'coco': MetadataCatalog.get('{name}').set(evaluator_type=...)"
+            f"dataset '{name}' of DATASETS.TEST has evaluator_type {kind!r} in its metadata; expected {known}: "
+            f"MetadataCatalog.get('{name}').set(evaluator_type=...)"
         )
     return kind
 
@@ -186,15 +188,11 @@ def check_names(cfg: CfgNode) -> None:
         (HEAD_KEY, cfg.MODEL.ROI_HEADS.NAME, ROI_HEADS_REGISTRY),
         (LOSS_KEY, cfg.MODEL.ROI_BOX_HEAD.CLS_LOSS.NAME, CLS_LOSS_REGISTRY),
     ):
-        known = sorted(name for name, _ in registry)
-        if key == HEAD_KEY and name not in known and name in HEADS_OF_OTHERS:
+        if key == HEAD_KEY and name not in registry and name in HEADS_OF_OTHERS:
             raise InputError(f"{HEAD_KEY} is '{name}', {HEADS_OF_OTHERS[name]} (docs/coming_from.md)")
-        if name not in known and (key, name) != (LOSS_KEY, ""):  # the head says which loss
-            raise InputError(
-                f"{key} is '{name}', which is not registered{did_you_mean(name, known) or f'; choose one of {known}'}"
-                f" (one of your own must be imported first)"
-            )
-from eql_d2.engine.unknown_values import names, unknown_value
+        if name not in registry and (key, name) != (LOSS_KEY, ""):  # the head says which loss
+            raise unknown_value(key, name, names(registry))
+    require_image_format(cfg.INPUT.FORMAT, "INPUT.FORMAT")
     check_no_ignored_key(cfg, loss_name(cfg))
 
 

@@ -379,7 +379,7 @@ class Trainer(DefaultTrainer):
         """The evaluator that the dataset's ``evaluator_type`` names; it writes to ``folder`` of the output.
 
         Raises:
-            InputError: a type other than "lvis" and "coco", or a dataset of another number of categories.
+            InputError: a type that no evaluator is registered for, or a dataset of another number of categories.
         """
         output_dir = os.path.join(settings_of(cfg).output_dir, folder, dataset_name)
         return build_evaluator(cfg, dataset_name, output_dir)
