@@ -2,22 +2,10 @@
 
 import importlib
 
-import yacs.config
 from detectron2.config import CfgNode
 
 from eql_d2.losses import CLS_LOSS_REGISTRY
-from eql_d2.losses.hyper_parameters import NODE, config_node
-
-# Where an int may stand.
-OUR_FLOATS = (
-    f"{NODE}.",
-    "MODEL.ROI_BOX_HEAD.CLS_NORM.",
-    "MODEL.ROI_BOX_HEAD.CALIBRATION.",
-    "MODEL.ROI_BOX_HEAD.META_REWEIGHT.",
-    "SOLVER.CLASSIFIER_LR_FACTOR",
-    "DATALOADER.REPEAT_",
-    "INPUT.COPY_PASTE.",
-)
+from eql_d2.losses.hyper_parameters import config_node
 
 
 def add_eql_config(cfg: CfgNode) -> None:
@@ -44,7 +32,6 @@ def add_eql_config(cfg: CfgNode) -> None:
     losses.COMPILE = False
     for name, loss_class in CLS_LOSS_REGISTRY:
         losses[name] = config_node(loss_class)
-    _let_an_int_replace_a_float()
 
     # A learnable factor for each logit: learnable weight scaling (LWS).
     cfg.MODEL.ROI_BOX_HEAD.CLS_SCALE = False
@@ -155,17 +142,3 @@ def add_eql_config(cfg: CfgNode) -> None:
     cfg.SOLVER.AMP.PRECISION = "bf16"
     # IMS_PER_BATCH images make one optimizer step; the model sees them in so many parts, one after another.
     cfg.SOLVER.ACCUMULATE_STEPS = 1
-
-
-def _let_an_int_replace_a_float() -> None:
-    """`GAMMA: 2` means 2.0 in a key of ours; yacs alone, which has no hook for this, refuses it."""
-    check = yacs.config._check_and_coerce_cfg_value_type
-    if check.__module__ == __name__:
-        return  # done already
-
-    def check_and_coerce(replacement, original, key, full_key):
-        if full_key.startswith(OUR_FLOATS) and (type(replacement), type(original)) == (int, float):
-            replacement = float(replacement)
-        return check(replacement, original, key, full_key)
-
-    yacs.config._check_and_coerce_cfg_value_type = check_and_coerce

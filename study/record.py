@@ -10,7 +10,7 @@ import torch
 from eql_d2.data.whole_files import written_whole
 from eql_d2.engine.sweep import Sweep
 from eql_d2.evaluation.compare import METRICS as GROUPS
-from eql_d2.report.runs import read_run
+from eql_d2.evaluation.run_folder import read_run
 
 CAPS = (300, 50, 25)  # detections an image; "fixed" is without a cap
 # Of the analysis of an evaluation (docs/evaluation.md), in percent.

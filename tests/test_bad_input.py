@@ -18,6 +18,7 @@ from torch import nn
 from eql_d2.engine import Trainer, check_run, load_config, one_line_errors
 from eql_d2.engine.ignored_keys import check_model_reads
 from eql_d2.engine.settings import settings_of
+from eql_d2.engine.setup import use_available_device
 from eql_d2.errors import InputError
 from eql_d2.losses import EqualizationLoss, SigmoidCrossEntropy
 
@@ -140,6 +141,70 @@ def test_unknown_config_key(tmp_path):
         load_config(str(path))
     with pytest.raises(InputError, match=r"SigmoidFocalLoss\.GAMA; did you mean .*SigmoidFocalLoss\.GAMMA"):
         load_config("", [f"{NODE}.SigmoidFocalLoss.GAMA", 2.0])
+
+
+@pytest.mark.parametrize("where", ["file", "list"])
+def test_a_whole_number_for_a_float(where, tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("MODEL: {ROI_BOX_HEAD: {CLS_LOSS: {SigmoidFocalLoss: {GAMMA: 2}}}}")
+    given = (str(path), []) if where == "file" else ("", [f"{NODE}.SigmoidFocalLoss.GAMMA", "2"])
+    with pytest.raises(InputError, match=r"SigmoidFocalLoss\.GAMMA is 2, a whole number; .*: write 2\.0$"):
+        load_config(*given)
+
+
+@pytest.mark.parametrize(
+    "key, value, message",
+    [
+        ("MODEL.FPN.NORM", "Foo", "'Foo'.*'SyncBN'"),
+        ("MODEL.RESNETS.NORM", "SynBN", "'SynBN'.*mean SyncBN"),
+        ("MODEL.ROI_HEADS.IN_FEATURES", ("p9",), "'p9'.*'p2'"),
+        ("MODEL.RPN.IN_FEATURES", ("res4",), "'res4'.*'p2'"),
+        ("MODEL.FPN.IN_FEATURES", ("res9",), "'res9'.*mean res"),
+        ("MODEL.RESNETS.OUT_FEATURES", ("res9",), "'res9'.*mean res"),
+        ("MODEL.BACKBONE.NAME", "build_resnet_fpn", "'build_resnet_fpn'.*mean build_resnet_fpn_backbone"),
+        ("MODEL.PROPOSAL_GENERATOR.NAME", "RPNN", "'RPNN'.*mean RPN"),
+        ("MODEL.RPN.HEAD_NAME", "StandardRPN", "'StandardRPN'.*mean StandardRPNHead"),
+        ("MODEL.ANCHOR_GENERATOR.NAME", "Foo", "'Foo'.*DefaultAnchorGenerator"),
+        ("MODEL.ROI_BOX_HEAD.NAME", "FastRCNNConvFC", ".*mean FastRCNNConvFCHead"),
+        ("MODEL.ROI_BOX_HEAD.POOLER_TYPE", "ROIAlignV3", ".*mean ROIAlignV2"),
+        ("MODEL.META_ARCHITECTURE", "RetinaNets", ".*mean RetinaNet"),
+    ],
+)
+def test_a_part_that_detectron2_does_not_know(tiny_cfg, key, value, message):
+    with pytest.raises(InputError, match=f"^{key} is {message}") as error:
+        Trainer.build_model(tiny_cfg(key, value))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "key, value, message",
+    [
+        ("DATALOADER.SAMPLER_TRAIN", "ClassAwareSamplers", "mean ClassAwareSampler"),
+        ("SOLVER.LR_SCHEDULER_NAME", "WarmupCosine", "mean WarmupCosineLR"),
+        ("INPUT.FORMAT", "XYZ", "'XYZ': expected 'BGR'"),
+        ("INPUT.MIN_SIZE_TRAIN_SAMPLING", "choices", "mean choice"),
+    ],
+)
+def test_other_values_that_are_none(run_cfg, key, value, message):
+    with pytest.raises(InputError, match=f"^{key} is .*{message}"):
+        Trainer(run_cfg(key, value))
+
+
+def test_a_bug_of_a_users_own_keeps_its_traceback(run_cfg, monkeypatch):
+    """Also beside a value that is not known to Detectron2, which it never came to."""
+
+    def buggy(*args, **kwargs):
+        raise KeyError("a")
+
+    monkeypatch.setattr(EqualizationLoss, "__init__", buggy)
+    for options in ([], ["MODEL.ROI_MASK_HEAD.NAME", "Foo"]):
+        with pytest.raises(KeyError, match="'a'"):
+            Trainer(run_cfg(f"{NODE}.NAME", "EqualizationLoss", *options))
+
+
+def test_a_device_that_is_none(tiny_cfg):
+    with pytest.raises(InputError, match="MODEL.DEVICE .*'cudaa': expected cuda or cpu"):
+        use_available_device(tiny_cfg("MODEL.DEVICE", "cudaa"))
 
 
 def test_a_head_that_contradicts_the_loss(run_cfg):

@@ -127,7 +127,7 @@ def heads_page() -> str:
 
 
 def evaluation_page() -> str:
-    parts = ["lvis_evaluation.LVISEvaluator", "coco_evaluation.AnalysedCOCOEvaluator", "tail_analysis.TailAnalysis"]
+    parts = ["lvis_evaluation.LVISEvaluator", "coco_evaluation.LongTailCOCOEvaluator", "tail_analysis.TailAnalysis"]
     parts += ["files.Dataset", "files.Evaluated", "files.resampled", "lvis_metrics.evaluate_lvis"]
     parts += ["lvis_metrics.GroundTruth", "lvis_metrics.Detections", "lvis_metrics.LVISCurves", "intervals.WeightedAP"]
     paths = [f"eql_d2.evaluation.{part}" for part in parts]

@@ -7,7 +7,7 @@ from detectron2.solver.build import get_default_optimizer_params
 from eql_d2 import ClassFrequencies, LongTailFastRCNNOutputLayers, TailRule
 from eql_d2.data.train_loader import TrainLoader
 from eql_d2.engine.optimizer import clipped_sgd
-from eql_d2.evaluation.lvis_evaluation import LVISEvaluator
+from eql_d2.evaluation.lvis_evaluation import LongTailLVISEvaluator
 from eql_d2.losses import EqualizationLoss
 
 model = model_zoo.get_config("common/models/mask_rcnn_fpn.py").model
@@ -28,7 +28,7 @@ dataloader = model_zoo.get_config("common/data/coco.py").dataloader
 dataloader.train._target_ = TrainLoader
 dataloader.train.dataset.names = "lvis_v1_train"
 dataloader.test.dataset.names = "lvis_v1_val"
-dataloader.evaluator = L(LVISEvaluator)(dataset_name="${..test.dataset.names}", max_dets_per_image=300)
+dataloader.evaluator = L(LongTailLVISEvaluator)(dataset_name="${..test.dataset.names}", max_dets_per_image=300)
 
 optimizer = L(clipped_sgd)(
     params=L(get_default_optimizer_params)(weight_decay_norm=0.0),

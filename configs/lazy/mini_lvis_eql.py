@@ -25,7 +25,7 @@ from fvcore.common.param_scheduler import CosineParamScheduler
 from eql_d2 import ClassFrequencies, LongTailFastRCNNOutputLayers, TailRule
 from eql_d2.data.train_loader import TrainLoader
 from eql_d2.engine.optimizer import classifier_lr_factor, clipped_sgd
-from eql_d2.evaluation.lvis_evaluation import LVISEvaluator
+from eql_d2.evaluation.lvis_evaluation import LongTailLVISEvaluator
 from eql_d2.losses import EqualizationLoss
 from eql_d2.mini_lvis.backbone import freeze_unread_levels
 
@@ -117,7 +117,7 @@ dataloader = dict(
         ),
         num_workers=0,
     ),
-    evaluator=L(LVISEvaluator)(dataset_name="mini_lvis_val", max_dets_per_image=300),
+    evaluator=L(LongTailLVISEvaluator)(dataset_name="mini_lvis_val", max_dets_per_image=300),
 )
 
 optimizer = L(clipped_sgd)(

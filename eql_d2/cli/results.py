@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> None:
     from eql_d2.data.registration import register_datasets
     from eql_d2.drawing.panels import Panels
     from eql_d2.drawing.picture import rarest_images
-    from eql_d2.evaluation.compare import read_run_config
+    from eql_d2.evaluation.run_folder import read_run_config
     from eql_d2.evaluation.saved_predictions import load_dataset, read_detections
 
     logging.getLogger("detectron2").setLevel(logging.WARNING)

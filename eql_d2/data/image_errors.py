@@ -3,8 +3,23 @@
 import PIL.Image
 from detectron2.data import DatasetMapper
 from detectron2.utils.file_io import PathManager
+from PIL import ImageMode
 
 from eql_d2.errors import InputError, one_line
+
+DETECTRON2_FORMATS = ("BGR", "YUV-BT.601")  # beside the modes of PIL
+
+
+def require_image_format(image_format: str | None, name: str) -> None:
+    """
+    Raises:
+        InputError: a format, given by a key or argument of this name, that no image can be read in.
+    """
+    try:
+        if image_format not in (None, *DETECTRON2_FORMATS):
+            ImageMode.getmode(image_format)
+    except KeyError as error:
+        raise InputError(f"{name} is {image_format!r}: expected 'BGR', 'RGB', 'L' or another mode of PIL") from error
 
 
 class UnreadableImage(InputError):
@@ -25,6 +40,7 @@ class ExplainedMapper:
     """
 
     def __init__(self, mapper):
+        require_image_format(getattr(mapper, "image_format", None), "the mapper's image_format")
         self._mapper = mapper
 
     def __call__(self, dataset_dict: dict):

@@ -11,10 +11,13 @@ from detectron2.data import MetadataCatalog
 from detectron2.modeling import META_ARCH_REGISTRY, ROI_HEADS_REGISTRY, PanopticFPN, SemanticSegmentor
 from detectron2.utils.file_io import PathManager
 
+from eql_d2.data.image_errors import require_image_format
 from eql_d2.engine.dataset_checks import check_datasets
 from eql_d2.engine.ignored_keys import ARCHITECTURE_KEY, HEAD_KEY, check_no_ignored_key
 from eql_d2.engine.settings import RunSettings, detecting_head, loss_name, require_decay, settings_of
+from eql_d2.engine.unknown_values import names, unknown_value
 from eql_d2.errors import InputError, did_you_mean, one_line
+from eql_d2.evaluation.registry import EVALUATOR_REGISTRY
 from eql_d2.losses import CLS_LOSS_REGISTRY
 from eql_d2.losses.hyper_parameters import NODE
 
@@ -52,12 +55,17 @@ def explained_config_errors(cfg: CfgNode, source: str):
     except InputError:
         raise
     except ValueError as error:  # yacs; it shows all that a section holds
-        mismatch = re.search(r"^Type mismatch .* for config key: ([\w.]+)$", str(error), re.DOTALL)
+        mismatch = re.search(r"^Type mismatch .*?(-?\d*)\) for config key: ([\w.]+)$", str(error), re.DOTALL)
         if mismatch is None:
             raise
-        default = value_of(cfg, mismatch.group(1))
+        number, key = mismatch.groups()
+        default = value_of(cfg, key)
+        if number and isinstance(default, float):
+            raise InputError(
+                f"{source}: {key} is {number}, a whole number; expected a float: write {number}.0"
+            ) from error
         expected = "a section" if isinstance(default, CfgNode) else f"{type(default).__name__}, such as {default!r}"
-        raise InputError(f"{source}: {mismatch.group(1)} has a value of another type; expected {expected}") from error
+        raise InputError(f"{source}: {key} has a value of another type; expected {expected}") from error
     except (KeyError, AssertionError) as error:
         unknown = re.search(r"Non-existent (?:config )?key: (.*)", str(error.args[0] if error.args else ""))
         if unknown is None:  # an odd number of words, a file that is not there
@@ -163,12 +171,13 @@ def check_fixed_ap(run: RunSettings) -> None:
 
 
 def check_evaluator_type(name: str) -> str:
-    """The evaluator that the dataset's metadata names: "lvis" or "coco", or an InputError."""
+    """The evaluator that the dataset's metadata names, one of ``EVALUATOR_REGISTRY``, or an InputError."""
     kind = MetadataCatalog.get(name).get("evaluator_type")
-    if kind not in ("lvis", "coco"):
+    if kind not in EVALUATOR_REGISTRY:
+        known = " or ".join(f"'{known}'" for known, _ in EVALUATOR_REGISTRY)
         raise InputError(
-            f"dataset '{name}' of DATASETS.TEST has evaluator_type {kind!r} in its metadata; expected 'lvis' or "
-            f"'coco': MetadataCatalog.get('{name}').set(evaluator_type=...)"
+            f"dataset '{name}' of DATASETS.TEST has evaluator_type {kind!r} in its metadata; expected {known}: "
+            f"MetadataCatalog.get('{name}').set(evaluator_type=...)"
         )
     return kind
 
@@ -180,14 +189,11 @@ def check_names(cfg: CfgNode) -> None:
         (HEAD_KEY, cfg.MODEL.ROI_HEADS.NAME, ROI_HEADS_REGISTRY),
         (LOSS_KEY, cfg.MODEL.ROI_BOX_HEAD.CLS_LOSS.NAME, CLS_LOSS_REGISTRY),
     ):
-        known = sorted(name for name, _ in registry)
-        if key == HEAD_KEY and name not in known and name in HEADS_OF_OTHERS:
+        if key == HEAD_KEY and name not in registry and name in HEADS_OF_OTHERS:
             raise InputError(f"{HEAD_KEY} is '{name}', {HEADS_OF_OTHERS[name]} (docs/coming_from.md)")
-        if name not in known and (key, name) != (LOSS_KEY, ""):  # the head says which loss
-            raise InputError(
-                f"{key} is '{name}', which is not registered{did_you_mean(name, known) or f'; choose one of {known}'}"
-                f" (one of your own must be imported first)"
-            )
+        if name not in registry and (key, name) != (LOSS_KEY, ""):  # the head says which loss
+            raise unknown_value(key, name, names(registry))
+    require_image_format(cfg.INPUT.FORMAT, "INPUT.FORMAT")
     check_no_ignored_key(cfg, loss_name(cfg))
 
 

@@ -4,12 +4,10 @@ import logging
 import os
 import sys
 from contextlib import contextmanager
-from typing import Any
 
 from detectron2.config import instantiate
 from detectron2.data import MetadataCatalog
-from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, DatasetEvaluators
-from detectron2.evaluation import LVISEvaluator as Detectron2LVISEvaluator
+from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, DatasetEvaluators, LVISEvaluator
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 from omegaconf import DictConfig, ListConfig
@@ -21,16 +19,17 @@ from eql_d2.drawing.picture import PredictionPicture
 from eql_d2.engine.checks import check_evaluator_type
 from eql_d2.engine.dataset_checks import check_num_classes
 from eql_d2.engine.settings import RunSettings, settings_of
-from eql_d2.evaluation.coco_evaluation import AnalysedCOCOEvaluator
-from eql_d2.evaluation.lvis_evaluation import LVISEvaluator
+from eql_d2.evaluation.coco_evaluation import LongTailCOCOEvaluator
+from eql_d2.evaluation.lvis_evaluation import LongTailLVISEvaluator
+from eql_d2.evaluation.registry import EVALUATOR_REGISTRY
 from eql_d2.evaluation.tail_analysis import TailAnalysis
 from eql_d2.modeling.long_tail import described, target_of
 
 logger = logging.getLogger(__name__)
 
 PICTURE = "ground_truth_and_predictions.png"
-OURS = (LVISEvaluator, AnalysedCOCOEvaluator)
-STOCK = (Detectron2LVISEvaluator, COCOEvaluator)
+OURS = (LongTailLVISEvaluator, LongTailCOCOEvaluator)
+STOCK = (LVISEvaluator, COCOEvaluator)
 
 
 def build_evaluator(cfg, dataset_name: str, output_dir: str) -> DatasetEvaluator:
@@ -41,7 +40,7 @@ def build_evaluator(cfg, dataset_name: str, output_dir: str) -> DatasetEvaluator
     detections as :func:`detections_for_fixed_ap` makes it.
 
     Raises:
-        InputError: a type other than "lvis" and "coco", or a dataset of another number of categories.
+        InputError: a type that no evaluator is registered for, or a dataset of another number of categories.
     """
     if isinstance(cfg, DictConfig) and not replaceable(cfg.dataloader.get("evaluator")):
         return own_evaluator(cfg.dataloader.evaluator)
@@ -51,16 +50,14 @@ def build_evaluator(cfg, dataset_name: str, output_dir: str) -> DatasetEvaluator
     frequencies = training_frequencies(run)
     tail = tail_of_loss(run, frequencies)
     analysis = TailAnalysis(dataset_name, output_dir, frequencies, tail, run.boundary_ap)
-    arguments: dict[str, Any] = {
-        "output_dir": output_dir,
-        "max_dets_per_image": run.detections_per_image,
-        "analysis": analysis,
-        "fixed_ap": run.fixed_ap_detections != 0,
-    }
-    if check_evaluator_type(dataset_name) == "lvis":
-        evaluator = LVISEvaluator(dataset_name, backend=run.lvis_backend, **arguments)
-    else:
-        evaluator = AnalysedCOCOEvaluator(dataset_name, use_fast_impl=False, **arguments)
+    evaluator = EVALUATOR_REGISTRY.get(check_evaluator_type(dataset_name))(
+        dataset_name,
+        output_dir=output_dir,
+        max_dets_per_image=run.detections_per_image,
+        analysis=analysis,
+        fixed_ap=run.fixed_ap_detections != 0,
+        backend=run.lvis_backend,
+    )
     if frequencies is None:
         return evaluator
     picture = PredictionPicture(dataset_name, os.path.join(output_dir, PICTURE), frequencies)

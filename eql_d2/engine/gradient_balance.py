@@ -20,7 +20,7 @@ from eql_d2.data.letters import GROUP_NAMES
 from eql_d2.data.whole_files import written_whole
 from eql_d2.engine.settings import settings_of
 from eql_d2.errors import InputError
-from eql_d2.evaluation.compare import GRADIENT_BALANCE_FILE
+from eql_d2.evaluation.run_folder import GRADIENT_BALANCE_FILE
 from eql_d2.losses import ClassificationLoss
 from eql_d2.losses.fused import blocks_of_rows, own_entry
 from eql_d2.modeling.meta_reweighter import MetaReweighter

@@ -14,7 +14,7 @@ from detectron2.modeling import ROI_HEADS_REGISTRY
 from eql_d2.data.whole_files import UNFINISHED
 from eql_d2.engine.settings import settings_of
 from eql_d2.errors import InputError
-from eql_d2.evaluation.compare import EVALUATION_CONFIG, TRAINING_CONFIG, flatten, read_config
+from eql_d2.evaluation.run_folder import EVALUATION_CONFIG, TRAINING_CONFIG, flatten, read_config
 
 logger = logging.getLogger(__name__)
 

@@ -63,7 +63,12 @@ def load_config(config_file: str, opts=()) -> CfgNode:
 
 def use_available_device(cfg) -> None:
     """Set the device of a config of either kind to the CPU, and say so, where it names a GPU and there is none."""
-    if torch.device(settings_of(cfg).device).type != "cuda" or torch.cuda.is_available():
+    device = settings_of(cfg).device
+    try:
+        is_cuda = torch.device(device).type == "cuda"
+    except RuntimeError as error:
+        raise InputError(f"MODEL.DEVICE (in a LazyConfig train.device) is {device!r}: expected cuda or cpu") from error
+    if not is_cuda or torch.cuda.is_available():
         return
     if isinstance(cfg, DictConfig):
         cfg.train.device = "cpu"

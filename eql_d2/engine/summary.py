@@ -7,7 +7,7 @@ from tabulate import tabulate
 from eql_d2.engine.evaluators import PICTURE
 from eql_d2.engine.gradient_balance import GRADIENT_BALANCE_FILE
 from eql_d2.engine.settings import settings_of
-from eql_d2.evaluation.compare import EVALUATION_CONFIG, TRAINING_CONFIG
+from eql_d2.evaluation.run_folder import EVALUATION_CONFIG, TRAINING_CONFIG
 
 
 def summarize_run(cfg, results: dict[str, dict]) -> str:

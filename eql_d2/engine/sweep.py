@@ -33,10 +33,10 @@ from eql_d2.engine.setup import load_config, load_lazy_config, use_available_dev
 from eql_d2.engine.trainer import Trainer
 from eql_d2.errors import InputError, one_line
 from eql_d2.evaluation.categories import Categories
-from eql_d2.evaluation.compare import read_run_config, run_config_file
 from eql_d2.evaluation.intervals import WeightedAP, bootstrap, group_means, interval
 from eql_d2.evaluation.lvis_metrics import COCO_MAX_DETS, Detections, GroundTruth, Matching, best_of_each, match_lvis
 from eql_d2.evaluation.predictions import ImagePredictions, as_detections, load
+from eql_d2.evaluation.run_folder import read_run_config, run_config_file
 from eql_d2.evaluation.tail_results import percent
 from eql_d2.evaluation.thresholds import halves
 from eql_d2.modeling.calibration import CALIBRATIONS, LogitStatistics

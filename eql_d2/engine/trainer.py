@@ -42,7 +42,7 @@ from eql_d2.errors import InputError, one_line
 from eql_d2.losses import losses_of
 from eql_d2.modeling.freeze import freeze
 from eql_d2.modeling.image_labels import tell_image_labels
-from eql_d2.modeling.test_time_augmentation import LongTailRCNNWithTTA
+from eql_d2.modeling.tta import LongTailRCNNWithTTA
 
 logger = logging.getLogger(__name__)
 
@@ -382,7 +382,7 @@ class Trainer(DefaultTrainer):
         """The evaluator that the dataset's ``evaluator_type`` names; it writes to ``folder`` of the output.
 
         Raises:
-            InputError: a type other than "lvis" and "coco", or a dataset of another number of categories.
+            InputError: a type that no evaluator is registered for, or a dataset of another number of categories.
         """
         output_dir = os.path.join(settings_of(cfg).output_dir, folder, dataset_name)
         return build_evaluator(cfg, dataset_name, output_dir)

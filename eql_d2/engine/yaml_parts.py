@@ -9,7 +9,7 @@ from detectron2.data import DatasetMapper, MetadataCatalog, build_detection_test
 from detectron2.data.detection_utils import build_augmentation
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.modeling import build_model as build_detectron2_model
-from detectron2.solver import build_lr_scheduler
+from detectron2.solver import build_lr_scheduler as build_detectron2_lr_scheduler
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 
 from eql_d2.data.copy_paste import CopyPasteMapper
@@ -18,16 +18,19 @@ from eql_d2.data.loading import check_masks, load_training_dicts
 from eql_d2.data.train_loader import TrainLoader
 from eql_d2.engine.extras import explained_missing_package, require_shapely
 from eql_d2.engine.optimizer import classifier_lr_factor
+from eql_d2.engine.unknown_values import explained
 from eql_d2.errors import InputError
 
 __all__ = ["build_lr_scheduler", "build_model", "build_optimizer", "build_test_loader", "build_train_loader"]
 
 
+@explained
 def build_model(cfg: CfgNode) -> torch.nn.Module:
     with explained_missing_package():
         return build_detectron2_model(cfg)
 
 
+@explained
 def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:
     """Detectron2's SGD, with ``SOLVER.CLASSIFIER_LR_FACTOR`` on the classifier layer."""
     parameters = get_default_optimizer_params(
@@ -49,6 +52,7 @@ def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimiz
     return maybe_add_gradient_clipping(cfg, optimizer)
 
 
+@explained
 def build_train_loader(cfg: CfgNode) -> TrainLoader:
     """A :class:`TrainLoader` of ``DATASETS.TRAIN``."""
     dataset = load_training_dicts(cfg)
@@ -58,8 +62,12 @@ def build_train_loader(cfg: CfgNode) -> TrainLoader:
     return TrainLoader(cfg, dataset=dataset, mapper=ExplainedMapper(mapper))
 
 
+@explained
 def build_test_loader(cfg: CfgNode, dataset_name: str):
     return build_detection_test_loader(cfg, dataset_name, mapper=ExplainedMapper(DatasetMapper(cfg, False)))
+
+
+build_lr_scheduler = explained(build_detectron2_lr_scheduler)
 
 
 def training_mapper(cfg: CfgNode) -> Callable[[dict], dict | None]:

@@ -16,10 +16,11 @@ from eql_d2.data.whole_files import folder_written_whole
 from eql_d2.evaluation.fixed_ap import BestOfEachCategory, best_of_all
 from eql_d2.evaluation.lvis_metrics import COCO_MAX_DETS, Detections, GroundTruth, match_lvis
 from eql_d2.evaluation.predictions import ImagePredictions, as_detections, rles_of
+from eql_d2.evaluation.registry import EVALUATOR_REGISTRY
 from eql_d2.evaluation.tail_analysis import TailAnalysis
 
 
-class AnalysedCOCOEvaluator(COCOEvaluator):
+class LongTailCOCOEvaluator(COCOEvaluator):
     """Detectron2's COCOEvaluator, whose metrics stay as they are, and a :class:`TailAnalysis`.
 
     The analysis goes by COCO's rules: every category counts in every image, crowd regions are ignored, and of each
@@ -107,6 +108,11 @@ class AnalysedCOCOEvaluator(COCOEvaluator):
             self._results[task] = self._analysis.run(
                 matching, detections, task, COCO_MAX_DETS, self._results[task], most
             )
+
+
+@EVALUATOR_REGISTRY.register()
+def coco(dataset_name: str, *, backend: str, **settings) -> LongTailCOCOEvaluator:  # noqa: ARG001 (LVIS's)
+    return LongTailCOCOEvaluator(dataset_name, use_fast_impl=False, **settings)
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from eql_d2.errors import InputError
 from eql_d2.evaluation.fixed_ap import BestOfEachCategory, best_of_all
 from eql_d2.evaluation.lvis_metrics import MAX_DETS, METRICS, GroundTruth, match_lvis
 from eql_d2.evaluation.predictions import ImagePredictions, as_detections, save, tasks_of, write_json
+from eql_d2.evaluation.registry import EVALUATOR_REGISTRY
 from eql_d2.evaluation.tail_analysis import TailAnalysis
 
 logger = logging.getLogger(__name__)
@@ -24,7 +25,7 @@ logger = logging.getLogger(__name__)
 BACKENDS = ("eql_d2", "lvis")
 
 
-class LVISEvaluator(DatasetEvaluator):
+class LongTailLVISEvaluator(DatasetEvaluator):
     """LVIS's metrics in percent, nan where there is no object: AP, AP50, AP75, APs/m/l, APr/c/f, AR@300, ARs/m/l@300.
 
     A model that detects nothing at all has 0 wherever there are objects, where Detectron2's
@@ -86,7 +87,7 @@ class LVISEvaluator(DatasetEvaluator):
         for image, output in zip(inputs, outputs):
             if "instances" not in output:
                 raise InputError(
-                    f"LVISEvaluator scores 'instances', and the model's outputs have {sorted(output)}: "
+                    f"{type(self).__name__} scores 'instances', and the model's outputs have {sorted(output)}: "
                     "detectron2.evaluation.LVISEvaluator scores proposals"
                 )
             predictions = ImagePredictions.pack(output["instances"].to("cpu"), image["image_id"])
@@ -136,6 +137,14 @@ class LVISEvaluator(DatasetEvaluator):
             if self._analysis is not None:
                 results[task] = self._analysis.run(matching, detections, task, self._max_dets, results[task], most)
         return results
+
+
+LVISEvaluator = LongTailLVISEvaluator  # as a LazyConfig's `config.yaml` of an earlier version names it
+
+
+@EVALUATOR_REGISTRY.register()
+def lvis(dataset_name: str, **settings) -> LongTailLVISEvaluator:
+    return LongTailLVISEvaluator(dataset_name, **settings)
 
 
 def _in_percent(metrics: dict, task: str) -> dict:

@@ -12,7 +12,7 @@ from eql_d2.data.registration import register_datasets
 from eql_d2.drawing.panels import Panels, best_places
 from eql_d2.drawing.picture import rarest_images
 from eql_d2.errors import InputError
-from eql_d2.evaluation.compare import section
+from eql_d2.evaluation.run_folder import section
 from eql_d2.evaluation.saved_predictions import SavedDetections, load_dataset, read_detections
 from eql_d2.report.runs import Comparison
 

@@ -3,7 +3,7 @@
 from plotly import graph_objects as go
 
 from eql_d2.data.letters import GROUP_NAMES
-from eql_d2.evaluation.compare import GRADIENT_BALANCE_FILE
+from eql_d2.evaluation.run_folder import GRADIENT_BALANCE_FILE
 from eql_d2.report.frequency import why_no_points
 from eql_d2.report.runs import Comparison, Configuration
 from eql_d2.report.style import INK, Figure, Section, looks, new_plot, shown

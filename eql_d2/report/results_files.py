@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from eql_d2.evaluation.files import Evaluated
-from eql_d2.report.runs import Comparison, Configuration, Run, parse_categories
+from eql_d2.evaluation.run_folder import Run, parse_categories
+from eql_d2.report.runs import Comparison, Configuration
 
 
 def comparison_of(names: Sequence[str], evaluated: Sequence[Evaluated]) -> Comparison:

@@ -1,11 +1,5 @@
-"""What the output folder of a run holds, and which runs are repetitions of one another.
+"""Runs side by side: which are repetitions of one another, and what is the mean of several."""
 
-Reads the files that training and evaluation write (docs/evaluation.md); nothing is computed anew from predictions.
-"""
-
-import csv
-import io
-import json
 import math
 import os
 from collections.abc import Sequence
@@ -14,55 +8,7 @@ from pathlib import Path
 from statistics import mean
 
 from eql_d2.errors import InputError
-from eql_d2.evaluation.compare import (
-    GRADIENT_BALANCE_FILE,
-    NOT_PART_OF_A_CONFIGURATION,
-    configuration_key,
-    flatten,
-    last_scores,
-    read_lines,
-    read_run_config,
-    test_sets,
-    what_is_unfinished,
-)
-
-REQUIRED_COLUMNS = ("index", "name", "group", "train_images", "AP")
-ANALYSIS_KEYS = ("metrics", "frequency_bins", "calibration", "confusion")
-TEXT_COLUMNS = ("name", "group", "category_id")
-
-
-@dataclass(frozen=True)
-class Run:
-    """One finished run.
-
-    Args:
-        metrics: name -> percent, of one task on one dataset.
-        curves: name -> {iteration: value}, all finite.
-        categories: a dict for each category, in the model's order, as in categories_<task>.csv; numbers are floats, and
-            None where the file has no value. Empty for a run that was evaluated without that file.
-        analysis: analysis_<task>.json, or None.
-        gradients: (positive, negative) of each category, summed over training and over stages, or None.
-    """
-
-    folder: Path
-    config: dict
-    dataset: str
-    metrics: dict[str, float]
-    curves: dict[str, dict[int, float]]
-    categories: list[dict]
-    analysis: dict | None
-    gradients: list[tuple[float, float]] | None
-
-    @property
-    def inference_folder(self) -> Path:
-        return self.folder / "inference" / self.dataset
-
-    def series(self, name: str) -> dict[int, float]:
-        """A curve; in a cascade that of its last stage. {} if it was not logged."""
-        if name in self.curves:
-            return self.curves[name]
-        stages = sorted(key for key in self.curves if key.startswith("stage") and key.endswith(f"/{name}"))
-        return self.curves[stages[-1]] if stages else {}
+from eql_d2.evaluation.run_folder import NOT_PART_OF_A_CONFIGURATION, Run, configuration_key, flatten, read_run
 
 
 @dataclass(frozen=True)
@@ -165,112 +111,6 @@ def read_runs(
         reasons = "; ".join(f"{folder}: {why}" for folder, why in skipped.items())
         raise InputError(f"no run could be read ({reasons})")
     return Comparison(task, runs[0].dataset, group_runs(runs), skipped)
-
-
-def read_run(folder: Path, task: str, dataset: str | None, unfinished: bool = False) -> Run:
-    """
-    Raises:
-        InputError: no run's folder, one that was not evaluated at its end, or one without results of the task on the
-            dataset.
-    """
-    config = read_run_config(folder)
-    tested = test_sets(config)
-    if dataset is None and not tested:
-        raise InputError(f"{folder} was evaluated on no dataset (DATASETS.TEST is empty)")
-    dataset = dataset or tested[0]
-    if dataset not in tested:
-        raise InputError(f"{folder} was not evaluated on {dataset}, but on {', '.join(tested) or 'nothing'}")
-    inference = folder / "inference" / dataset
-    analysis = read_analysis(inference / f"analysis_{task}.json")
-    categories = read_categories(inference / f"categories_{task}.csv")
-    lines = read_lines(folder / "metrics.json")
-    reason = what_is_unfinished(config, lines)
-    if reason and not unfinished:
-        raise InputError(reason)
-    metrics = analysis["metrics"] if analysis else last_scores(lines, task, dataset)
-    if not metrics:
-        raise InputError(f"{folder} has no {task} results on {dataset}: was the run evaluated to its end?")
-    gradients = read_gradients(folder / GRADIENT_BALANCE_FILE)
-    if gradients and categories and len(gradients) != len(categories):
-        raise InputError(
-            f"{folder}: {GRADIENT_BALANCE_FILE} has {len(gradients)} categories, the evaluation {len(categories)}"
-        )
-    return Run(folder, config, dataset, metrics, curves_of(lines), categories, analysis, gradients)
-
-
-def read_analysis(path: Path) -> dict | None:
-    """analysis_<task>.json, None without a file, or an InputError for one of another format."""
-    analysis = read_json_object(path)
-    missing = [key for key in ANALYSIS_KEYS if key not in analysis] if analysis else []
-    if missing:
-        raise InputError(f"{path} is of another format: it lacks {missing}")
-    return analysis
-
-
-def read_json_object(path: Path) -> dict | None:
-    """The object in the file, None without a file, or an InputError that names it."""
-    if not path.is_file():
-        return None
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path} is half-written or no JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path} holds no JSON object")
-    return content
-
-
-def curves_of(lines: list[dict]) -> dict[str, dict[int, float]]:
-    """name -> {iteration: value}; what was logged again after resuming counts. `loss_cls` is that of all stages."""
-    curves: dict[str, dict[int, float]] = {}
-    for line in lines:
-        for name, value in line.items():
-            if isinstance(value, (int, float)) and math.isfinite(value) and "iteration" in line:
-                curves.setdefault(name, {})[int(line["iteration"])] = float(value)
-    stages = [curve for name, curve in curves.items() if name.startswith("loss_cls_stage")]
-    if stages:
-        shared = set.intersection(*map(set, stages))
-        curves["loss_cls"] = {i: sum(curve[i] for curve in stages) for i in sorted(shared)}
-    return curves
-
-
-def read_categories(path: Path) -> list[dict]:
-    """Rows of categories_<task>.csv, [] without a file."""
-    if not path.is_file():
-        return []
-    try:
-        return parse_categories(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path} is half-written or of another format: {error}") from error
-
-
-def parse_categories(text: str) -> list[dict]:
-    """Rows of categories_<task>.csv, or an InputError."""
-    rows = list(csv.DictReader(io.StringIO(text, newline="")))
-    if not text.endswith("\n") or not rows or any(None in row or None in row.values() for row in rows):
-        raise InputError("a line is cut off, or there is none")
-    missing = [column for column in REQUIRED_COLUMNS if column not in rows[0]]
-    if missing:
-        raise InputError(f"there are no columns {missing}")
-    return [{key: _value(key, value) for key, value in row.items()} for row in rows]
-
-
-def _value(column: str, text: str):
-    if column in TEXT_COLUMNS:
-        return text
-    return float(text) if text else None
-
-
-def read_gradients(path: Path) -> list[tuple[float, float]] | None:
-    """(positive, negative) of each category, added over stages; None without a file."""
-    content = read_json_object(path)
-    if content is None:
-        return None
-    try:
-        stages = [list(zip(s["positive"], s["negative"], strict=True)) for s in content["stages"]]
-        return [(sum(p for p, _ in pairs), sum(n for _, n in pairs)) for pairs in zip(*stages, strict=True)]
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path} is of another format: {error!r}") from error
 
 
 def check_same_categories(runs: list[Run], run: Run) -> None:

@@ -16,8 +16,8 @@ from eql_d2.data.clipping import clip_polygon
 from eql_d2.data.normalised import normalise
 from eql_d2.data.registration import load_dataset, register_dataset
 from eql_d2.errors import InputError
-from eql_d2.evaluation.coco_evaluation import AnalysedCOCOEvaluator
-from eql_d2.evaluation.lvis_evaluation import LVISEvaluator
+from eql_d2.evaluation.coco_evaluation import LongTailCOCOEvaluator
+from eql_d2.evaluation.lvis_evaluation import LongTailLVISEvaluator
 from eql_d2.evaluation.tail_analysis import TailAnalysis
 
 SIZE = (96, 128)
@@ -117,9 +117,9 @@ def test_a_perfect_detector_has_100(name, backend, lvis, tmp_path):
     register_dataset(dataset, str(path), str(tmp_path))
     try:
         if lvis:
-            evaluator = LVISEvaluator(dataset, backend=backend, distributed=False)
+            evaluator = LongTailLVISEvaluator(dataset, backend=backend, distributed=False)
         else:
-            evaluator = AnalysedCOCOEvaluator(
+            evaluator = LongTailCOCOEvaluator(
                 dataset, TailAnalysis(dataset), distributed=False, use_fast_impl=False, tasks=("bbox", "segm")
             )
         evaluator.reset()

@@ -61,7 +61,7 @@ def test_a_zero_background_row_is_appended(model_of, tmp_path, caplog):
 def test_a_normalised_classifier_keeps_its_own_background_row(model_of, tmp_path):
     """A row of zeros has no direction: its cosine's gradient would be 10^6 times as large as the others'."""
     trained = model_of("SigmoidCrossEntropy")
-    model = model_of("SoftmaxCrossEntropy", "MODEL.ROI_BOX_HEAD.CLS_NORM.TEMPERATURE", 20)
+    model = model_of("SoftmaxCrossEntropy", "MODEL.ROI_BOX_HEAD.CLS_NORM.TEMPERATURE", 20.0)
     initial = model.state_dict()[WEIGHT].clone()
     LongTailCheckpointer(model).load(save(trained, tmp_path))
     rows = model.state_dict()[WEIGHT]
@@ -72,7 +72,7 @@ def test_a_normalised_classifier_keeps_its_own_background_row(model_of, tmp_path
 def test_a_checkpoint_with_a_bias_fits_a_classifier_without(model_of, tmp_path):
     trained = model_of("SoftmaxCrossEntropy")
     norm = "MODEL.ROI_BOX_HEAD.CLS_NORM"
-    model = model_of("LDAMLoss", f"{norm}.TEMPERATURE", 1, f"{norm}.BIAS", False)
+    model = model_of("LDAMLoss", f"{norm}.TEMPERATURE", 1.0, f"{norm}.BIAS", False)
     LongTailCheckpointer(model).load(save(trained, tmp_path))
     assert torch.equal(model.state_dict()[WEIGHT], trained.state_dict()[WEIGHT])
 

@@ -1,10 +1,14 @@
 """From a config to evaluators: the loss's tail, and the detections that fixed AP needs."""
 
 import pytest
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation import DatasetEvaluator
 
 from eql_d2.engine import Trainer, settings_of
 from eql_d2.engine.checks import check_fixed_ap
 from eql_d2.engine.evaluators import detections_for_fixed_ap, tail_of_loss, training_frequencies
+from eql_d2.errors import InputError
+from eql_d2.evaluation.registry import EVALUATOR_REGISTRY
 
 KEY = "TEST.FIXED_AP_DETECTIONS_PER_IMAGE"
 
@@ -65,3 +69,24 @@ def test_limits_that_make_no_sense(tiny_cfg):
         check_fixed_ap(settings_of(tiny_cfg(KEY, 5000, "TEST.DETECTIONS_PER_IMAGE", -1)))
     with pytest.raises(ValueError, match="TEST.LVIS_BACKEND 'lvis' has no fixed AP"):
         check_fixed_ap(settings_of(tiny_cfg(KEY, -1, "TEST.LVIS_BACKEND", "lvis")))
+
+
+def test_an_evaluator_of_a_users_own_goes_by_its_type(tiny_cfg):
+    name, made = "eql_d2_test_own_evaluator", []
+
+    def visibility(dataset_name, *, output_dir, max_dets_per_image, **_):
+        made.append((dataset_name, max_dets_per_image))
+        return DatasetEvaluator()
+
+    MetadataCatalog.get(name).set(evaluator_type="visibility")
+    cfg = tiny_cfg("DATASETS.TEST", (name,), "TEST.DETECTIONS_PER_IMAGE", 9)
+    cfg.DATASETS.TRAIN = ()
+    with pytest.raises(InputError, match="evaluator_type 'visibility' in its metadata; expected 'coco' or 'lvis'"):
+        Trainer.build_evaluator(cfg, name)
+    EVALUATOR_REGISTRY.register(visibility)
+    try:
+        Trainer.build_evaluator(cfg, name)
+        assert made == [(name, 9)]
+    finally:
+        del EVALUATOR_REGISTRY._obj_map["visibility"]
+        MetadataCatalog.remove(name)

@@ -23,7 +23,8 @@ from eql_d2.engine.evaluators import build_evaluator
 from eql_d2.engine.setup import load_lazy_config, setup
 from eql_d2.engine.sweep import Sweep
 from eql_d2.errors import InputError
-from eql_d2.evaluation.compare import compare_runs, configuration_key, read_run_config
+from eql_d2.evaluation.compare import compare_runs
+from eql_d2.evaluation.run_folder import configuration_key, read_run_config
 from eql_d2.losses import EqualizationLoss
 from eql_d2.modeling import long_tail
 from eql_d2.report.runs import read_runs

@@ -14,7 +14,7 @@ from eql_d2.engine import Trainer
 from eql_d2.engine.run_config import write_run_config
 from eql_d2.engine.setup import setup
 from eql_d2.errors import InputError
-from eql_d2.evaluation.compare import read_run_config
+from eql_d2.evaluation.run_folder import read_run_config
 
 NODE = "MODEL.ROI_BOX_HEAD.CLS_LOSS"
 

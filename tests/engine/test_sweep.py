@@ -11,7 +11,7 @@ from eql_d2.cli import main
 from eql_d2.engine import Trainer, load_config
 from eql_d2.engine.logit_statistics import logit_statistics, training_batches
 from eql_d2.engine.sweep import Sweep, config_of_run, model_of_run, sweep_runs
-from eql_d2.evaluation.lvis_evaluation import LVISEvaluator
+from eql_d2.evaluation.lvis_evaluation import LongTailLVISEvaluator
 from eql_d2.modeling.calibration import LogitStatistics
 
 
@@ -59,7 +59,7 @@ def evaluated(folder, *overrides):
     weights = model_of_run(cfg, folder).state_dict()
     model = Trainer.build_model(cfg)
     model.load_state_dict(weights)
-    evaluator = LVISEvaluator(cfg.DATASETS.TEST[0], max_dets_per_image=cfg.TEST.DETECTIONS_PER_IMAGE)
+    evaluator = LongTailLVISEvaluator(cfg.DATASETS.TEST[0], max_dets_per_image=cfg.TEST.DETECTIONS_PER_IMAGE)
     return Trainer.test(cfg, model, [evaluator])["bbox"]
 
 

@@ -121,7 +121,7 @@ def test_a_picture_that_cannot_be_drawn_costs_no_results(cfg):
 
 
 def test_classifier_lr_factor(cfg):
-    cfg.merge_from_list(["SOLVER.CLASSIFIER_LR_FACTOR", 20])  # an int where a float stands
+    cfg.merge_from_list(["SOLVER.CLASSIFIER_LR_FACTOR", 20.0])
     model = Trainer.build_model(cfg)
     optimizer = Trainer.build_optimizer(cfg, model)
     lr = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}

@@ -9,7 +9,7 @@ from detectron2.modeling import build_model
 from eql_d2.drawing.picture import PredictionPicture
 from eql_d2.engine import Trainer, load_config
 from eql_d2.engine.trainer import merge_results
-from eql_d2.modeling.test_time_augmentation import LongTailRCNNWithTTA
+from eql_d2.modeling.tta import LongTailRCNNWithTTA
 
 NAME = "eql_d2_test_tta"
 

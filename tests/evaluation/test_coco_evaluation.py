@@ -17,7 +17,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from eql_d2 import ClassFrequencies
-from eql_d2.evaluation.coco_evaluation import AnalysedCOCOEvaluator, best_instances
+from eql_d2.evaluation.coco_evaluation import LongTailCOCOEvaluator, best_instances
 from eql_d2.evaluation.lvis_metrics import AREA_RANGES, COCO_MAX_DETS, GroundTruth, evaluate_lvis
 from eql_d2.evaluation.tail_analysis import TailAnalysis
 
@@ -142,7 +142,7 @@ def test_on_real_coco_annotations(coco, tmp_path):
     frequencies = ClassFrequencies.from_annotations(MetadataCatalog.get(NAME).json_file)
     standard = evaluate(COCOEvaluator(NAME, distributed=False, use_fast_impl=False), outputs)["bbox"]
     analysis = TailAnalysis(NAME, str(tmp_path), frequencies)
-    evaluator = AnalysedCOCOEvaluator(
+    evaluator = LongTailCOCOEvaluator(
         NAME, analysis, distributed=False, use_fast_impl=False, output_dir=str(tmp_path), fixed_ap=True
     )
     metrics = evaluate(evaluator, outputs)["bbox"]
@@ -168,8 +168,8 @@ def test_with_fixed_ap_the_standard_metrics_have_the_best_of_each_image(coco, tm
     best = {image_id: best_instances(output, 4) for image_id, output in outputs.items()}
     assert max(len(output) for output in outputs.values()) > 20 >= max(map(len, best.values()))
     analysis = TailAnalysis(NAME, str(tmp_path))
-    few = evaluate(AnalysedCOCOEvaluator(NAME, analysis, distributed=False, use_fast_impl=False), best)["bbox"]
-    fixed = AnalysedCOCOEvaluator(
+    few = evaluate(LongTailCOCOEvaluator(NAME, analysis, distributed=False, use_fast_impl=False), best)["bbox"]
+    fixed = LongTailCOCOEvaluator(
         NAME, analysis, distributed=False, use_fast_impl=False, fixed_ap=True, max_dets_per_image=4
     )
     metrics = evaluate(fixed, outputs)["bbox"]
@@ -191,7 +191,7 @@ def test_the_answers_of_a_full_image_are_those_that_ap_counts(tmp_path):
     output.pred_classes = torch.tensor([1] * 100 + [0])
     analysis = TailAnalysis(name, str(tmp_path))
     try:
-        metrics = evaluate(AnalysedCOCOEvaluator(name, analysis, distributed=False, use_fast_impl=False), {1: output})
+        metrics = evaluate(LongTailCOCOEvaluator(name, analysis, distributed=False, use_fast_impl=False), {1: output})
     finally:
         MetadataCatalog.remove(name)
     content = json.loads((tmp_path / "analysis_bbox.json").read_text())
@@ -210,7 +210,7 @@ def test_best_instances():
 def test_no_images_and_a_part_of_the_images(coco, tmp_path):
     truth, ids = coco
     analysis = TailAnalysis(NAME, str(tmp_path))
-    evaluator = AnalysedCOCOEvaluator(NAME, analysis, distributed=False, use_fast_impl=False)
+    evaluator = LongTailCOCOEvaluator(NAME, analysis, distributed=False, use_fast_impl=False)
     assert evaluate(evaluator, {}) == {}
     outputs = jittered_outputs(truth, ids)
     evaluator.reset()

@@ -13,7 +13,7 @@ from detectron2.evaluation import LVISEvaluator as D2LVISEvaluator
 from detectron2.structures import Boxes, Instances
 
 from eql_d2.errors import InputError
-from eql_d2.evaluation.lvis_evaluation import BACKENDS, LVISEvaluator
+from eql_d2.evaluation.lvis_evaluation import BACKENDS, LongTailLVISEvaluator
 from eql_d2.evaluation.lvis_metrics import METRICS
 
 
@@ -102,7 +102,7 @@ def predictions(shared_data):
 
 
 def run(dataset, detections, **kwargs):
-    evaluator = LVISEvaluator(dataset, tasks=("bbox",), distributed=False, **kwargs)
+    evaluator = LongTailLVISEvaluator(dataset, tasks=("bbox",), distributed=False, **kwargs)
     images, outputs = {}, {}
     for d in detections:
         images.setdefault(d["image_id"], []).append(d)
@@ -140,7 +140,7 @@ def test_figures_are_the_lvis_apis(shared_data, dataset, max_dets):
 def test_numpy_is_left_as_it_was(small_dataset):
     import lvis.eval
 
-    evaluate(LVISEvaluator(small_dataset, distributed=False, backend="lvis"), small_outputs())
+    evaluate(LongTailLVISEvaluator(small_dataset, distributed=False, backend="lvis"), small_outputs())
     assert lvis.eval.np is np and not hasattr(np, "float")
 
 
@@ -154,7 +154,7 @@ def test_both_backends_agree_on_real_annotations(shared_data, dataset):
 def test_both_backends_agree_with_masks(small_dataset, max_dets):
     ours, reference = [
         evaluate(
-            LVISEvaluator(small_dataset, distributed=False, max_dets_per_image=max_dets, backend=backend),
+            LongTailLVISEvaluator(small_dataset, distributed=False, max_dets_per_image=max_dets, backend=backend),
             small_outputs(),
         )
         for backend in BACKENDS
@@ -172,15 +172,15 @@ def test_figures_and_results_file_are_detectron2s(small_dataset, tmp_path, mappi
     if mapping:
         MetadataCatalog.get(small_dataset).thing_dataset_id_to_contiguous_id = mapping
     results = {}
-    for evaluator_class in (D2LVISEvaluator, LVISEvaluator):
+    for evaluator_class in (D2LVISEvaluator, LongTailLVISEvaluator):
         folder = str(tmp_path / evaluator_class.__module__)
         evaluator = evaluator_class(small_dataset, distributed=False, output_dir=folder)
         with np_float():
             results[evaluator_class] = evaluate(evaluator, small_outputs())
         results[evaluator_class, "file"] = (tmp_path / folder / "lvis_instances_results.json").read_bytes()
-    ours, theirs = results[LVISEvaluator], results[D2LVISEvaluator]
+    ours, theirs = results[LongTailLVISEvaluator], results[D2LVISEvaluator]
     assert (ours["segm"]["AP"] > 0) == (mapping is None)
-    assert results[LVISEvaluator, "file"] == results[D2LVISEvaluator, "file"]
+    assert results[LongTailLVISEvaluator, "file"] == results[D2LVISEvaluator, "file"]
     for task, scores in theirs.items():
         for name, score in scores.items():
             # Detectron2 hands out the API's -1 as -100.
@@ -189,7 +189,7 @@ def test_figures_and_results_file_are_detectron2s(small_dataset, tmp_path, mappi
 
 
 def test_predictions_file_holds_what_was_predicted(small_dataset, tmp_path):
-    evaluator = LVISEvaluator(small_dataset, distributed=False, output_dir=str(tmp_path))
+    evaluator = LongTailLVISEvaluator(small_dataset, distributed=False, output_dir=str(tmp_path))
     evaluate(evaluator, small_outputs())
     saved = torch.load(tmp_path / "instances_predictions.pth", weights_only=True)
     assert [image["image_id"] for image in saved] == [1, 2]
@@ -202,26 +202,26 @@ def test_predictions_file_holds_what_was_predicted(small_dataset, tmp_path):
 @pytest.mark.parametrize("with_masks", [True, False])
 def test_no_detections_score_zero_where_there_are_objects(small_dataset, tmp_path, with_masks):
     outputs = {i: instances([], [], [], with_masks) for i in (1, 2)}
-    evaluator = LVISEvaluator(small_dataset, distributed=False, output_dir=str(tmp_path))
+    evaluator = LongTailLVISEvaluator(small_dataset, distributed=False, output_dir=str(tmp_path))
     results = evaluate(evaluator, outputs)
     assert list(results) == (["bbox", "segm"] if with_masks else ["bbox"])
     for scores in results.values():
         assert scores["AP"] == scores["APr"] == scores["APs"] == scores["AR@300"] == 0
         assert math.isnan(scores["APc"]) and math.isnan(scores["APl"])
     assert json.loads((tmp_path / "lvis_instances_results.json").read_text()) == []
-    reference = LVISEvaluator(small_dataset, distributed=False, backend="lvis")
+    reference = LongTailLVISEvaluator(small_dataset, distributed=False, backend="lvis")
     assert all(math.isnan(v) for v in evaluate(reference, outputs)["bbox"].values())
 
 
 def test_an_image_without_detections_among_others(small_dataset):
     outputs = small_outputs() | {1: instances([], [], [], with_masks=True)}
-    scores = evaluate(LVISEvaluator(small_dataset, distributed=False), outputs)["segm"]
+    scores = evaluate(LongTailLVISEvaluator(small_dataset, distributed=False), outputs)["segm"]
     assert scores["APr"] == 0 and scores["APf"] > 0
 
 
 def test_predictions_of_all_processes_are_gathered(small_dataset, monkeypatch):
-    expected = evaluate(LVISEvaluator(small_dataset, distributed=False), small_outputs())
-    evaluator = LVISEvaluator(small_dataset)
+    expected = evaluate(LongTailLVISEvaluator(small_dataset, distributed=False), small_outputs())
+    evaluator = LongTailLVISEvaluator(small_dataset)
     evaluate(evaluator, small_outputs())
     first, second = ([p] for p in evaluator._predictions)
     monkeypatch.setattr("detectron2.utils.comm.gather", lambda own, dst: [own, second])
@@ -233,29 +233,29 @@ def test_predictions_of_all_processes_are_gathered(small_dataset, monkeypatch):
 
 
 def test_no_images_and_no_annotations_have_no_results(small_dataset, tmp_path):
-    assert evaluate(LVISEvaluator(small_dataset, distributed=False), {}) == {}
+    assert evaluate(LongTailLVISEvaluator(small_dataset, distributed=False), {}) == {}
     file = tmp_path / "without.json"
     file.write_text(json.dumps({"images": [{"id": 1}], "categories": [{"id": 1}]}))
     MetadataCatalog.get(small_dataset).__dict__["json_file"] = str(file)
-    evaluator = LVISEvaluator(small_dataset, distributed=False, output_dir=str(tmp_path))
+    evaluator = LongTailLVISEvaluator(small_dataset, distributed=False, output_dir=str(tmp_path))
     assert evaluate(evaluator, small_outputs()) == {}
     assert len(json.loads((tmp_path / "lvis_instances_results.json").read_text())) == 3
 
 
 def test_errors_say_what_is_wrong(small_dataset, tmp_path):
     with pytest.raises(ValueError, match="one of eql_d2, lvis, got 'coco': set TEST.LVIS_BACKEND"):
-        LVISEvaluator(small_dataset, backend="coco")
-    evaluator = LVISEvaluator(small_dataset, distributed=False)
+        LongTailLVISEvaluator(small_dataset, backend="coco")
+    evaluator = LongTailLVISEvaluator(small_dataset, distributed=False)
     with pytest.raises(ValueError, match=r"outputs have \['proposals'\]"):
         evaluator.process([{"image_id": 1}], [{"proposals": None}])
     (tmp_path / "small.json").unlink()
     with pytest.raises(InputError, match="json_file of dataset 'eql_d2_test_small_lvis'"):
-        LVISEvaluator(small_dataset)
+        LongTailLVISEvaluator(small_dataset)
 
 
 def test_the_lvis_package_is_not_needed(small_dataset, monkeypatch):
     """Importing it takes a second, for matplotlib and OpenCV."""
     for module in ("lvis", "lvis.eval"):
         monkeypatch.setitem(sys.modules, module, None)
-    evaluator = LVISEvaluator(small_dataset, distributed=False)
+    evaluator = LongTailLVISEvaluator(small_dataset, distributed=False)
     assert evaluate(evaluator, small_outputs())["segm"]["AP"] > 0

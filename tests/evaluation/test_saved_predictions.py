@@ -12,7 +12,7 @@ from detectron2.structures import Boxes, Instances
 from PIL import Image
 
 from eql_d2.cli import main
-from eql_d2.evaluation.lvis_evaluation import LVISEvaluator
+from eql_d2.evaluation.lvis_evaluation import LongTailLVISEvaluator
 from eql_d2.evaluation.saved_predictions import read_detections
 
 NAME = "eql_d2_test_saved_predictions"
@@ -62,7 +62,7 @@ def save_as_lvis(folder, dataset):
     from eql_d2.data.registration import register_dataset
 
     register_dataset(*dataset)
-    evaluator = LVISEvaluator(NAME, output_dir=str(folder))
+    evaluator = LongTailLVISEvaluator(NAME, output_dir=str(folder))
     evaluator.process([{"image_id": 7}], [{"instances": instances()}])
     evaluator.evaluate()
 

@@ -11,7 +11,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.structures import Boxes, Instances
 
 from eql_d2 import ClassFrequencies, TailRule
-from eql_d2.evaluation.lvis_evaluation import LVISEvaluator
+from eql_d2.evaluation.lvis_evaluation import LongTailLVISEvaluator
 from eql_d2.evaluation.lvis_metrics import METRICS, evaluate_lvis
 from eql_d2.evaluation.tail_analysis import TailAnalysis
 
@@ -57,7 +57,7 @@ def dataset(scene, tmp_path):
 
 
 def evaluate(dataset, outputs, **kwargs):
-    evaluator = LVISEvaluator(dataset, distributed=False, **kwargs)
+    evaluator = LongTailLVISEvaluator(dataset, distributed=False, **kwargs)
     for image_id, output in outputs.items():
         evaluator.process([{"image_id": image_id}], [{"instances": output}])
     return evaluator.evaluate()
@@ -216,4 +216,4 @@ def test_no_detections_at_all(dataset, scene, tmp_path):
 
 def test_fixed_ap_needs_our_own_evaluation(dataset):
     with pytest.raises(ValueError, match="fixed AP is part of the analysis"):
-        LVISEvaluator(dataset, fixed_ap=True)
+        LongTailLVISEvaluator(dataset, fixed_ap=True)

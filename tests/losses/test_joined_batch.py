@@ -46,7 +46,7 @@ def as_process(name, monkeypatch):
 
     def become(rank, exchange):
         def rows_of_the_joined_draw(*size, device=None, generator=None):
-            rows, *rest = size[0] if isinstance(size[0], torch.Size) else size
+            rows, *rest = size[0] if isinstance(size[0], tuple) else size
             return rand(2 * rows, *rest)[rank * rows : (rank + 1) * rows]
 
         for place in (statistics, balanced_group_softmax_loss):

@@ -15,7 +15,7 @@ from detectron2.structures import Boxes, ImageList, Instances
 from eql_d2.losses import SigmoidCrossEntropy
 from eql_d2.modeling import LongTailCascadeROIHeads, LongTailFastRCNNOutputLayers, inference
 from eql_d2.modeling.inference import EncodedBoxes, fast_rcnn_inference, nms_by_class
-from eql_d2.modeling.test_time_augmentation import LongTailRCNNWithTTA
+from eql_d2.modeling.tta import LongTailRCNNWithTTA
 
 IMAGE = (120, 160)  # height, width
 TRANSFORM = Box2BoxTransform((10.0, 10.0, 5.0, 5.0))

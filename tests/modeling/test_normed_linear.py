@@ -67,7 +67,7 @@ def test_the_rest_of_the_model_stays_bit_equal(tiny_cfg, topology):
     name = ["MODEL.ROI_HEADS.NAME", head, LOSS, "SoftmaxCrossEntropy", *overrides]
     plain = build(tiny_cfg(*name))
     after = torch.rand(3)
-    normed = build(tiny_cfg(*name, f"{NORM}.TEMPERATURE", 20))
+    normed = build(tiny_cfg(*name, f"{NORM}.TEMPERATURE", 20.0))
     assert torch.equal(torch.rand(3), after)
     assert all(isinstance(layer, NormedLinear) for layer in classifiers(normed))
     assert not any(isinstance(layer, NormedLinear) for layer in classifiers(plain))
@@ -78,14 +78,14 @@ def test_the_rest_of_the_model_stays_bit_equal(tiny_cfg, topology):
 
 @pytest.mark.parametrize("loss", ["SeesawLoss", "EffectiveClassMarginLoss", "EqualizationLoss"])
 def test_any_loss_trains_it(tiny_cfg, loss):
-    (layer,) = classifiers(build(tiny_cfg(LOSS, loss, f"{NORM}.TEMPERATURE", 20)))
+    (layer,) = classifiers(build(tiny_cfg(LOSS, loss, f"{NORM}.TEMPERATURE", 20.0)))
     assert isinstance(layer, NormedLinear) and layer.temperature == 20.0
     layer(torch.rand(4, layer.in_features)).sum().backward()
     assert layer.weight.grad.abs().sum() > 0
 
 
 def test_without_a_bias(tiny_cfg):
-    norm = [f"{NORM}.TEMPERATURE", 1, f"{NORM}.BIAS", False]
+    norm = [f"{NORM}.TEMPERATURE", 1.0, f"{NORM}.BIAS", False]
     model = build(tiny_cfg(LOSS, "LDAMLoss", *norm))
     (layer,) = classifiers(model)
     assert layer.bias is None
@@ -97,9 +97,9 @@ def test_contradictions_are_refused(tiny_cfg):
     with pytest.raises(ValueError, match=r"CLS_NORM.BIAS False needs .*TEMPERATURE above 0"):
         build(tiny_cfg(LOSS, "LDAMLoss", f"{NORM}.BIAS", False))
     with pytest.raises(ValueError, match="EqualizationLoss starts from a bias, but .*BIAS is False"):
-        build(tiny_cfg(LOSS, "EqualizationLoss", f"{NORM}.TEMPERATURE", 20, f"{NORM}.BIAS", False))
+        build(tiny_cfg(LOSS, "EqualizationLoss", f"{NORM}.TEMPERATURE", 20.0, f"{NORM}.BIAS", False))
     with pytest.raises(ValueError, match=r"temperature must be in \(0, inf\), got -1"):
-        build(tiny_cfg(f"{NORM}.TEMPERATURE", -1))
+        build(tiny_cfg(f"{NORM}.TEMPERATURE", -1.0))
 
 
 def test_works_without_a_config():

@@ -6,7 +6,7 @@ from detectron2.config import LazyCall as L
 from detectron2.data.samplers import RepeatFactorTrainingSampler
 
 from eql_d2.data.train_loader import TrainLoader
-from eql_d2.evaluation.lvis_evaluation import LVISEvaluator
+from eql_d2.evaluation.lvis_evaluation import LongTailLVISEvaluator
 
 image_size = 1024
 images_in_train = 100_000  # 99,388 of lvis_v1_train have objects
@@ -33,4 +33,4 @@ dataloader.train.mapper.update(
 )
 dataloader.test.dataset.names = "lvis_v1_val"
 dataloader.test.mapper.augmentations = [L(T.ResizeShortestEdge)(short_edge_length=image_size, max_size=image_size)]
-dataloader.evaluator = L(LVISEvaluator)(dataset_name="${..test.dataset.names}", max_dets_per_image=300)
+dataloader.evaluator = L(LongTailLVISEvaluator)(dataset_name="${..test.dataset.names}", max_dets_per_image=300)
