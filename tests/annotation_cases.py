@@ -228,11 +228,7 @@ def deep(mode):
     def change(path):
         with Image.open(path) as image:
             wide = image.convert("I").point(lambda v: v * 256)
-        if mode == "F":
-            path.unlink()
-            wide.convert("F").save(path, format="TIFF")
-        else:
-            wide.convert(mode).save(path)
+        wide.convert(mode).save(path, format="PNG" if mode == "I;16" else "TIFF")
 
     return change
 

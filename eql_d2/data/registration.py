@@ -227,8 +227,10 @@ def path_inside(folder: str, name: str) -> str:
     if not (os.path.isabs(path) or path.split(os.sep)[0] == os.pardir):
         return os.path.join(folder, path)
     path = os.path.normpath(os.path.join(folder, name))  # out and in again, as in ../images/1.png
-    root = os.path.abspath(folder)
-    if not (is_within(os.path.abspath(path), root) or is_within(os.path.realpath(path), os.path.realpath(root))):
+    # As written, or where the user's own links lead: of the folder, of a folder on the way, of the image itself.
+    entry = os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
+    inside = is_within(os.path.abspath(path), os.path.abspath(folder))
+    if not inside and not any(is_within(p, os.path.realpath(folder)) for p in (entry, os.path.realpath(path))):
         raise InputError(f"the image '{name}' lies outside of the image folder {folder}: refused")
     return path
 
