@@ -19,7 +19,7 @@ from eql_d2.drawing.names import drawable
 from eql_d2.engine import LongTailCheckpointer, load_config
 from eql_d2.engine.checkpoint import CheckpointError, require_writable
 from eql_d2.errors import InputError, one_line
-from eql_d2.evaluation.compare import read_config
+from eql_d2.evaluation.run_folder import read_config
 
 ROOT = Path(__file__).parents[1]
 HUGE = int("9" * 400)

@@ -26,7 +26,7 @@ def test_the_loss_that_the_documents_add(tiny_cfg):
     try:
         cfg = tiny_cfg()
         key = "MODEL.ROI_BOX_HEAD.CLS_LOSS"
-        cfg.merge_from_list([f"{key}.NAME", "PolyLoss", f"{key}.PolyLoss.EPSILON", 2])
+        cfg.merge_from_list([f"{key}.NAME", "PolyLoss", f"{key}.PolyLoss.EPSILON", 2.0])
         loss = build_cls_loss(cfg)
         logits, gt_classes = torch.randn(9, 8), torch.randint(0, 8, (9,))
         p = logits.softmax(1)[torch.arange(9), gt_classes]

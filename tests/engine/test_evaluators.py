@@ -78,6 +78,7 @@ def test_an_evaluator_of_a_users_own_goes_by_its_type(tiny_cfg):
         made.append((dataset_name, max_dets_per_image))
         return DatasetEvaluator()
 
+    DatasetCatalog.register(name, lambda: [])
     MetadataCatalog.get(name).set(evaluator_type="visibility")
     cfg = tiny_cfg("DATASETS.TEST", (name,), "TEST.DETECTIONS_PER_IMAGE", 9)
     cfg.DATASETS.TRAIN = ()
@@ -89,4 +90,5 @@ def test_an_evaluator_of_a_users_own_goes_by_its_type(tiny_cfg):
         assert made == [(name, 9)]
     finally:
         del EVALUATOR_REGISTRY._obj_map["visibility"]
+        DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)

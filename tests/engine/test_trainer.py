@@ -107,7 +107,7 @@ def test_what_would_fail_after_training_fails_before(cfg):
     name = "eql_d2_test_no_evaluator"
     DatasetCatalog.register(name, lambda: [])
     cfg.DATASETS.TEST = (name,)
-    with pytest.raises(ValueError, match=f"'{name}'.*evaluator_type None.*'lvis' or 'coco'"):
+    with pytest.raises(ValueError, match=f"'{name}'.*evaluator_type None.*'coco' or 'lvis'"):
         Trainer(cfg)
     DatasetCatalog.remove(name)
     MetadataCatalog.remove(name)
@@ -135,7 +135,7 @@ def test_evaluator_follows_the_metadata(cfg, datasets, tmp_path):
     _, val = datasets
     assert isinstance(Trainer.build_evaluator(cfg, val), DatasetEvaluators)
     MetadataCatalog.get("eql_d2_test_unknown").set(evaluator_type="sem_seg")
-    with pytest.raises(ValueError, match="sem_seg.*'lvis' or 'coco'"):
+    with pytest.raises(ValueError, match="sem_seg.*'coco' or 'lvis'"):
         Trainer.build_evaluator(cfg, "eql_d2_test_unknown")
     MetadataCatalog.remove("eql_d2_test_unknown")
 

@@ -365,7 +365,7 @@ MODEL:
       NAME: LossOfAUser
       COUNTS_FILE: {counts_file}
       LossOfAUser:
-        POWER: 1
+        POWER: 1.0
 """
     )
     loss = build_model(load_config(str(yaml))).roi_heads.box_predictor.cls_loss

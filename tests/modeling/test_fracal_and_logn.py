@@ -124,7 +124,7 @@ def test_they_are_built_from_a_config(tiny_cfg, tmp_path):
     (tmp_path / "statistics.json").write_text(json.dumps({"mean": [0.0] * 8, "deviation": [2.0] * 8}))
     cfg = tiny_cfg(f"{NODE}.NAME", "LogN", f"{NODE}.STATISTICS", str(tmp_path / "statistics.json"))
     assert build_calibration(cfg, SoftmaxCrossEntropy(7)).scale.tolist() == [2.0] * 7 + [1.0]
-    cfg = tiny_cfg(f"{NODE}.NAME", "FRACAL", f"{NODE}.SPACE", 0, f"{NODE}.STRENGTH", 2)
+    cfg = tiny_cfg(f"{NODE}.NAME", "FRACAL", f"{NODE}.SPACE", 0.0, f"{NODE}.STRENGTH", 2.0)
     fracal = build_calibration(cfg, SoftmaxCrossEntropy(7))
     assert (fracal.space, fracal.strength) == (0.0, 2)
 

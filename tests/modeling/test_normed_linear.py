@@ -133,7 +133,7 @@ def test_fixed_embeddings_by_the_formula():
 def test_embeddings_are_a_config_key_for_any_loss_and_stay_fixed(tiny_cfg, batched_inputs, tmp_path, loss):
     embeddings = np.random.default_rng(0).normal(size=(7, 5)).astype(np.float16)
     np.save(tmp_path / "clip.npy", embeddings)
-    cfg = tiny_cfg(LOSS, loss, f"{NORM}.TEMPERATURE", 50, EMBEDDINGS, str(tmp_path / "clip.npy"))
+    cfg = tiny_cfg(LOSS, loss, f"{NORM}.TEMPERATURE", 50.0, EMBEDDINGS, str(tmp_path / "clip.npy"))
     model = build(cfg)
     (layer,) = classifiers(model)
     assert torch.equal(layer.weight[:7], torch.from_numpy(embeddings).float()) and not layer.weight[7:].any()
