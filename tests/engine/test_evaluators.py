@@ -1,7 +1,7 @@
 """From a config to evaluators: the loss's tail, and the detections that fixed AP needs."""
 
 import pytest
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 
 from eql_d2.engine import Trainer, settings_of
