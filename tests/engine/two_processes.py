@@ -87,7 +87,8 @@ def why_it_stops(batches):
         return str(error)
 
 
-train_net.Trainer = ObservedTrainer
+if __name__ in ("__main__", "__mp_main__"):  # the latter in processes that it spawns; the tests only read from it
+    train_net.Trainer = ObservedTrainer
 
 if __name__ == "__main__":
     launch_tool(train_net.main, default_argument_parser().parse_args())
