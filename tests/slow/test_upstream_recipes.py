@@ -69,7 +69,7 @@ def eql(cfg, datasets):
 
 
 @pytest.mark.parametrize("name", PROJECTS)
-def test_projects(name, datasets, tmp_path, CLASSES):
+def test_projects(name, datasets, tmp_path):
     if CHECKOUT not in os.environ:
         pytest.skip(f"Detectron2's wheel has no projects/: set {CHECKOUT} to the folder of a checkout")
     cfg = LazyConfig.load(str(Path(os.environ[CHECKOUT]) / "projects" / name))
@@ -77,14 +77,14 @@ def test_projects(name, datasets, tmp_path, CLASSES):
 
 
 @pytest.mark.parametrize("name", BASELINES)
-def test_new_baselines(name, datasets, tmp_path, CLASSES):
+def test_new_baselines(name, datasets, tmp_path):
     cfg = small(model_zoo.get_config(f"new_baselines/{name}"), datasets, tmp_path, CLASSES)
     run(eql(cfg, datasets))
 
 
 @pytest.mark.parametrize("version", ["LVISv0.5", "LVISv1"])
 @pytest.mark.parametrize("head", ["StandardROIHeads", "EQLROIHeads"])
-def test_lvis_yamls(version, head, datasets, tmp_path, CLASSES):
+def test_lvis_yamls(version, head, datasets, tmp_path):
     cfg = load_config(model_zoo.get_config_file(f"{version}-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml"))
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (datasets[0],), (datasets[1],)
     cfg.merge_from_list(["MODEL.ROI_HEADS.NAME", head, "MODEL.ROI_HEADS.NUM_CLASSES", CLASSES, "MODEL.WEIGHTS", ""])
