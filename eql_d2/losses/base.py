@@ -272,6 +272,25 @@ class ClassificationLoss(nn.Module):
             ) from self._no_frequencies
 
 
+class ScoredByAnother(ClassificationLoss):
+    """A loss whose logits mean what they mean in another one, ``scoring``: as many, and the same scores and classes."""
+
+    scoring: ClassificationLoss
+
+    @property
+    def num_logits(self) -> int:
+        return self.scoring.num_logits
+
+    def checked_width(self, logits):
+        return self.scoring.checked_width(logits)
+
+    def probs(self, logits):
+        return self.scoring.probs(logits)
+
+    def predicted_classes(self, probs):
+        return self.scoring.predicted_classes(probs)
+
+
 class SigmoidLoss(ClassificationLoss):
     """K independent binary classifiers; background is the absence of all, so it has no logit.
 

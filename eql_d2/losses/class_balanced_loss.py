@@ -6,12 +6,12 @@ from torch.nn import functional as F
 from eql_d2.data.frequencies import ClassFrequencies
 from eql_d2.errors import InputError
 from eql_d2.losses import functional, fused
-from eql_d2.losses.base import ClassificationLoss, SigmoidLoss, SoftmaxLoss
+from eql_d2.losses.base import ClassificationLoss, ScoredByAnother, SigmoidLoss, SoftmaxLoss
 from eql_d2.losses.build import CLS_LOSS_REGISTRY
 
 
 @CLS_LOSS_REGISTRY.register()
-class ClassBalancedLoss(ClassificationLoss):
+class ClassBalancedLoss(ScoredByAnother):
     """The n-th sample of a category adds less than the one before: a category weighs by its effective number.
 
     L = (1 / R) sum_i w_{y_i} l(z_i, y_i),    w_j ~ (1 - beta) / (1 - beta^n_j), of mean 1 over the categories
@@ -74,19 +74,6 @@ class ClassBalancedLoss(ClassificationLoss):
             return functional.with_background(weight, 1)
 
         self.register_derived("class_weight", frequencies, class_weight)
-
-    @property
-    def num_logits(self) -> int:
-        return self.scoring.num_logits
-
-    def checked_width(self, logits):
-        return self.scoring.checked_width(logits)
-
-    def probs(self, logits):
-        return self.scoring.probs(logits)
-
-    def predicted_classes(self, probs):
-        return self.scoring.predicted_classes(probs)
 
     def plain(self) -> ClassificationLoss:
         return self.scoring.plain()

@@ -8,12 +8,12 @@ from torch.nn import functional as F
 from eql_d2.data.json_files import read_json
 from eql_d2.errors import InputError
 from eql_d2.losses import functional, fused
-from eql_d2.losses.base import ClassificationLoss, SigmoidLoss, SoftmaxLoss
+from eql_d2.losses.base import ClassificationLoss, ScoredByAnother, SigmoidLoss, SoftmaxLoss
 from eql_d2.losses.build import CLS_LOSS_REGISTRY
 
 
 @CLS_LOSS_REGISTRY.register()
-class ClassWeightedLoss(ClassificationLoss):
+class ClassWeightedLoss(ScoredByAnother):
     """A number for each category, which you choose: the most frequent wish of all.
 
     Of the three bases, each as its framework's:
@@ -92,19 +92,6 @@ class ClassWeightedLoss(ClassificationLoss):
                 f"{'' if in_range.all() else f', with {weight[~in_range][0].item():g}'}"
             )
         return weight
-
-    @property
-    def num_logits(self) -> int:
-        return self.scoring.num_logits
-
-    def checked_width(self, logits):
-        return self.scoring.checked_width(logits)
-
-    def probs(self, logits):
-        return self.scoring.probs(logits)
-
-    def predicted_classes(self, probs):
-        return self.scoring.predicted_classes(probs)
 
     def plain(self) -> ClassificationLoss:
         return self.scoring.plain()

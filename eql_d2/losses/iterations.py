@@ -5,7 +5,7 @@ import logging
 import torch
 
 from eql_d2.errors import InputError
-from eql_d2.losses.base import ClassificationLoss
+from eql_d2.losses.base import ClassificationLoss, ScoredByAnother
 from eql_d2.losses.fused import is_transformed
 from eql_d2.losses.once import log_once
 from eql_d2.losses.statistics import as_it_is_now, check_counts_once
@@ -83,7 +83,7 @@ class CountsSteps(ClassificationLoss):
             self._steps_on_host = int(self.steps)
 
 
-class LateStart(CountsSteps):
+class LateStart(ScoredByAnother, CountsSteps):
     """One loss for the first iterations, another from then on: for losses that fine-tune what the first has taught.
 
     ``MODEL.ROI_BOX_HEAD.CLS_LOSS.START_ITER`` in YAML, with plain cross-entropy first; in Python
@@ -117,17 +117,8 @@ class LateStart(CountsSteps):
         self.needs_negatives = first.needs_negatives or then.needs_negatives
 
     @property
-    def num_logits(self) -> int:
-        return self.then.num_logits
-
-    def checked_width(self, logits):
-        return self.then.checked_width(logits)
-
-    def probs(self, logits):
-        return self.then.probs(logits)
-
-    def predicted_classes(self, probs):
-        return self.then.predicted_classes(probs)
+    def scoring(self) -> ClassificationLoss:  # type: ignore[override]  # an attribute elsewhere
+        return self.then
 
     def require_frequencies(self):
         self.first.require_frequencies()

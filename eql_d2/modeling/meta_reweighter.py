@@ -13,6 +13,7 @@ from torch.func import functional_call, grad
 
 from eql_d2.errors import InputError
 from eql_d2.losses import ClassificationLoss
+from eql_d2.losses.base import ScoredByAnother
 
 NODE = "MODEL.ROI_BOX_HEAD.META_REWEIGHT"
 BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8  # of Adam
@@ -37,7 +38,7 @@ class Samples(NamedTuple):
         return Samples(self.features[chosen], self.gt_classes[chosen], negatives)
 
 
-class MetaReweighter(ClassificationLoss):
+class MetaReweighter(ScoredByAnother):
     """Another loss whose RoIs weigh by their label, with weights w_c = exp(a_c) that training learns.
 
     In each step the images of the batch are two halves. On the first the classifier layer, theta, takes one virtual
@@ -87,23 +88,14 @@ class MetaReweighter(ClassificationLoss):
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
 
     @property
-    def num_logits(self) -> int:
-        return self.loss.num_logits
-
-    def checked_width(self, logits):
-        return self.loss.checked_width(logits)
+    def scoring(self) -> ClassificationLoss:  # type: ignore[override]  # an attribute elsewhere
+        return self.loss
 
     def require_frequencies(self):
         return self.loss.require_frequencies()
 
     def compute(self, logits, rois):
         return self.loss.compute(logits, rois) * self.log_weight.exp().to(logits.dtype)[rois.gt_classes]
-
-    def probs(self, logits):
-        return self.loss.probs(logits)
-
-    def predicted_classes(self, probs):
-        return self.loss.predicted_classes(probs)
 
     def meta_gradient(self, classifier: nn.Module, first: Samples, second: Samples) -> torch.Tensor:
         """(K + 1,) d/da of the class-balanced loss on ``second`` after a step on ``first``."""
