@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from detectron2.layers import cat
 from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import get_event_storage
 from torch import nn
 
 from eql_d2.errors import InputError
@@ -92,6 +93,25 @@ class LongTailDenseMixin:
         views = [x.unflatten(1, (-1, C)).permute(0, 3, 4, 1, 2) for x in logits]
         widths = [4, *(1 for _ in others[1:])]
         return [views, *self._transpose_dense_predictions(others, widths)]  # type: ignore[attr-defined]
+
+    def normalised_labels(self, gt_labels: list) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """What the losses of both detectors begin with.
+
+        Args:
+            gt_labels: of each image (R,) int64 in [-1, K].
+
+        Returns:
+            the labels as (N, R), (N, R) bool foreground, and the moving average of the number of foreground anchors,
+            which the losses are divided by.
+        """
+        labels = torch.stack(gt_labels)
+        foreground = (labels >= 0) & (labels != self.num_classes)
+        num_foreground = foreground.sum().item()
+        get_event_storage().put_scalar("num_pos_anchors", num_foreground / len(labels))
+        average = self._ema_update(  # type: ignore[attr-defined]  # that of DenseDetector
+            "loss_normalizer", max(num_foreground, 1), self.initial_normalizer
+        )
+        return labels, foreground, average.float()
 
     def classification_loss(self, pred_logits, gt_labels, normalizer) -> torch.Tensor:
         """

@@ -5,7 +5,6 @@ from detectron2.config import configurable
 from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
 from detectron2.modeling.box_regression import _dense_box_regression_loss
 from detectron2.modeling.meta_arch.fcos import FCOS, FCOSHead
-from detectron2.utils.events import get_event_storage
 from torch.nn import functional as F
 
 from eql_d2.losses import ClassificationLoss
@@ -69,11 +68,7 @@ class LongTailFCOS(LongTailDenseMixin, FCOS):
 
     def losses(self, anchors, pred_logits, gt_labels, pred_anchor_deltas, gt_boxes, pred_centerness):
         """As ``FCOS.losses``, with logits of any shape that :meth:`classification_loss` takes."""
-        gt_labels = torch.stack(gt_labels)
-        foreground = (gt_labels >= 0) & (gt_labels != self.num_classes)
-        num_foreground = foreground.sum().item()
-        get_event_storage().put_scalar("num_pos_anchors", num_foreground / len(gt_labels))
-        normalizer = self._ema_update("loss_normalizer", max(num_foreground, 1), self.initial_normalizer).float()
+        gt_labels, foreground, normalizer = self.normalised_labels(gt_labels)
         loss_box_reg = _dense_box_regression_loss(
             anchors, self.box2box_transform, pred_anchor_deltas, gt_boxes, foreground, box_reg_loss_type="giou"
         )

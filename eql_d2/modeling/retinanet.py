@@ -1,10 +1,8 @@
 """RetinaNet with any sigmoid loss. Shapes as in :mod:`eql_d2.modeling.dense`."""
 
-import torch
 from detectron2.config import configurable
 from detectron2.modeling import META_ARCH_REGISTRY, RetinaNet
 from detectron2.modeling.box_regression import _dense_box_regression_loss
-from detectron2.utils.events import get_event_storage
 
 from eql_d2.losses import ClassificationLoss
 from eql_d2.modeling.calibration import Calibration
@@ -45,11 +43,7 @@ class LongTailRetinaNet(LongTailDenseMixin, RetinaNet):
 
     def losses(self, anchors, pred_logits, gt_labels, pred_anchor_deltas, gt_boxes):
         """As ``RetinaNet.losses``, with logits of any shape that :meth:`classification_loss` takes."""
-        gt_labels = torch.stack(gt_labels)
-        foreground = (gt_labels >= 0) & (gt_labels != self.num_classes)
-        num_foreground = foreground.sum().item()
-        get_event_storage().put_scalar("num_pos_anchors", num_foreground / len(gt_labels))
-        normalizer = self._ema_update("loss_normalizer", max(num_foreground, 1), self.initial_normalizer).float()
+        gt_labels, foreground, normalizer = self.normalised_labels(gt_labels)
         loss_box_reg = _dense_box_regression_loss(
             anchors,
             self.box2box_transform,
