@@ -25,8 +25,32 @@ SOURCE = "dataset_source"  # of a dataset dict: the place of its dataset in DATA
 MAX_EPOCH = 100  # a longer epoch, in sizes of the dataset, is a mistake
 
 
+class EndlessDraws(Sampler):
+    """A stream of indices that are drawn with replacement: of one seed the same in all processes, dealt out by rank.
+
+    Args:
+        seed: the same in all processes; None: one that they agree on.
+    """
+
+    def __init__(self, seed: int | None):
+        self._seed = comm.shared_random_seed() if seed is None else seed
+
+    def draw(self, generator: torch.Generator) -> torch.Tensor:
+        """The next BLOCK indices."""
+        raise NotImplementedError
+
+    def __iter__(self) -> Iterator[int]:
+        yield from itertools.islice(self._all_indices(), comm.get_rank(), None, comm.get_world_size())
+
+    def _all_indices(self) -> Iterator[int]:
+        generator = torch.Generator()
+        generator.manual_seed(self._seed)
+        while True:
+            yield from self.draw(generator).tolist()
+
+
 @TRAIN_SAMPLER_REGISTRY.register()
-class ClassAwareSampler(Sampler):
+class ClassAwareSampler(EndlessDraws):
     """Draws a category, all alike, then one of the images that contain it, all alike, and so on forever.
 
     So that every category is seen equally often, however few images it has: for a classifier that is trained on frozen
@@ -58,24 +82,17 @@ class ClassAwareSampler(Sampler):
         self._count = torch.tensor([len(images) for images in lists])
         self._start = self._count.cumsum(0) - self._count
         self._num_images = len(dataset_dicts)
-        self._seed = comm.shared_random_seed() if seed is None else seed
+        super().__init__(seed)
 
     def expected_draws(self) -> torch.Tensor:
         """(images,) float64: how often each is drawn, on average, in as many draws as there are images."""
         share = (1 / (len(self._count) * self._count.double())).repeat_interleave(self._count)
         return torch.zeros(self._num_images, dtype=torch.float64).index_add(0, self._images, share) * self._num_images
 
-    def __iter__(self) -> Iterator[int]:
-        yield from itertools.islice(self._all_indices(), comm.get_rank(), None, comm.get_world_size())
-
-    def _all_indices(self) -> Iterator[int]:
-        generator = torch.Generator()
-        generator.manual_seed(self._seed)
-        while True:
-            category = torch.randint(len(self._count), (BLOCK,), generator=generator)
-            share = torch.rand(BLOCK, generator=generator, dtype=torch.float64)
-            position = self._start[category] + (share * self._count[category]).long()
-            yield from self._images[position].tolist()
+    def draw(self, generator):
+        category = torch.randint(len(self._count), (BLOCK,), generator=generator)
+        share = torch.rand(BLOCK, generator=generator, dtype=torch.float64)
+        return self._images[self._start[category] + (share * self._count[category]).long()]
 
 
 @TRAIN_SAMPLER_REGISTRY.register()
@@ -167,7 +184,7 @@ class ExponentialRepeatFactorSampler(InstanceAwareRepeatFactorSampler):
 
 
 @TRAIN_SAMPLER_REGISTRY.register()
-class MultiDatasetSampler(Sampler):
+class MultiDatasetSampler(EndlessDraws):
     """Draws a dataset of ``DATASETS.TRAIN`` by its ratio, then one of its images, and so on forever.
 
     So that a small dataset beside a large one is seen as often as you want. As in Detic and CenterNet2
@@ -214,7 +231,7 @@ class MultiDatasetSampler(Sampler):
                 factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(own, threshold).double()
             weight[of_dataset] = ratio[place] * factors / factors.sum()
         self._upper = weight.cumsum(0)
-        self._seed = comm.shared_random_seed() if seed is None else seed
+        super().__init__(seed)
 
     @classmethod
     def from_config(cls, cfg) -> dict:
@@ -225,15 +242,9 @@ class MultiDatasetSampler(Sampler):
         """(images,) float64: how often each is drawn, on average, in as many draws as there are images."""
         return self._upper.diff(prepend=self._upper.new_zeros(1)) / self._upper[-1] * len(self._upper)
 
-    def __iter__(self) -> Iterator[int]:
-        yield from itertools.islice(self._all_indices(), comm.get_rank(), None, comm.get_world_size())
-
-    def _all_indices(self) -> Iterator[int]:
-        generator = torch.Generator()
-        generator.manual_seed(self._seed)
-        while True:
-            place = torch.rand(BLOCK, generator=generator, dtype=torch.float64) * self._upper[-1]
-            yield from torch.searchsorted(self._upper, place, right=True).tolist()
+    def draw(self, generator):
+        place = torch.rand(BLOCK, generator=generator, dtype=torch.float64) * self._upper[-1]
+        return torch.searchsorted(self._upper, place, right=True)
 
 
 def categories_of_images(dataset_dicts: Sequence[dict]) -> list[list[int]]:
