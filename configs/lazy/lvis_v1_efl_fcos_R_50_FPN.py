@@ -2,13 +2,13 @@
 
 from detectron2 import model_zoo
 from detectron2.config import LazyCall as L
-from detectron2.solver.build import get_default_optimizer_params
 
-from eql_d2.data.train_loader import TrainLoader
-from eql_d2.engine.optimizer import clipped_sgd
-from eql_d2.evaluation.lvis_evaluation import LVISEvaluator
 from eql_d2.losses import EqualizedFocalLoss
 from eql_d2.modeling import long_tail
+
+from .lvis_v1_eql_mask_rcnn_R_50_FPN import dataloader, lr_multiplier, optimizer, train
+
+__all__ = ["dataloader", "lr_multiplier", "model", "optimizer", "train"]
 
 model = model_zoo.get_config("common/models/fcos.py").model
 model.backbone.bottom_up.freeze_at = 2
@@ -16,25 +16,6 @@ model.num_classes = 1203
 model.update(test_score_thresh=0.0001, test_topk_candidates=3000, max_detections_per_image=300)
 long_tail(model, loss=L(EqualizedFocalLoss)())
 
-dataloader = model_zoo.get_config("common/data/coco.py").dataloader
-dataloader.train._target_ = TrainLoader
 dataloader.train.mapper.use_instance_mask = False
-dataloader.train.dataset.names = "lvis_v1_train"
-dataloader.test.dataset.names = "lvis_v1_val"
-dataloader.evaluator = L(LVISEvaluator)(dataset_name="${..test.dataset.names}", max_dets_per_image=300)
-
-optimizer = L(clipped_sgd)(
-    params=L(get_default_optimizer_params)(weight_decay_norm=0.0),
-    lr=0.01,
-    momentum=0.9,
-    weight_decay=1e-4,
-    clip_norm=35.0,  # why: configs/Base-LVIS.yaml
-)
-
-lr_multiplier = model_zoo.get_config("common/coco_schedule.py").lr_multiplier_1x
-
-train = model_zoo.get_config("common/train.py").train
-train.init_checkpoint = "detectron2://ImageNetPretrained/MSRA/R-50.pkl"
+optimizer.lr = 0.01
 train.output_dir = "./output/lvis_v1_efl_fcos"
-train.max_iter = 90000
-train.eval_period = 0  # after training only
