@@ -14,8 +14,8 @@ from eql_d2.data.whole_files import written_whole
 from eql_d2.engine.settings import settings_of
 from eql_d2.engine.trainer import Trainer
 from eql_d2.errors import InputError
-from eql_d2.modeling import LongTailFastRCNNOutputLayers
 from eql_d2.modeling.calibration import LogitStatistics
+from eql_d2.modeling.predictors import predictors_of
 
 FILE = "logit_statistics.json"  # in a run's folder
 IMAGES = 2000
@@ -62,7 +62,7 @@ def logit_statistics(model: GeneralizedRCNN, batches) -> LogitStatistics:
         model: in evaluation mode, with our box predictors.
         batches: what the model takes in training.
     """
-    predictors = [m for m in model.modules() if isinstance(m, LongTailFastRCNNOutputLayers)]
+    predictors = predictors_of(model)
     rois, total, squares = 0, torch.zeros(()), torch.zeros(())
     with EventStorage(), sampling_rois(model, predictors) as logits:
         for batch in batches:

@@ -12,13 +12,14 @@ from detectron2.config import CfgNode, LazyConfig
 from detectron2.modeling import ROI_HEADS_REGISTRY
 
 from eql_d2.data.whole_files import UNFINISHED
+from eql_d2.engine.checks import LOSS_KEY
+from eql_d2.engine.ignored_keys import HEAD_KEY
 from eql_d2.engine.settings import settings_of
 from eql_d2.errors import InputError
 from eql_d2.evaluation.run_folder import EVALUATION_CONFIG, TRAINING_CONFIG, flatten, read_config
 
 logger = logging.getLogger(__name__)
 
-HEAD_KEY, LOSS_KEY = "MODEL.ROI_HEADS.NAME", "MODEL.ROI_BOX_HEAD.CLS_LOSS.NAME"
 # Without these the weights, the optimizer's state or the average would be of another model.
 MUST_STAY = (
     "MODEL.META_ARCHITECTURE",

@@ -114,23 +114,23 @@ def use_dense(model: DictConfig, loss: DictConfig, arguments: dict[str, Any]) ->
     """A RetinaNet or FCOS as ours."""
     detector = OUR_DETECTORS.get(target_of(model), target_of(model))
     dropped = [name for name in ("focal_loss_alpha", "focal_loss_gamma") if model.pop(name, None) is not None]
-    if dropped:
-        logger.info("long_tail: %s goes by its loss, not by %s", detector.__name__, dropped)
-    model._target_ = detector
-    model.cls_loss = copy.deepcopy(loss)
-    model.cls_loss.num_classes = "${..num_classes}"
-    model.update(arguments)
+    put_loss(model, detector, dropped, loss, arguments)
     return model
 
 
 def use_loss(predictor: DictConfig, loss: DictConfig, arguments: dict[str, Any]) -> None:
     dropped = [name for name in STOCK_LOSS_ARGUMENTS if predictor.pop(name, None)]
+    put_loss(predictor, LongTailFastRCNNOutputLayers, dropped, loss, arguments)
+
+
+def put_loss(node: DictConfig, target: type, dropped: list[str], loss: DictConfig, arguments: dict[str, Any]) -> None:
+    """Make the node one of ``target`` with the loss, and say which arguments of its own were dropped for that."""
     if dropped:
-        logger.info("long_tail: %s goes by its loss, not by %s", LongTailFastRCNNOutputLayers.__name__, dropped)
-    predictor._target_ = LongTailFastRCNNOutputLayers
-    predictor.cls_loss = copy.deepcopy(loss)
-    predictor.cls_loss.num_classes = "${..num_classes}"
-    predictor.update(arguments)
+        logger.info("long_tail: %s goes by its loss, not by %s", target.__name__, dropped)
+    node._target_ = target
+    node.cls_loss = copy.deepcopy(loss)
+    node.cls_loss.num_classes = "${..num_classes}"
+    node.update(arguments)
 
 
 def require_loss(loss: DictConfig) -> None:
