@@ -19,8 +19,9 @@ from eql_d2.data.registration import datasets_root
 from study.digits import train_digits
 from study.documents import write_documents
 from study.figures import write_figures
-from study.plan import studies
-from study.runs import Workshop, missing_runs, train_all
+from study.plan import planned, studies
+from study.record import RUNS
+from study.runs import Workshop, missing, train_all
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "benchmark"
@@ -34,7 +35,9 @@ def parse_arguments():
     parser.add_argument("--seeds", nargs="+", type=int, metavar="SEED", help="of the variants' own seeds, only these")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time (default: one a core)")
     parser.add_argument("--output", type=Path, default=Path("output/benchmark"), help="default: output/benchmark")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="one JSON file a run (default: docs/benchmark)")
+    parser.add_argument(
+        "--results", type=Path, default=RESULTS, help="folder of runs.jsonl, a line a run (default: docs/benchmark)"
+    )
     parser.add_argument("--list", action="store_true", help="print what would be trained, and end")
     args = parser.parse_args()
     if args.jobs < 1:
@@ -54,19 +57,20 @@ def chosen_variants(args) -> list:
 
 def main():
     args = parse_arguments()
-    workshop = Workshop(datasets_root().absolute(), args.output.absolute(), args.results, commit())
-    runs = missing_runs(chosen_variants(args), workshop)
+    results = args.results / RUNS
+    workshop = Workshop(datasets_root().absolute(), args.output.absolute(), results, commit())
+    runs = missing(planned(chosen_variants(args)), results)
     runs = [run for run in runs if not args.seeds or run[1] in args.seeds]
     if args.list:
         print("\n".join(f"{variant.name}, seed {seed}" for variant, seed in runs))
-        print(f"{len(runs)} runs to make; results are in {args.results}")
+        print(f"{len(runs)} runs to make; results are in {results}")
         return
     failures = train_all(runs, args.jobs, workshop)
     if "digits" in args.studies:
         train_digits(args.results)
     made = write_documents(args.results, ROOT) + write_figures(args.results, ROOT / "docs" / "figures" / "benchmark")
     print("\n".join(f"{run}: {reason}" for run, reason in failures.items()))
-    print(f"{len(runs) - len(failures)} runs made, {len(failures)} failed; results: {args.results}")
+    print(f"{len(runs) - len(failures)} runs made, {len(failures)} failed; results: {results}")
     print("\n".join(f"written: {path}" for path in made))
     sys.exit(1 if failures else 0)
 

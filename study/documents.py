@@ -10,7 +10,7 @@ from tabulate import tabulate
 from study.calibrations import calibration_table
 from study.digits import digits_table
 from study.plan import SIGMOID, SOFTMAX, Row, studies
-from study.record import CAPS, GROUPS, load
+from study.record import CAPS, GROUPS, RUNS, load
 from study.seeds import difference, spread, values
 
 DOCUMENTS = "README.md", "docs/benchmark.md", "docs/losses.md"
@@ -22,7 +22,7 @@ Records = dict[str, dict[int, dict]]  # variant -> seed -> record
 
 def write_documents(results: Path, root: Path) -> list[Path]:
     """Fill every place of the documents below ``root`` anew; returns their paths."""
-    records = load(results)
+    records = load(results / RUNS)
     paths = [root / name for name in DOCUMENTS]
     for path in paths:
         text = path.read_text()

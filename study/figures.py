@@ -8,7 +8,7 @@ import numpy as np
 
 from study.documents import Records, losses_of, mean_tail
 from study.plan import EQL, KEY_LOSSES, SIGMOID, SOFTMAX, SOFTMAX_EQL, Variant, studies
-from study.record import load
+from study.record import RUNS, load
 from study.seeds import interval, paired_differences, values
 
 matplotlib.use("agg")
@@ -20,7 +20,7 @@ GROUPS = {"APr": ("rare", "#d1495b"), "APc": ("common", "#edae49"), "APf": ("fre
 
 def write_figures(results: Path, folder: Path) -> list[Path]:
     """Draw what there are results for; returns the files."""
-    records = load(results)
+    records = load(results / RUNS)
     folder.mkdir(parents=True, exist_ok=True)
     drawings = {"losses": draw_losses, "ablations": draw_ablations, "gradients": draw_gradients}
     written = []

@@ -49,18 +49,28 @@ class Variant:
 
     def arguments(self, seed: int, datasets: Path, output: Path) -> list[str]:
         """Those of tools/train_net.py for ``<output>/<name>/<seed>``, whose data are made in ``datasets`` first."""
-        overrides = ["TEST.FIXED_AP_DETECTIONS_PER_IMAGE", -1, *self.overrides]
-        overrides += [*registered(self.data, seed, datasets), "SEED", seed]
-        if self.first_stage:
-            overrides += ["MODEL.WEIGHTS", output / self.first_stage / str(seed) / "model_final.pth"]
-        overrides += ["OUTPUT_DIR", output / self.name / str(seed)]
+        name = "_".join(["mini_lvis", *(f"{key}_{value}" for key, value in self.data.items()), f"seed_{seed}"])
+        data = registered(MiniLVISSpec(seed=seed, **self.data), datasets / name)
+        overrides = ["TEST.FIXED_AP_DETECTIONS_PER_IMAGE", -1, *self.overrides, *data, *places(self, seed, output)]
         return ["--config-file", str(CONFIGS / self.config), "--resume", *map(str, overrides)]
 
 
-def registered(data: dict, seed: int, datasets: Path) -> list:
+def places(variant, seed: int, output: Path) -> list:
+    """The config keys of a variant's seed, its folder, and the first stage's weights."""
+    first = variant.first_stage
+    weights = ["MODEL.WEIGHTS", output / first / str(seed) / "model_final.pth"] if first else []
+    return ["SEED", seed, *weights, "OUTPUT_DIR", output / variant.name / str(seed)]
+
+
+def planned(variants: list[Variant]) -> list[tuple[Variant, int]]:
+    """(variant, seed), each once: all variants of a seed before the next, for an even table."""
+    seeds = sorted({seed for variant in variants for seed in variant.seeds})
+    return list({(v.name, seed): (v, seed) for seed in seeds for v in variants if seed in v.seeds}.values())
+
+
+def registered(spec: MiniLVISSpec, folder: Path) -> list:
     """The config keys of a MiniLVIS, which is generated unless it is there."""
-    name = "_".join(["mini_lvis", *(f"{key}_{value}" for key, value in data.items()), f"seed_{seed}"])
-    folder = ensure(MiniLVISSpec(seed=seed, **data), datasets / name)
+    folder, name = ensure(spec, folder), folder.name
     entries = [[f"{name}_{split}", f"{folder}/mini_lvis_{split}.json", str(folder)] for split in ("train", "val")]
     (train, *_), (val, *_) = entries
     return ["DATASETS.REGISTER", entries, "DATASETS.TRAIN", (train,), "DATASETS.TEST", (val,)]

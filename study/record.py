@@ -1,4 +1,4 @@
-"""What is kept of a run: one small JSON file, from which the tables are made."""
+"""What is kept of a run: a line of a JSONL file, from which the tables are made."""
 
 import json
 import platform
@@ -7,26 +7,24 @@ from pathlib import Path
 
 import torch
 
-from eql_d2.data.whole_files import written_whole
 from eql_d2.engine.sweep import Sweep
 from eql_d2.evaluation.compare import METRICS as GROUPS
 from eql_d2.evaluation.run_folder import read_run
 
+RUNS = "runs.jsonl"  # in the folder of results
 CAPS = (300, 50, 25)  # detections an image; "fixed" is without a cap
 # Of the analysis of an evaluation (docs/evaluation.md), in percent.
 KEPT = ("ECE-r", "ECE-f", "right-r", "confused-r-f", "confused-c-f")
 
 
-def record(folder: Path, arguments: list, commit: str) -> dict:
+def record(folder: Path) -> dict:
     """Measure a finished run.
 
     Args:
         folder: output of tools/train_net.py.
-        arguments: what it was called with.
-        commit: of the code.
 
     Returns:
-        ``{"commit", "arguments", "python", "torch", "tail": rule, "seconds_per_iteration": median,
+        ``{"python", "torch", "tail": rule, "seconds_per_iteration": median,
         "AP": {cap: {"AP", "APr", "APc", "APf"}}, "AP-segm": the same or {}, "analysis": {name: percent}, "balance":
         last value of each curve of :class:`GradientBalance`, "categories": lists with one entry a category of training
         "images" and "instances", "group", "AP", and "positive" and "negative" gradient, summed over the training}``
@@ -34,8 +32,6 @@ def record(folder: Path, arguments: list, commit: str) -> dict:
     run = read_run(folder, "bbox", None)
     positive, negative = zip(*run.gradients)
     return {
-        "commit": commit,
-        "arguments": arguments,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "tail": run.analysis["tail_rule"],
@@ -79,16 +75,16 @@ def rounded(value: float | None) -> float | None:
     return None if value is None else float(f"{value:.5g}")
 
 
-def save(path: Path, content: dict) -> None:
-    """Whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(str(path), "w") as file:
-        file.write(json.dumps(content) + "\n")
+def append(results: Path, line: dict) -> None:
+    results.parent.mkdir(parents=True, exist_ok=True)
+    with results.open("a") as file:
+        file.write(json.dumps(line) + "\n")
 
 
-def load(results: Path) -> dict:
-    """Variant -> {seed: record} of all that is there."""
-    records = {}
-    for path in sorted(results.glob("*/*.json")):
-        records.setdefault(path.parent.name, {})[int(path.stem)] = json.loads(path.read_text())
+def load(results: Path) -> dict[str, dict[int, dict]]:
+    """Method -> seed -> line; of two of one run the later."""
+    records: dict[str, dict[int, dict]] = {}
+    for line in results.read_text().splitlines() if results.exists() else ():
+        record = json.loads(line)
+        records.setdefault(record["method"], {})[record["seed"]] = record
     return records

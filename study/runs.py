@@ -1,9 +1,10 @@
-"""Trains and evaluates what has no result yet, several at a time; where one fails the rest goes on."""
+"""Trains and evaluates what has no line yet in a JSONL file, several at a time; where one fails the rest goes on."""
 
 import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -11,10 +12,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from study.plan import Variant
-from study.record import record, save
+from study.record import append, load, record
 
-RECORDING = threading.Lock()  # it registers datasets, and Detectron2's catalogs are one for all threads
+ALONE = threading.Lock()  # generating data, and reading results: Detectron2's catalogs are one for all threads
 TRAIN_NET = Path(__file__).parents[1] / "tools" / "train_net.py"
 
 
@@ -25,7 +25,7 @@ class Workshop:
     Args:
         datasets: MiniLVIS sets are made here.
         output: of the trainings.
-        results: one JSON file a run.
+        results: a JSONL, a line a run.
         commit: of the code that runs.
     """
 
@@ -34,15 +34,14 @@ class Workshop:
     results: Path
     commit: str
 
-    def result(self, variant: Variant, seed: int) -> Path:
-        return self.results / variant.name / f"{seed}.json"
+    def folder(self, name: str, seed: int) -> Path:
+        return self.output / name / str(seed)
 
 
-def missing_runs(variants: list[Variant], workshop: Workshop) -> list[tuple[Variant, int]]:
-    """(variant, seed) without a result, each once: all variants of a seed before the next, for an even table."""
-    seeds = sorted({seed for variant in variants for seed in variant.seeds})
-    runs = {(v.name, seed): (v, seed) for seed in seeds for v in variants if seed in v.seeds}
-    return [run for run in runs.values() if not workshop.result(*run).exists()]
+def missing(plan: list[tuple], results: Path) -> list[tuple]:
+    """(variant, seed) without a line, in the plan's order."""
+    records = load(results)
+    return [(variant, seed) for variant, seed in plan if seed not in records.get(variant.name, {})]
 
 
 def train_all(runs: list, jobs: int, workshop: Workshop, train: Callable | None = None) -> dict[str, str]:
@@ -59,7 +58,7 @@ def train_all(runs: list, jobs: int, workshop: Workshop, train: Callable | None 
     finished = {(variant.name, seed): threading.Event() for variant, seed in runs}
     failures = {}
 
-    def one(variant: Variant, seed: int) -> None:
+    def one(variant, seed: int) -> None:
         try:
             first = finished.get((variant.first_stage, seed))
             if first:
@@ -81,19 +80,40 @@ def train_all(runs: list, jobs: int, workshop: Workshop, train: Callable | None 
     return failures
 
 
-def train_variant(variant: Variant, seed: int, workshop: Workshop) -> None:
-    """One run, in a process of its own on one core, which goes on where an earlier one was stopped."""
-    arguments = variant.arguments(seed, workshop.datasets, workshop.output)
-    folder = workshop.output / variant.name / str(seed)
+def train_variant(variant, seed: int, workshop: Workshop, measure: Callable[[Path], dict] = record) -> None:
+    """One run, which goes on where an earlier one was stopped; appends its line to ``workshop.results``.
+
+    Args:
+        variant: has a ``name``, and ``arguments(seed, datasets, output)`` for tools/train_net.py.
+        measure: folder of the finished run -> what else its line holds.
+    """
+    folder = workshop.folder(variant.name, seed)
     folder.mkdir(parents=True, exist_ok=True)
-    log = folder / "benchmark_log.txt"
+    with ALONE:
+        arguments = variant.arguments(seed, workshop.datasets, workshop.output)
+    cost = train_net(arguments, folder, workshop)
+    made = {"method": variant.name, "seed": seed, "commit": workshop.commit, "arguments": shown(arguments, workshop)}
+    with ALONE:
+        append(workshop.results, {**made, **cost, **measure(folder)})
+
+
+def train_net(arguments: list[str], folder: Path, workshop: Workshop) -> dict[str, float]:
+    """Call tools/train_net.py in a process of its own on one core; returns what that took."""
+    log, resumed = folder / "benchmark_log.txt", (folder / "last_checkpoint").exists()
     env = {**os.environ, "OMP_NUM_THREADS": "1", "DETECTRON2_DATASETS": str(workshop.datasets)}
+    start = time.monotonic()
     with log.open("a") as out:
-        result = subprocess.run([sys.executable, TRAIN_NET, *arguments], env=env, stdout=out, stderr=subprocess.STDOUT)
-    if result.returncode:
-        raise RuntimeError(f"train_net.py ended with {result.returncode}; its log is {log}")
-    with RECORDING:
-        save(workshop.result(variant, seed), record(folder, shown(arguments, workshop), workshop.commit))
+        process = subprocess.Popen([sys.executable, TRAIN_NET, *arguments], env=env, stdout=out, stderr=out)
+        _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise RuntimeError(f"train_net.py ended with {process.returncode}; its log is {log}")
+    return {
+        "resumed": resumed,  # the cost is that of the last part
+        "seconds": round(time.monotonic() - start),
+        "cpu_seconds": round(usage.ru_utime + usage.ru_stime),
+        "peak_GB": round(usage.ru_maxrss / 2**20, 2),
+    }
 
 
 def shown(arguments: list, workshop: Workshop) -> list:

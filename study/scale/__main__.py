@@ -15,10 +15,10 @@ from pathlib import Path
 
 from eql_d2.data.registration import datasets_root
 from study.__main__ import ROOT, commit
-from study.runs import Workshop, train_all
+from study.runs import Workshop, missing, train_all
 from study.scale.documents import write_document
 from study.scale.plan import SEEDS, TUNING_SEED, methods, runs
-from study.scale.runs import minutes_left, missing, train
+from study.scale.runs import minutes_left, train
 
 RESULTS = ROOT / "docs" / "benchmark_1203" / "runs.jsonl"
 
@@ -49,7 +49,6 @@ def main():
         print("\n".join([*(f"{method.name}, seed {seed}" for method, seed in todo), left]))
         return
     print(left)
-    args.results.parent.mkdir(parents=True, exist_ok=True)
     workshop = Workshop(datasets_root().absolute(), args.output.absolute(), args.results, commit())
     failures = train_all(todo, args.jobs, workshop, train) if todo else {}
     print("\n".join(f"{run}: {reason}" for run, reason in failures.items()))

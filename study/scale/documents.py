@@ -8,10 +8,10 @@ from statistics import mean
 import matplotlib
 
 from study.documents import PLACE, markdown
-from study.record import load as load_small
+from study.record import RUNS, load
 from study.scale.correlation import Agreement, agreement, gains
 from study.scale.plan import PUBLISHED, SEEDS, SHORTENED, SOFTMAX, TUNING_SEED, published_gain
-from study.scale.runs import CAPS, load
+from study.scale.runs import CAPS
 from study.seeds import spread, values
 
 matplotlib.use("agg")
@@ -135,7 +135,7 @@ def shown(a: Agreement) -> dict[str, str]:
 def other_sets_table(records: Records, docs: Path) -> str:
     """Cheaper sets, each beside the 1,203 categories on the methods that both have."""
     ours = {metric: of_metric(untouched(records), metric) for metric in ("AP", "APr")}
-    small = load_small(docs / "benchmark")
+    small = load(docs / "benchmark" / RUNS)
     small = {name: small[theirs] for name, theirs in SMALL_NAMES.items() if theirs in small}
     short = {name: records[name + SHORTENED] for name in PUBLISHED if name + SHORTENED in records}
     digits = json.loads((docs / "benchmark" / "digits.json").read_text())

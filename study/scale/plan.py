@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from eql_d2 import CLS_LOSS_REGISTRY
-from eql_d2.mini_lvis.generator import ensure
 from eql_d2.mini_lvis.lvis_scale import MiniLVIS1203Spec
+from study.plan import places, registered
 
 CONFIG = Path(__file__).parents[2] / "configs" / "MiniLVIS" / "Base-MiniLVIS-1203.yaml"
 HEAD = "MODEL.ROI_BOX_HEAD"
@@ -45,21 +45,10 @@ class Method:
 
     def arguments(self, seed: int, datasets: Path, output: Path) -> list[str]:
         """Those of tools/train_net.py for ``<output>/<name>/<seed>``, whose data are made in ``datasets`` first."""
-        overrides = [*self.overrides, *registered(seed, datasets), "SEED", seed]
-        if self.first_stage:
-            overrides += ["MODEL.WEIGHTS", output / self.first_stage / str(seed) / "model_final.pth"]
-        overrides += ["OUTPUT_DIR", output / self.name / str(seed)]
+        data = registered(MiniLVIS1203Spec(seed=seed), datasets / f"mini_lvis_1203_seed_{seed}")
+        overrides = [*self.overrides, *data, *places(self, seed, output)]
         how = "--eval-only" if self.scores_only else "--resume"
         return ["--config-file", str(CONFIG), how, *map(str, overrides)]
-
-
-def registered(seed: int, datasets: Path) -> list:
-    """The config keys of the set of a seed, which is generated unless it is there."""
-    name = f"mini_lvis_1203_seed_{seed}"
-    folder = ensure(MiniLVIS1203Spec(seed=seed), datasets / name)
-    entries = [[f"{name}_{split}", f"{folder}/mini_lvis_{split}.json", str(folder)] for split in ("train", "val")]
-    (train, *_), (val, *_) = entries
-    return ["DATASETS.REGISTER", entries, "DATASETS.TRAIN", (train,), "DATASETS.TEST", (val,)]
 
 
 # What a loss needs beside its name, as in its file in configs/LVISv1; iterations in parts of the training.

@@ -10,6 +10,8 @@ from eql_d2 import CLS_LOSS_REGISTRY
 from eql_d2.engine import load_config
 from eql_d2.engine.checks import check_names
 from eql_d2.engine.settings import loss_name
+from study.record import load
+from study.runs import missing
 from study.scale import correlation, documents, plan, runs
 from study.scale.correlation import agreement, interval, pairs_in_order
 
@@ -124,7 +126,7 @@ class TestCorrelation:
 
 class TestRuns:
     def test_what_has_a_line_is_not_made_again(self, results):
-        todo = runs.missing(plan.runs(), results)
+        todo = missing(plan.runs(), results)
         names = {(method.name, seed) for method, seed in todo}
         assert len(todo) == len(plan.runs()) - 9 and ("RFS", 1) not in names and ("EQLv2", 1) in names
         assert runs.minutes_left(todo, results, jobs=2) == pytest.approx(len(todo))
@@ -133,7 +135,7 @@ class TestRuns:
     def test_the_cost_of_a_run_that_was_stopped_is_not_known(self, results, tmp_path):
         with results.open("a") as file:
             file.write(json.dumps(line("EQLv2", 1) | {"resumed": True, "seconds": 1, "cpu_seconds": 1}) + "\n")
-        records = runs.load(results)
+        records = load(results)
         assert runs.minutes_left([None], results, jobs=1) == pytest.approx(2)
         table = documents.cost_table(records, tmp_path)
         assert "EQLv2" not in table and "| RFS " in table
@@ -141,7 +143,7 @@ class TestRuns:
     def test_of_two_lines_of_a_run_the_later_counts(self, results):
         with results.open("a") as file:
             file.write(json.dumps(line("RFS", 1, AP=99.0)) + "\n")
-        assert runs.load(results)["RFS"][1]["AP"]["300"]["AP"] == 99.0
+        assert load(results)["RFS"][1]["AP"]["300"]["AP"] == 99.0
 
     def test_only_weights_and_logs_stay(self, tmp_path):
         (tmp_path / "inference").mkdir()
@@ -153,7 +155,7 @@ class TestRuns:
 
 class TestDocuments:
     def test_the_tuning_seed_is_kept_apart(self, results, tmp_path):
-        records = runs.load(results)
+        records = load(results)
         table = documents.correlation_table(records, tmp_path)
         untouched, tuned = (
             [row for row in table.splitlines() if label in row and "| all" in row]
@@ -165,7 +167,7 @@ class TestDocuments:
 
     def test_other_sets_stand_beside_this_one_on_the_same_methods(self, results):
         docs = documents.Path(__file__).parents[2] / "docs"
-        rows = documents.other_sets_table(runs.load(results), docs).splitlines()[2:]
+        rows = documents.other_sets_table(load(results), docs).splitlines()[2:]
         cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
         assert [row[:3] for row in cells[:2]] == [
             ["90 categories", "AP", "3"],
@@ -179,7 +181,7 @@ class TestDocuments:
         assert sorted(names) == sorted(documents.TABLES)
 
     def test_a_figure_of_what_there_is(self, results):
-        figure = documents.draw(documents.untouched(runs.load(results)))
+        figure = documents.draw(documents.untouched(load(results)))
         assert [len(axis.texts) for axis in figure.axes] == [3, 3]
         assert documents.draw({}) is None
 

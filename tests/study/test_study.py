@@ -62,7 +62,7 @@ def test_the_interval_is_that_of_a_paired_t_test():
 
 @pytest.fixture
 def workshop(tmp_path):
-    return runs.Workshop(tmp_path / "datasets", tmp_path / "output", tmp_path / "results", "abc")
+    return runs.Workshop(tmp_path / "datasets", tmp_path / "output", tmp_path / "results" / record.RUNS, "abc")
 
 
 def tiny(name, *overrides, **changes):
@@ -72,7 +72,7 @@ def tiny(name, *overrides, **changes):
 
 def test_runs_are_recorded_failures_named_and_nothing_is_made_twice(workshop):
     variants = [tiny("second", first_stage="first"), tiny("first", "MODEL.WEIGHTS", ""), tiny("broken", "SEED", "x")]
-    todo = runs.missing_runs(sorted(variants, key=lambda v: v.name == "second"), workshop)
+    todo = runs.missing(plan.planned(sorted(variants, key=lambda v: v.name == "second")), workshop.results)
     failures = runs.train_all(todo, jobs=2, workshop=workshop)
     assert list(failures) == ["broken, seed 1"] and "benchmark_log.txt" in failures["broken, seed 1"]
 
@@ -85,11 +85,11 @@ def test_runs_are_recorded_failures_named_and_nothing_is_made_twice(workshop):
     log = (workshop.output / "second" / "1" / "log.txt").read_text()
     assert "first/1/model_final.pth" in log
 
-    assert [v.name for v, _ in runs.missing_runs(variants, workshop)] == ["broken"]
+    assert [v.name for v, _ in runs.missing(plan.planned(variants), workshop.results)] == ["broken"]
 
 
 def test_the_documents_show_the_results_that_are_committed():
-    records = record.load(RESULTS)
+    records = record.load(RESULTS / record.RUNS)
     for name in documents.DOCUMENTS:
         places = list(documents.PLACE.finditer((ROOT / name).read_text()))
         assert places, f"{name} shows no results"
