@@ -35,6 +35,7 @@ from eql_d2.evaluation.lvis_evaluation import numpy_of_lvis_api
 from eql_d2.evaluation.lvis_metrics import evaluate_lvis
 from eql_d2.modeling import inference
 from speed.dense import benchmark_dense
+from speed.files import benchmark_files
 from speed.losses import benchmark_losses, plot_losses
 from speed.masks import masks_cases
 from speed.startup import benchmark_startup
@@ -222,6 +223,7 @@ SECTIONS = {
     "losses": lambda repeats: benchmark_losses(alternate, repeats),
     "dense": lambda repeats: benchmark_dense(alternate, repeats),
     "startup": benchmark_startup,
+    "files": benchmark_files,
 }
 
 

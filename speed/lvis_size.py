@@ -25,8 +25,7 @@ from detectron2.data import MetadataCatalog
 from pycocotools.mask import frPyObjects
 from tabulate import tabulate
 
-from eql_d2.data.json_files import read_json
-from eql_d2.data.normalised import normalise
+from eql_d2.data.annotations import read_truth
 from eql_d2.evaluation.lvis_metrics import GroundTruth, match_lvis
 from eql_d2.evaluation.predictions import ImagePredictions, as_detections, save, write_json
 from eql_d2.evaluation.tail_analysis import TailAnalysis
@@ -123,7 +122,7 @@ def measure(num_images: int, with_masks: bool) -> list[dict]:
         predictions = [p.with_dataset_ids(None) for p in predictions]
         steps.run("results", write_json, predictions, str(folder / "results.json"))
         steps.rows[-1]["MiB"] = (folder / "results.json").stat().st_size / 2**20
-        truth = steps.run("annotations", lambda: GroundTruth.load(normalise("", read_json(folder / "truth.json"))))
+        truth = steps.run("annotations", lambda: GroundTruth.load(read_truth(folder / "truth.json")))
         detections = as_detections(predictions)
         matching = steps.run("matching", match_lvis, truth, detections, task)
         standard = steps.run("metrics", lambda: matching.curves.metrics())

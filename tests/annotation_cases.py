@@ -1,6 +1,7 @@
 """Small annotation files with the quirks of real exports, with their images, and what a run must make of each."""
 
 import copy
+import gzip
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -124,6 +125,24 @@ def whole_floats(data):
     each("categories", id=lambda c: float(c["id"]))(data)
 
 
+def spelt_category_ids(data):
+    each("categories", id=lambda c: str(c["id"]))(data)
+    each("annotations", category_id=lambda a: str(a["category_id"]))(data)
+
+
+def text_category_ids(data):
+    each("categories", id=lambda c: f"class {c['id']}")(data)
+    each("annotations", category_id=lambda a: f"class {a['category_id']}")(data)
+
+
+def without(part, key):
+    def change(data):
+        for entry in data[part]:
+            del entry[key]
+
+    return change
+
+
 def rotated_categories(data):
     each("annotations", category_id=lambda a: a["category_id"] % 3 + 1)(data)
     each("categories", id=lambda c: c["id"] % 3 + 1)(data)
@@ -152,6 +171,10 @@ def one_crowd(data):
 
 def nothing(data):
     data.update(images=[], annotations=[])
+
+
+def null_annotations(data):
+    data.update(annotations=None)
 
 
 FAR = {"bbox": [40, -20, 300, 400], "segmentation": [[40, -20, 340, -20, 340, 380, 40, 380]], "area": 120000}
@@ -245,6 +268,18 @@ def marked(folder):
         path.write_bytes(b"\xef\xbb\xbf" + json.dumps(data).encode())
 
 
+def compressed(folder):
+    for split in ("train", "val"):
+        path = folder / f"{split}.json"
+        path.write_bytes(gzip.compress(path.read_bytes()))
+
+
+def unicode_names(folder):
+    for path in [*(folder / "images").glob("*.png")]:
+        path.rename(path.with_name(f"Öl 猫 {path.name}"))
+    named(lambda _, name: f"Öl 猫 {name}")(folder)
+
+
 def both(change, **rest) -> Case:
     return Case(change, change, **rest)
 
@@ -262,6 +297,9 @@ IMAGES = {
 }
 NO_MASKS = r"objects to train masks on have none, in image 1 first: .*MODEL\.MASK_ON False"
 NO_MASKS_VAL = r"of 6 objects in \S*val\.json .* have no mask, annotation 1 first, .*MODEL\.MASK_ON False"
+UNPACK = r"train\.json is compressed: unpack it"
+TWICE = r"train\.json: annotation 2 is there twice: give each"
+NONE_LEFT = r"train\.json: left out 6 of 6 .* 6 without a polygon of three corners.*no object left to train on"
 CASES = {
     "url empty": both(each("images", coco_url="", flickr_url=None)),
     "url zero": both(each("images", coco_url=0)),
@@ -269,7 +307,29 @@ CASES = {
     "text annotation ids": both(each("annotations", id=lambda a: f"a{a['id']}")),
     "text image ids": both(text_image_ids, logged=("train.json: numbered 3 images whose ids are texts",)),
     "spelt image ids": both(spelt_image_ids),
+    "spelt category ids": both(spelt_category_ids),
+    "text category ids": both(text_category_ids, logged=("val.json: numbered 3 categories whose ids are texts",)),
     "whole floats": both(whole_floats),
+    "no crowd key": both(without("annotations", "iscrowd")),
+    "null annotations": Case(
+        null_annotations,
+        train=r"train\.json has no object",
+        evaluate=r"train\.json has no object",
+        counts=r"train\.json has no object",
+    ),
+    "val no area": Case(
+        None,
+        without("annotations", "area"),
+        train="annotation 1 has no `area`.*give each",
+        evaluate="annotation 1 has no `area`.*give each",
+    ),
+    "compressed": Case(files=compressed, train=UNPACK, evaluate=UNPACK, counts=UNPACK),
+    "unicode names": Case(files=unicode_names),
+    "the same id twice": both(first("annotations", id=2), train=TWICE, evaluate=TWICE, counts=TWICE),
+    "ignored": both(first("annotations", ignore=1), logged=("train.json: 1 of 6 annotations .* marked `ignore`",)),
+    "boxes in polygons": Case(
+        each("annotations", segmentation=lambda a: [a["bbox"]]), train=NONE_LEFT, evaluate=NONE_LEFT, counts=NONE_LEFT
+    ),
     "null crowd": both(each("annotations", iscrowd=None)),
     "null area to train": Case(each("annotations", area=None)),
     "byte order mark": Case(files=marked),

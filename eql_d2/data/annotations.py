@@ -16,20 +16,25 @@ from eql_d2.errors import InputError
 
 PARTS = ("images", "annotations", "categories")
 _STORED: dict[str, tuple] = {}  # what was read, by path: (stamp, Annotations)
-# What the metrics of each kind are computed by, beside what every object must have.
-EVALUATED_BY = {"lvis": ("area",), "coco": ("area", "iscrowd")}
 NUMBERS = {int, float}
 
 
 class Annotations(dict):
-    """The content of an annotation file; ``notes`` says, a line each, what was changed and left out of it."""
+    """The content of an annotation file.
 
-    def __init__(self, content: dict, notes: Sequence[str]):
+    Attributes:
+        notes: what was changed and left out of it, a line each.
+        lost: the line on the objects that were left out, or "".
+        without_area: the id of the first object that has no `area`, by which metrics group objects, or None.
+    """
+
+    def __init__(self, content: dict, notes: Sequence[str], lost: str = ""):
         super().__init__(content)
-        self.notes = tuple(notes)
+        self.notes, self.lost = tuple(notes), lost
+        self.without_area = next((a["id"] for a in content["annotations"] if "area" not in a), None)
 
 
-def read_annotations(json_file, required: Sequence[str] = ()) -> Annotations:
+def read_annotations(json_file) -> Annotations:
     """The ``images``, ``annotations`` and ``categories`` of an annotation file, whose entries can be relied on.
 
     Objects of images that are not listed, of width or height 0, or whose polygons all have fewer than three corners
@@ -39,7 +44,6 @@ def read_annotations(json_file, required: Sequence[str] = ()) -> Annotations:
 
     Args:
         json_file: path of a JSON file in COCO or LVIS format.
-        required: keys that every annotation must have, as of :data:`EVALUATED_BY`.
 
     Raises:
         InputError: no such file, no JSON, a missing part, or the first entry that is not as the format has it.
@@ -48,12 +52,7 @@ def read_annotations(json_file, required: Sequence[str] = ()) -> Annotations:
     if stamp is None or _STORED.get(name, (None,))[0] != stamp:
         _STORED.pop(name, None)
         _STORED[name] = stamp, _read(name)
-    data = _STORED[name][1]
-    for annotation in data["annotations"] if required else ():
-        lacking = [key for key in required if key not in annotation]
-        if lacking:
-            raise InputError(f"{json_file}: annotation {annotation['id']} has no `{lacking[0]}`")
-    return data
+    return _STORED[name][1]
 
 
 def read_truth(json_file) -> Annotations:
@@ -72,13 +71,15 @@ def read_truth(json_file) -> Annotations:
         return Annotations({"annotations": [], **raw}, [f"{json_file}: {note}" for note in notes])
 
 
-def trained_objects(json_file, data: dict) -> list[dict]:
+def trained_objects(json_file, data: Annotations) -> list[dict]:
     """The annotations of an annotation file but crowd regions, which are never trained on.
 
     Raises:
-        InputError: it has no others.
+        InputError: it has some, but none that can be trained on.
     """
     annotations = data["annotations"]
+    if data.lost and not annotations:
+        raise InputError(f"{data.lost}: there is no object left to train on")
     trained = [a for a in annotations if not a.get("iscrowd", 0)]
     if annotations and not trained:
         raise InputError(
@@ -115,37 +116,48 @@ def _read(json_file: str) -> Annotations:
     annotations = _checked(
         json_file, "annotation", data["annotations"], lambda a: annotation_problem(a, images, categories)
     )
-    kept = _within_images(list(annotations.values()), images, notes)
-    return Annotations({**data, "annotations": kept}, [f"{json_file}: {note}" for note in notes])
+    kept, lost = _within_images(list(annotations.values()), images, notes)
+    notes = [f"{json_file}: {note}" for note in [*notes, lost] if note]
+    return Annotations({**data, "annotations": kept}, notes, lost and notes[-1])
 
 
-def _within_images(annotations: list[dict], images: dict, notes: list[str]) -> list[dict]:
-    """The objects that can be seen, cut to their images; ``notes`` says which are changed and left out."""
+def _within_images(annotations: list[dict], images: dict, notes: list[str]) -> tuple[list[dict], str]:
+    """The objects that can be seen, cut to their images, which ``notes`` says; and a note on the others, or ""."""
     kept: list[dict] = []
-    clipped: list[int] = []  # ids, as of those left out
-    left_out: list[int] = []
+    clipped: list[int] = []  # ids
+    left_out: dict[str, list[int]] = {}  # ids by what is wrong
+    ignored = [a["id"] for a in annotations if a.get("ignore")]
     for annotation in annotations:
         image = images.get(annotation["image_id"])
-        if image is None or not has_extent(annotation):
-            left_out.append(annotation["id"])
-            continue
-        if reaches_out(annotation, image["width"], image["height"]):
-            inside = clip(annotation, image["width"], image["height"])
-            (clipped if inside else left_out).append(annotation["id"])
-            if not inside:
-                continue
-        kept.append(annotation)
+        if image is None:
+            problem = "of images that are not listed"
+        elif not (problem := without_extent(annotation)) and reaches_out(annotation, image["width"], image["height"]):
+            if clip(annotation, image["width"], image["height"]):
+                clipped.append(annotation["id"])
+            else:
+                problem = "outside of their image"
+        if problem:
+            left_out.setdefault(problem, []).append(annotation["id"])
+        else:
+            kept.append(annotation)
+    if ignored:
+        notes.append(
+            f"{len(ignored)} of {len(annotations)} annotations (id {ignored[0]} first) are marked `ignore`, which only "
+            f"LVIS's metrics read: they are trained on; mark those that shall not be by iscrowd 1"
+        )
     if clipped:
         notes.append(
             f"clipped {len(clipped)} of {len(annotations)} annotations (id {clipped[0]} first), which reach out of "
             f"their image"
         )
-    if left_out:
-        notes.append(
-            f"left out {len(left_out)} of {len(annotations)} annotations (id {left_out[0]} first), which have no area, "
-            f"lie outside of their image or are of images that are not listed: mend them, or drop them from the file"
-        )
-    return kept
+    if not left_out:
+        return kept, ""
+    return kept, (
+        f"left out {sum(map(len, left_out.values()))} of {len(annotations)} annotations (id "
+        f"{next(iter(left_out.values()))[0]} first): "
+        + ", ".join(f"{len(ids)} {problem}" for problem, ids in left_out.items())
+        + ": mend them, or drop them from the file"
+    )
 
 
 def _checked(json_file, kind: str, entries: list, problem_of: Callable) -> dict[int, dict]:
@@ -166,7 +178,7 @@ def _id_problem(entry, by_id: dict) -> str | None:
         return f"must be an object with an `id`, got {_shown(entry)}"
     if not is_id(entry.get("id")):
         return f"must have a whole number as its `id`, got {_shown(entry.get('id'))}"
-    return "is there twice" if entry["id"] in by_id else None
+    return "is there twice: give each an `id` of its own" if entry["id"] in by_id else None
 
 
 # ---- what is wrong with an entry, as the rest of a sentence, or None ----
@@ -283,12 +295,14 @@ def are_numbers(values: list) -> bool:
     return all(abs(value) < sys.float_info.max for value in values)  # no NaN either
 
 
-def has_extent(annotation: dict) -> bool:
-    """Whether an object has a box with an area and, if it has polygons, one with three corners."""
+def without_extent(annotation: dict) -> str:
+    """What an object lacks to be seen: a box with an area and, if it has polygons, one with three corners; or ""."""
+    if annotation["bbox"][2] <= 0 or annotation["bbox"][3] <= 0:
+        return "with a box without area"
     segmentation = annotation.get("segmentation")
     if isinstance(segmentation, list) and segmentation and not valid_polygons(segmentation):
-        return False
-    return annotation["bbox"][2] > 0 and annotation["bbox"][3] > 0
+        return "without a polygon of three corners"
+    return ""
 
 
 def valid_polygons(polygons: list) -> list:

@@ -49,7 +49,7 @@ class ExplainedMapper:
                 require_eight_bits(dataset_dict["file_name"])
             return self._mapper(dataset_dict)
         except Exception as error:
-            reason = one_line(error) or type(error).__name__
+            reason = (one_line(error) or type(error).__name__).rstrip(".")
             raise UnreadableImage(
                 f"image {dataset_dict.get('image_id')}, {dataset_dict.get('file_name')}, cannot be used: {reason}. "
                 f"Mend the file or its entry in the annotation file, or drop both"

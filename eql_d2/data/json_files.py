@@ -8,6 +8,8 @@ import orjson
 
 from eql_d2.errors import InputError
 
+GZIP = b"\x1f\x8b"  # the beginning of a file
+
 
 def read_json(path, required=()) -> dict:
     """The JSON object in a file.
@@ -17,7 +19,12 @@ def read_json(path, required=()) -> dict:
     """
     try:
         with open(path, "rb") as f, without_garbage_collection():
-            data = parsed(f.read())
+            text = f.read()
+            if text.startswith(GZIP):
+                raise InputError(f"{path} is compressed: unpack it, by gunzip")
+            data = parsed(text)
+    except InputError:
+        raise
     except FileNotFoundError as error:
         raise InputError(f"there is no file {path}") from error
     except (ValueError, RecursionError) as error:

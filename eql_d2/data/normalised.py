@@ -17,7 +17,7 @@ WHOLE = {
     "annotations": ("id", "image_id", "category_id", "iscrowd"),
     "categories": ("id",),
 }
-NOT_LISTED = -1  # for the text of an image that there is not, where images get numbers
+NOT_LISTED = -1  # for the text of an entry that there is not, where entries get numbers
 # What null stands for.
 NULL: dict[str, dict[str, Any]] = {
     "images": {"neg_category_ids": [], "not_exhaustive_category_ids": []},
@@ -32,6 +32,8 @@ def normalise(data: dict) -> list[str]:
         What was changed that a person should know of, as the rest of a line about the file; nothing else that is
         changed changes a meaning.
     """
+    if "annotations" in data and data["annotations"] is None:
+        del data["annotations"]
     images, annotations, categories = (_entries(data, part) for part in ("images", "annotations", "categories"))
     for part, entries in (("images", images), ("annotations", annotations), ("categories", categories)):
         _make_whole(entries, WHOLE[part])
@@ -46,11 +48,20 @@ def normalise(data: dict) -> list[str]:
     for annotation in annotations:
         if "area" in annotation and annotation["area"] is None:
             del annotation["area"]
+    is_lvis = any("neg_category_ids" in image for image in images)
     for image in images:
         if isinstance(image.get("file_name"), str):
             image["file_name"] = image["file_name"].replace("\\", "/")
+    for category in categories:
+        if type(category.get("name")) is int:  # of digits, say
+            category["name"] = str(category["name"])
+        if not is_lvis and category.get("frequency") not in (None, "r", "c", "f"):
+            del category["frequency"]  # LVIS's letter alone has this meaning
     _number_annotations(annotations)
-    return _number_images(images, annotations)
+    return [
+        *_number("images", images, annotations, "image_id"),
+        *_number("categories", categories, annotations, "category_id"),
+    ]
 
 
 def _make_whole(entries: list[dict], keys: tuple[str, ...]) -> None:
@@ -61,24 +72,27 @@ def _make_whole(entries: list[dict], keys: tuple[str, ...]) -> None:
                 entry[key] = int(value)
 
 
-def _number_images(images: list[dict], annotations: list[dict]) -> list[str]:
-    """Whole numbers for image ids that are texts: those that they spell, or else 1, 2, ... in the file's order."""
-    ids: list[Any] = [image.get("id") for image in images]
+def _number(kind: str, entries: list[dict], annotations: list[dict], key: str) -> list[str]:
+    """Whole numbers for ids that are texts: those that they spell, or else 1, 2, ... in the file's order.
+
+    Args:
+        kind: what the entries are, for the message.
+        key: of the annotations, which refer to them by it.
+    """
+    ids: list[Any] = [entry.get("id") for entry in entries]
     if not _are_texts(ids):
         return []
     spelt = all(isinstance(i, str) and i.isascii() and i.isdigit() and str(int(i)) == i for i in ids)
     numbers = {i: int(i) if spelt else place for place, i in enumerate(ids, start=1)}
-    for image in images:
-        image["id"] = numbers[image["id"]]
+    for entry in entries:
+        entry["id"] = numbers[entry["id"]]
     for annotation in annotations:
-        image_id = annotation.get("image_id")
-        if isinstance(image_id, str):
-            annotation["image_id"] = numbers.get(image_id, NOT_LISTED)
-        elif type(image_id) is int and not spelt:
-            annotation["image_id"] = numbers.get(image_id, NOT_LISTED)
+        reference = annotation.get(key)
+        if isinstance(reference, str) or (type(reference) is int and not spelt):
+            annotation[key] = numbers.get(reference, NOT_LISTED)
     if spelt:
         return []
-    return [f"numbered {len(ids)} images whose ids are texts ({ids[0]!r} is 1, in written results too)"]
+    return [f"numbered {len(ids)} {kind} whose ids are texts ({ids[0]!r} is 1, in written results too)"]
 
 
 def _number_annotations(annotations: list[dict]) -> None:
@@ -88,9 +102,10 @@ def _number_annotations(annotations: list[dict]) -> None:
         for number, annotation in enumerate(annotations, start=1):
             annotation["id"] = number
     elif any(type(i) is int and i == 0 for i in ids):
+        shift = 1 - min(i for i in ids if type(i) is int)
         for annotation in annotations:
             if type(annotation.get("id")) is int:
-                annotation["id"] += 1
+                annotation["id"] += shift
 
 
 def _are_texts(ids: list) -> bool:

@@ -7,8 +7,9 @@ from contextlib import contextmanager
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.file_io import PathManager
 
-from eql_d2.data.annotations import EVALUATED_BY, Annotations, read_annotations, trained_objects
-from eql_d2.data.registration import categories_of, class_key, datasets_root, image_paths, order_classes
+from eql_d2.data.annotations import Annotations, read_annotations, trained_objects
+from eql_d2.data.detectron2_sets import take_over
+from eql_d2.data.registration import categories_of, class_key, datasets_root, image_paths, is_lvis_format, order_classes
 from eql_d2.engine.settings import RunSettings
 from eql_d2.errors import InputError, did_you_mean
 
@@ -63,15 +64,16 @@ def check_dataset(run: RunSettings, setting: str, name: str, read: bool) -> list
     if metadata.get("prepare") is not None:
         metadata.prepare()  # datasets that make themselves (MiniLVIS)
     json_file = metadata.get("json_file")
-    if json_file is not None and not PathManager.isfile(json_file):
-        raise InputError(
-            f"the annotation file of '{name}' ({key}) is not there: {json_file}. Put it there, or set the environment "
-            f"variable DETECTRON2_DATASETS (now {datasets_root()}) to the folder that your datasets are in"
-        )
+    if json_file is not None:
+        if not PathManager.isfile(json_file):
+            raise InputError(
+                f"the annotation file of '{name}' ({key}) is not there: {json_file}. Put it there, or set the "
+                f"environment variable DETECTRON2_DATASETS (now {datasets_root()}) to the folder of your datasets"
+            )
+        take_over(name)
     classes, by_file = metadata.get("thing_classes"), metadata.get("registered_by_file", False)
     if json_file is not None and (read or classes is None or by_file):
-        required = EVALUATED_BY.get(metadata.get("evaluator_type"), ()) if read else ()
-        content = read_annotations(PathManager.get_local_path(json_file), required)
+        content = read_annotations(PathManager.get_local_path(json_file))
         for note in content.notes:
             logger.warning(note)
         if read:
@@ -93,6 +95,26 @@ def check_evaluated(run: RunSettings, name: str, content: Annotations) -> None:
     metadata = MetadataCatalog.get(name)
     if not content["images"]:
         raise InputError(f"{metadata.json_file} of '{name}' lists no images (`images` is empty): nothing to evaluate")
+    kind = metadata.get("evaluator_type")
+    if kind == "lvis" and content["annotations"] and not is_lvis_format(metadata.json_file, content):
+        raise InputError(
+            f"{metadata.json_file} of '{name}' is evaluated as LVIS's, but no image has neg_category_ids: register it "
+            f"by DATASETS.REGISTER, for COCO's metrics"
+        )
+    if kind in ("lvis", "coco") and content.without_area is not None:
+        raise InputError(
+            f"{metadata.json_file}: annotation {content.without_area} has no `area`, which AP by size goes by: give "
+            f"each object the number of pixels of its mask, or of its box"
+        )
+    flat = [a["id"] for a in content["annotations"] if a["area"] == 0] if kind == "lvis" else []
+    if flat:
+        logger.warning(
+            "%d of %d objects of %s have an `area` of 0 (id %s first), which LVIS's metrics leave out",
+            len(flat),
+            len(content["annotations"]),
+            described(name),
+            flat[0],
+        )
     if metadata.get("registered_by_file"):  # a loader of somebody else's may find its images in another way
         try:
             image_paths(content["images"], metadata.image_root)

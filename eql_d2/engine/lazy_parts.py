@@ -15,7 +15,7 @@ from omegaconf import DictConfig, ListConfig
 from torch import nn
 
 from eql_d2.data.image_errors import ExplainedMapper
-from eql_d2.data.loading import check_masks
+from eql_d2.data.loading import check_masks, forget_files
 from eql_d2.data.train_loader import TrainLoader, sampler_of_configs
 from eql_d2.engine.extras import explained_missing_package, require_shapely
 from eql_d2.engine.settings import settings_of
@@ -67,11 +67,13 @@ def build_train_loader(cfg: DictConfig):
         logger.info("dataloader.train: TrainLoader in the place of %s, so that the run can be resumed", described(node))
     require_shapely_for(node.mapper)
     arguments = {name: instantiate(value) for name, value in node.items() if name != "_target_"}
+    run = settings_of(cfg)
+    forget_files(run.train_sets, kept=run.test_sets)
     mapper = arguments["mapper"]
     if getattr(mapper, "use_instance_mask", False) and isinstance(arguments["dataset"], list):
         check_masks(arguments["dataset"], mapper.instance_mask_format)
     arguments["mapper"] = ExplainedMapper(arguments["mapper"])
-    arguments.setdefault("seed", settings_of(cfg).seed)
+    arguments.setdefault("seed", run.seed)
     if arguments.get("sampler") is None:
         arguments.setdefault("make_sampler", sampler_of_configs)
     return TrainLoader(**arguments)

@@ -24,6 +24,7 @@ from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from tqdm import tqdm
 
 from eql_d2.data import ClassFrequencies
+from eql_d2.data.annotations import read_truth
 from eql_d2.engine.checkpoint import LongTailCheckpointer
 from eql_d2.engine.checks import check_evaluator_type, check_run
 from eql_d2.engine.evaluators import training_frequencies
@@ -215,7 +216,7 @@ class Scorer:
     @classmethod
     def of_dataset(cls, cfg, dataset_name: str, task: str) -> "Scorer":
         metadata = MetadataCatalog.get(dataset_name)
-        truth = GroundTruth.load(metadata.json_file, federated=check_evaluator_type(dataset_name) == "lvis")
+        truth = GroundTruth.load(read_truth(metadata.json_file), federated=check_evaluator_type(dataset_name) == "lvis")
         return cls(truth, Categories.of(truth, metadata, training_frequencies(settings_of(cfg))).members(), task)
 
     def match(self, detections: Detections, threshold: float, limit: int) -> tuple[Detections, Matching]:

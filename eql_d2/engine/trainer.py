@@ -17,6 +17,7 @@ from detectron2.utils.logger import setup_logger
 from fvcore.nn.precise_bn import get_bn_modules
 from omegaconf import DictConfig
 
+from eql_d2.data.loading import give_memory_back
 from eql_d2.data.train_loader import end_workers_that_cannot_send
 from eql_d2.engine import lazy_parts, yaml_parts
 from eql_d2.engine.checkpoint import LongTailCheckpointer
@@ -358,7 +359,9 @@ class Trainer(DefaultTrainer):
             InputError: a broken annotation file, named; or one without the image labels that the config wants.
         """
         with explained_dataset_errors(settings_of(cfg).train_sets):
-            return parts_of(cfg).build_train_loader(cfg)
+            loader = parts_of(cfg).build_train_loader(cfg)
+        give_memory_back()
+        return loader
 
     @classmethod
     def build_test_loader(cls, cfg, dataset_name):

@@ -143,8 +143,8 @@ def coco_api(json_file: str) -> COCO:
     """pycocotools' COCO of what our reader makes of a file; without objects, as of a test set, it is not evaluated."""
     data, api = read_truth(json_file), COCO()
     api.dataset = {key: value for key, value in data.items() if key != "annotations"}
-    if data["annotations"]:  # copies, since pycocotools writes into them
-        api.dataset["annotations"] = [dict(annotation) for annotation in data["annotations"]]
+    if data["annotations"]:  # copies, since pycocotools writes into them; it asks each for `iscrowd`
+        api.dataset["annotations"] = [{"iscrowd": 0, **annotation} for annotation in data["annotations"]]
     with redirect_stdout(io.StringIO()):
         api.createIndex()
     return api

@@ -4,14 +4,12 @@ And `mini_lvis_1203_*`, with LVIS's categories by number and count. All are gene
 `$DETECTRON2_DATASETS` (by default `./datasets`), like Detectron2's own sets.
 """
 
-import json
-import os
 from pathlib import Path
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets.lvis import load_lvis_json
 
-from eql_d2.data.registration import datasets_root
+from eql_d2.data.annotations import read_annotations
+from eql_d2.data.registration import categories_of, datasets_root, load_dataset
 from eql_d2.mini_lvis.generator import GlyphSpec, MiniLVISSpec, ensure
 from eql_d2.mini_lvis.lvis_scale import MiniLVIS1203Spec
 
@@ -33,9 +31,9 @@ def _register_split(dataset: str, spec: GlyphSpec, root: Path, json_file: Path) 
 
     def load():
         ensure(spec, root)
-        categories = json.loads(json_file.read_text(encoding="utf-8"))["categories"]
-        metadata.set(thing_classes=[c["name"] for c in sorted(categories, key=lambda c: c["id"])])
-        return load_lvis_json(str(json_file), f"{root}{os.sep}")
+        classes, order = categories_of(read_annotations(json_file))
+        metadata.set(thing_classes=classes)
+        return load_dataset(str(json_file), str(root), order)
 
     DatasetCatalog.register(dataset, load)
     metadata.set(

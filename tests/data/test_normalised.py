@@ -19,61 +19,12 @@ from eql_d2.errors import InputError
 from eql_d2.evaluation.coco_evaluation import LongTailCOCOEvaluator
 from eql_d2.evaluation.lvis_evaluation import LongTailLVISEvaluator
 from eql_d2.evaluation.tail_analysis import TailAnalysis
+from tests.annotation_cases import CASES, FAR, HEIGHT, OUTSIDE, POINT, WIDTH, each, valid
 
-SIZE = (96, 128)
-
-
-def valid(lvis: bool) -> dict:
-    """Four images of 96 x 128 px with two boxes each, of three categories."""
-    data = {"images": [], "annotations": [], "categories": [{"id": k + 1, "name": f"name_{k}"} for k in range(3)]}
-    for i in range(4):
-        image = {"id": i + 1, "file_name": f"{i}.png", "height": SIZE[0], "width": SIZE[1]}
-        if lvis:
-            image.update(neg_category_ids=[], not_exhaustive_category_ids=[])
-        data["images"].append(image)
-        for j in range(2):
-            x, y, w, h = 5 + 60 * j, 10 + i, 30, 20
-            data["annotations"].append(
-                {
-                    "id": len(data["annotations"]) + 1,
-                    "image_id": i + 1,
-                    "category_id": (i + j) % 3 + 1,
-                    "bbox": [x, y, w, h],
-                    "area": w * h,
-                    "iscrowd": 0,
-                    "segmentation": [[x, y, x + w, y, x + w, y + h, x, y + h]],
-                }
-            )
-    for k, category in enumerate(data["categories"] if lvis else ()):
-        category["frequency"] = "rcf"[k]
-    return data
-
-
-def set_each(part, key, value):
-    def change(data):
-        for entry in data[part]:
-            entry[key] = value(entry) if callable(value) else value
-
-    return change
-
-
-def far_box(data):
-    data["annotations"][0].update(
-        bbox=[100, -30, 600, 500], segmentation=[[100, -30, 700, -30, 700, 470, 100, 470]], area=28 * 96
-    )
-
-
-CHANGES = {
-    "empty url": set_each("images", "coco_url", ""),
-    "null url": set_each("images", "coco_url", None),
-    "zero url": set_each("images", "coco_url", 0),
-    "ids from 0": set_each("annotations", "id", lambda a: a["id"] - 1),
-    "float ids": set_each("annotations", "image_id", lambda a: float(a["image_id"])),
-    "float sizes": set_each("images", "width", lambda image: float(image["width"])),
-    "float categories": set_each("annotations", "category_id", lambda a: float(a["category_id"])),
-    "null crowd": set_each("annotations", "iscrowd", None),
-    "far box": far_box,
-}
+SIZE = (HEIGHT, WIDTH)
+AS_VALID = ("url empty", "url zero", "ids from zero", "text annotation ids", "spelt image ids", "spelt category ids")
+AS_VALID += ("whole floats", "null crowd")
+FAR_INSIDE = {"bbox": [40, 0, 24, 48], "area": 24 * 48}
 
 
 @pytest.fixture(params=[False, True], ids=["coco", "lvis"])
@@ -81,37 +32,64 @@ def lvis(request):
     return request.param
 
 
-@pytest.mark.parametrize("name", CHANGES)
+@pytest.mark.parametrize("name", AS_VALID)
 def test_it_reads_as_the_valid_file_does(name, lvis, tmp_path):
-    data, expected = valid(lvis), valid(lvis)
-    CHANGES[name](data)
-    if name == "far box":
-        expected["annotations"][0].update(
-            bbox=[100, 0, 28, 96], segmentation=[[100, 0, 128, 0, 128, 96, 100, 96]], area=28 * 96
-        )
+    data = valid(lvis)
+    CASES[name].change(data)
     path = tmp_path / "file.json"
     path.write_text(json.dumps(data))
     read = read_annotations(path)
-    if name == "far box":
-        (polygon,) = read["annotations"][0].pop("segmentation")
-        (of_expected,) = expected["annotations"][0].pop("segmentation")
-        assert {*zip(polygon[::2], polygon[1::2], strict=True)} == {
-            *zip(of_expected[::2], of_expected[1::2], strict=True)
-        }
-    assert read == expected
-    json.dumps(read)
+    expected = valid(lvis)
+    assert read == expected and read.notes == ()
 
 
-@pytest.mark.parametrize("name", CHANGES)
-@pytest.mark.parametrize("backend", ["eql_d2", "lvis"])
-def test_a_perfect_detector_has_100(name, backend, lvis, tmp_path):
-    if backend == "lvis" and not lvis:
-        pytest.skip("COCO's metrics have one backend")
-    data = valid(lvis)
-    CHANGES[name](data)
+def test_what_reaches_far_out_is_cut(lvis, tmp_path):
+    data, expected = valid(lvis), valid(lvis)
+    data["annotations"][0].update(FAR)
+    expected["annotations"][0].update(FAR_INSIDE)
     path = tmp_path / "file.json"
     path.write_text(json.dumps(data))
-    for i in range(4):
+    read = read_annotations(path)
+    (polygon,) = read["annotations"][0].pop("segmentation")
+    del expected["annotations"][0]["segmentation"]
+    assert {*zip(polygon[::2], polygon[1::2], strict=True)} == {(40, 0), (64, 0), (64, 48), (40, 48)}
+    assert read == expected
+
+
+def test_names_that_are_numbers_and_frequencies_that_are_not_lvis_s(tmp_path):
+    data = valid(lvis=False)
+    each("categories", name=lambda c: c["id"], frequency=lambda c: 10 * c["id"])(data)
+    path = tmp_path / "file.json"
+    path.write_text(json.dumps({**data, "annotations": None}))
+    read = read_annotations(path)
+    assert read["categories"] == [{"id": i, "name": str(i)} for i in (1, 2, 3)] and read["annotations"] == []
+
+
+def test_why_objects_are_left_out_is_counted(lvis, tmp_path):
+    data = valid(lvis)
+    for place, change in enumerate((POINT, OUTSIDE, {"image_id": 77}, {"bbox": [1, 1, 0, 3]}, {"bbox": [1, 1, 3, 0]})):
+        data["annotations"][place].update(change)
+    path = tmp_path / "file.json"
+    path.write_text(json.dumps(data))
+    (note,) = read_annotations(path).notes
+    expected = (
+        "left out 5 of 6 annotations (id 1 first)",
+        "1 without a polygon of three corners",
+        "1 outside of their image",
+        "1 of images that are not listed",
+        "2 with a box without area",
+    )
+    assert all(part in note for part in expected), note
+
+
+@pytest.mark.parametrize("name", [*AS_VALID, "far", "no crowd key"])
+@pytest.mark.parametrize("lvis, backend", [(False, "eql_d2"), (True, "eql_d2"), (True, "lvis")])
+def test_a_perfect_detector_has_100(name, backend, lvis, tmp_path):
+    data = valid(lvis)
+    CASES[name].change(data)
+    path = tmp_path / "file.json"
+    path.write_text(json.dumps(data))
+    for i in range(3):
         (tmp_path / f"{i}.png").touch()
     dataset = f"normalised_{name}_{backend}_{lvis}".replace(" ", "_")
     register_dataset(dataset, str(path), str(tmp_path))

@@ -1,0 +1,170 @@
+"""Section `files` of python -m speed: reading annotation files of LVIS's size, from the start to the first batch.
+
+Of the training set: Detectron2's loader of it, or this package's checks of it and its loader, with repeat factor
+sampling, up to the first batch. Of the test set: a loader of it, and what the evaluator reads. A process each.
+"""
+
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import orjson
+from PIL import Image
+
+# Images and objects of LVIS v1.
+SIZES = {"train": (99_388, 1_270_141), "val": (19_809, 244_707)}
+NUM_CATEGORIES, SIDE, CORNERS = 1203, 64, 30
+MOST_LINKS = 30_000  # to one file; file systems have a limit
+
+BEFORE = """
+import ctypes, logging, sys, time
+import torch
+from detectron2.config import get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_test_loader, build_detection_train_loader
+from detectron2.data.datasets.lvis import get_lvis_instances_meta, register_lvis_instances
+from eql_d2.data.annotations import read_truth
+from eql_d2.engine import Trainer, check_run
+from eql_d2.engine.setup import default_config
+from eql_d2.evaluation.lvis_metrics import GroundTruth
+import eql_d2.data.train_loader, lvis, numpy, pycocotools.coco
+torch.set_num_threads(1)
+logging.disable()
+file, images = sys.argv[1:]
+opened = []
+sys.addaudithook(lambda event, args: event == "open" and args[0] == file and opened.append(file))
+name = "lvis_v1_of_speed"
+register_lvis_instances(name, get_lvis_instances_meta("lvis_v1"), file, images + "/")
+cfg = default_config()
+cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ((name,), ()) if {train} else ((), (name,))
+cfg.MODEL.MASK_ON, cfg.MODEL.DEVICE, cfg.MODEL.ROI_HEADS.NUM_CLASSES = True, "cpu", 1203
+cfg.DATALOADER.SAMPLER_TRAIN, cfg.DATALOADER.REPEAT_THRESHOLD = "RepeatFactorTrainingSampler", 0.001
+cfg.DATALOADER.NUM_WORKERS, cfg.INPUT.MIN_SIZE_TRAIN = 0, (64,)
+def resident(which):
+    with open("/proc/self/status") as f:
+        return next(int(line.split()[1]) for line in f if line.startswith(which)) / 1024
+held, start = resident("VmRSS:"), time.process_time()
+"""
+AFTER = """
+print(len([1 for _ in opened]), time.process_time() - start, resident("VmHWM:") - held, resident("VmRSS:") - held)
+"""
+MEASURED = {
+    "train": {
+        "detectron2": "loader = build_detection_train_loader(cfg)\nnext(iter(loader))",
+        "eql_d2": "check_run(cfg, train=True)\nloader = Trainer.build_train_loader(cfg)\nnext(iter(loader))",
+    },
+    "val": {
+        "detectron2": "loader = build_detection_test_loader(cfg, name)\ntruth = lvis.LVIS(file)",
+        "eql_d2": """
+check_run(cfg, train=False)
+loader = Trainer.build_test_loader(cfg, name)
+truth = GroundTruth.load(read_truth(file))
+""",
+    },
+}
+
+
+def benchmark_files(repeats: int) -> list[dict]:
+    """One row for each file and reader; of each file the first is what the other is compared with."""
+    rows = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for split, (num_images, num_objects) in SIZES.items():
+            file = folder / f"{split}.json"
+            write_annotations(file, num_images, num_objects)
+            link_images(folder / "train2017", num_images)
+            first = None
+            for variant, code in MEASURED[split].items():
+                runs = [measure(split, code, file, folder) for _ in range(repeats)]
+                parsed, seconds, peak, held = (statistics.median(values) for values in zip(*runs))
+                first = first or (seconds, peak)
+                rows.append(
+                    {
+                        "section": "files",
+                        "case": f"LVIS {split}'s size, {file.stat().st_size / 2**20:.0f} MiB",
+                        "variant": variant,
+                        "parsed": int(parsed),
+                        "CPU s": seconds,
+                        "of its time": seconds / first[0],
+                        "peak MiB": peak,
+                        "of its peak": peak / first[1],
+                        "held MiB": held,
+                    }
+                )
+            file.unlink()
+    return rows
+
+
+def measure(split: str, code: str, file: Path, images: Path) -> list[float]:
+    program = BEFORE.format(train=split == "train") + code + AFTER
+    command = [sys.executable, "-W", "ignore", "-c", program, str(file), str(images)]
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    return list(map(float, output.split()[-4:]))
+
+
+def link_images(folder: Path, num_images: int) -> None:
+    """Files for all images, which are looked for before a run; few of them are read."""
+    folder.mkdir(exist_ok=True)
+    for i in range(num_images):
+        path = folder / f"{i:012d}.jpg"
+        if i % MOST_LINKS == 0:
+            Image.new("RGB", (SIDE, SIDE)).save(path)
+            source = path
+        elif not path.exists():
+            os.link(source, path)
+
+
+def write_annotations(file: Path, num_images: int, num_objects: int) -> None:
+    """In LVIS v1's format, with its categories; polygons have as many corners as LVIS's have on average, or so."""
+    from detectron2.data.datasets.lvis import get_lvis_instances_meta
+
+    rng = np.random.default_rng(0)
+    names = get_lvis_instances_meta("lvis_v1")["thing_classes"]
+    share = 1 / np.arange(1, NUM_CATEGORIES + 1) ** 0.9
+    angle = np.linspace(0, 2 * np.pi, CORNERS, endpoint=False)
+    circle = np.stack([np.cos(angle), np.sin(angle)], axis=1).ravel()
+    categories = (rng.choice(NUM_CATEGORIES, num_objects, p=share / share.sum()) + 1).tolist()
+    images = rng.integers(0, num_images, num_objects).tolist()
+    radius = rng.integers(2, SIDE // 4, num_objects)
+    centre = rng.integers(SIDE // 4, SIDE * 3 // 4, (num_objects, 2))
+    with open(file, "wb") as f:
+        f.write(b'{"categories": ')
+        letters = ("f", "c", "r")
+        f.write(orjson.dumps([{"id": k + 1, "name": n, "frequency": letters[k // 401]} for k, n in enumerate(names)]))
+        f.write(b', "images": ')
+        f.write(
+            orjson.dumps(
+                [
+                    {
+                        "id": i,
+                        "height": SIDE,
+                        "width": SIDE,
+                        "coco_url": f"http://images.cocodataset.org/train2017/{i:012d}.jpg",
+                        "neg_category_ids": [1, 2, 3],
+                        "not_exhaustive_category_ids": [],
+                    }
+                    for i in range(num_images)
+                ]
+            )
+        )
+        f.write(b', "annotations": [')
+        for n in range(num_objects):
+            r, (x, y) = int(radius[n]), centre[n].tolist()
+            polygon = np.round(circle * r + np.tile([x, y], CORNERS), 2).tolist()
+            f.write(b", " if n else b"")
+            f.write(
+                orjson.dumps(
+                    {
+                        "id": n + 1,
+                        "image_id": images[n],
+                        "category_id": categories[n],
+                        "bbox": [x - r, y - r, 2 * r, 2 * r],
+                        "area": 3.1 * r * r,
+                        "segmentation": [polygon],
+                    }
+                )
+            )
+        f.write(b"]}")
