@@ -19,7 +19,7 @@ def count_annotations(json_file, category_order: dict | None = None) -> dict:
     order = category_order or {c["id"]: i for i, c in enumerate(categories)}
     annotations = trained_objects(json_file, data)
     if not annotations:
-        raise InputError(f"{json_file} has no object that can be used (`annotations` is empty): nothing to count")
+        raise InputError(f"{json_file} has no object that can be used: an empty training set")
     unknown = {a["category_id"] for a in annotations} - order.keys()
     if unknown:
         raise InputError(
