@@ -1,6 +1,7 @@
 """Every config that comes with the package loads and builds, and means what its name says."""
 
 import functools
+import itertools
 import re
 import shlex
 from pathlib import Path
@@ -20,6 +21,7 @@ from eql_d2.errors import InputError
 from eql_d2.losses import EqualizationLoss
 from eql_d2.modeling.freeze import freeze
 from eql_d2.modeling.predictors import predictors_of
+from eql_d2.removed_configs import replacement
 
 ROOT = Path(eql_d2.__file__).parent / "configs"
 CONFIGS = sorted(str(p.relative_to(ROOT)) for p in ROOT.rglob("*.yaml"))
@@ -121,6 +123,24 @@ def test_a_removed_name_says_what_replaces_it(name, dataset, loss, depth, thresh
     assert cfg.DATALOADER.REPEAT_THRESHOLD == threshold
     assert (cfg.DATALOADER.SAMPLER_TRAIN == "RepeatFactorTrainingSampler") == (threshold > 0)
     assert cfg.SOLVER.MAX_ITER == iterations
+
+
+def test_every_removed_name_is_replaced_by_a_file_that_is_there():
+    """What the overrides behind it make of the config is tested above."""
+    parts = (
+        ("LVISv0.5", "LVISv1"),
+        ("eql", "sigmoid", "softmax"),
+        ("R_50", "R_101", "X_101_32x8d"),
+        ("", "_RFS"),
+        (1, 2),
+    )
+    names = [f"{a}/{b}_mask_rcnn_{c}_FPN{d}_{e}x.yaml" for a, b, c, d, e in itertools.product(*parts)]
+    names += [f"COCO/{loss}_mask_rcnn_R_50_FPN_1x.yaml" for loss in ("sigmoid", "softmax")]
+    removed = [name for name in names if not (ROOT / name).exists()]
+    assert len(removed) == 61
+    for name in removed:
+        file, *overrides = shlex.split(replacement(name))
+        assert (ROOT / file).exists() and overrides, name
 
 
 @pytest.mark.parametrize("name", [name for name in LEAVES if name.startswith("LVIS")])
