@@ -39,8 +39,9 @@ help:
 setup:
 	@VENV='$(VENV)' PYTHON='$(PYTHON)' DETECTRON2='$(DETECTRON2)' tools/setup_env.sh
 
+# Threads that wait for one another give their core away sooner (docs/speed.md, "A shared machine").
 train: setup
-	$(VENV)/bin/python tools/train_net.py --config-file $(CONFIG) $(ARGS) OUTPUT_DIR $(OUTPUT)
+	GOMP_SPINCOUNT=$${GOMP_SPINCOUNT:-30000} $(VENV)/bin/python tools/train_net.py --config-file $(CONFIG) $(ARGS) OUTPUT_DIR $(OUTPUT)
 
 lint: setup
 	$(VENV)/bin/python -m ruff check .

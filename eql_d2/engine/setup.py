@@ -135,6 +135,7 @@ def introduce(cfg, args) -> None:
     guard_the_log("eql_d2", "fvcore", "detectron2")
     log.info("Rank of current process: %d. World size: %d", rank, comm.get_world_size())
     log.info("Environment info:\n%s", collect_env_info())
+    log.info(describe_threads())
     log.info("Command line arguments: %s", args)
     if comm.is_main_process():
         resumes = args.resume and os.path.isfile(os.path.join(run.output_dir, "last_checkpoint"))
@@ -145,3 +146,12 @@ def introduce(cfg, args) -> None:
     seed_all_rng(None if run.seed is None else run.seed + rank)
     if not args.eval_only:  # it takes longer than it saves on the few images of a test set
         torch.backends.cudnn.benchmark = run.cudnn_benchmark
+
+
+def describe_threads() -> str:
+    """How many threads compute on the CPU, and what helps where the cores have other work (docs/speed.md)."""
+    threads, cores, load = torch.get_num_threads(), os.cpu_count() or 1, os.getloadavg()[0]
+    words = f"CPU threads: {threads} (OMP_NUM_THREADS), GOMP_SPINCOUNT {os.getenv('GOMP_SPINCOUNT', 'not set')}"
+    if threads > 1 and load > cores - threads + 0.5:
+        words += f". A load of {load:.1f} on {cores} cores: a small model may train faster with OMP_NUM_THREADS=1"
+    return words

@@ -109,7 +109,11 @@ def only(way):
     return pytest.mark.parametrize("run", [way], indirect=True, ids=[way.__name__])
 
 
-@pytest.fixture(scope="module", params=[with_num_gpus, with_torchrun, with_two_machines], ids=lambda way: way.__name__)
+# Of the first two by default; that failures end both of two machines is tested with those below.
+WAYS = [with_num_gpus, with_torchrun, pytest.param(with_two_machines, marks=pytest.mark.slow)]
+
+
+@pytest.fixture(scope="module", params=WAYS, ids=lambda way: way.__name__)
 def run(request, overrides, tmp_path_factory):
     """The output folder of a run in two processes, and what each wrote."""
     output = tmp_path_factory.mktemp(request.param.__name__)
