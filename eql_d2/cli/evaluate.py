@@ -18,7 +18,12 @@ from eql_d2.errors import InputError
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("results", nargs="+", help="results files: lists of image_id, category_id, score, bbox or segmentation")
+    add(
+        "results",
+        nargs="+",
+        help="results files: JSON lists or lines of image_id, category_id, score, bbox (x, y, width, height in pixels) "
+        "or segmentation; .gz, too",
+    )
     add("annotations", help="annotation file of the dataset, in LVIS's or COCO's format")
     add("--format", choices=("lvis", "coco"), help="default: LVIS's if all images have neg_category_ids")
     add("--iou-type", choices=("bbox", "segm"), default="bbox", help="boxes (default) or masks")
@@ -30,7 +35,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--fixed-ap", action="store_true", help="add AP of the 10,000 best detections of each category")
     add("--boundary", action="store_true", help="add boundary AP, of masks")
-    add("--image-ids", metavar="FILE", help="only these images: ids one a line, a JSON list, or an annotation file")
+    add(
+        "--image-ids",
+        metavar="FILE",
+        help="only these images: ids or file names one a line, a JSON list, or annotations",
+    )
     add(
         "--frequencies",
         metavar="FILE",
@@ -61,14 +70,15 @@ def run(args: argparse.Namespace) -> None:
         f"{len(truth.group)} objects, {len(truth.category_ids)} categories"
     )
     evaluated = []
-    for path in args.results:
+    names = distinct_names(args.results)
+    for name, path in zip(names, args.results, strict=True):
         each = Evaluated.load(
             path, dataset, args.iou_type, args.max_dets, args.fixed_ap, args.boundary, args.max_unknown
         )
         for note in each.notes:
-            print(f"warning: {note}", file=sys.stderr)
+            whose = "" if len(names) == 1 or path in note else f"{name}: "
+            print(f"warning: {whose}{note}", file=sys.stderr)
         evaluated.append(each)
-    names = distinct_names(args.results)
     print(metrics_table(names, evaluated))
     drawings = None
     if args.bootstrap is not None:
@@ -88,6 +98,10 @@ def check(args: argparse.Namespace) -> None:
         import eql_d2.report.page  # noqa: F401  (or an error that names the extra)
     if args.bootstrap is not None and args.bootstrap < 2:
         raise InputError(f"--bootstrap needs at least 2 drawings, 1000 are usual; got {args.bootstrap}")
+    if args.seed < 0:
+        raise InputError(f"--seed must be 0 or more, got {args.seed}")
+    if not 0 <= args.max_unknown <= 1:
+        raise InputError(f"--max-unknown is a share of the detections, from 0 to 1; got {args.max_unknown}")
     if args.boundary and args.iou_type != "segm":
         raise InputError("--boundary is of masks: evaluate them by --iou-type segm")
     for path in args.results:

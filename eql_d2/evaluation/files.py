@@ -10,7 +10,7 @@ import numpy as np
 import pycocotools.mask as mask_utils
 
 from eql_d2.data.annotations import read_truth
-from eql_d2.data.json_files import read_json
+from eql_d2.data.json_files import parsed
 from eql_d2.errors import InputError
 from eql_d2.evaluation.categories import Categories
 from eql_d2.evaluation.intervals import WeightedAP, bootstrap, group_means, interval
@@ -26,7 +26,8 @@ from eql_d2.evaluation.lvis_metrics import (
     match_lvis,
     needed,
 )
-from eql_d2.evaluation.mistakes import indices_for_ids, mistakes
+from eql_d2.evaluation.mistakes import contiguous_ids, hardly_found, indices_for_ids, mistakes
+from eql_d2.evaluation.named_ids import category_names, image_names, numbers_of
 from eql_d2.evaluation.packed_masks import PackedMasks
 from eql_d2.evaluation.results_file import name_of, read_results
 from eql_d2.evaluation.tail_results import TailResults, in_percent
@@ -50,6 +51,7 @@ class Dataset:
     truth: GroundTruth
     categories: Categories
     left_out_images: np.ndarray  # ids that the file lists, and that are not evaluated
+    entries: dict  # of the file: all its images, its categories
 
     @classmethod
     def load(cls, path, format: str | None = None, image_ids: str | None = None, train: str | None = None) -> "Dataset":
@@ -68,11 +70,12 @@ class Dataset:
             logger.warning(note)
         data = dict(read)
         _check(path, data)
+        entries = {"images": data["images"], "categories": data["categories"]}
         all_ids = np.array([image["id"] for image in data["images"]])
         if image_ids is not None:
             _keep_images(path, data, image_ids)
         if format is None:
-            federated = all(name in image for image in data["images"] for name in FEDERATED_FIELDS)
+            federated = _is_federated(path, data["images"])
         else:
             federated = format == "lvis"
         try:
@@ -81,7 +84,22 @@ class Dataset:
             raise InputError(f"{path}: an area, box or id is too large a number: {error}") from error
         names = {category["id"]: category.get("name") for category in data["categories"]}
         categories = _categories(truth, names, train)
-        return cls(str(path), truth, categories, np.setdiff1d(all_ids, truth.image_ids))
+        return cls(str(path), truth, categories, np.setdiff1d(all_ids, truth.image_ids), entries)
+
+    def numbered(self, path, detections: Detections) -> tuple[Detections, list[str]]:
+        """With the file's ids for texts that mean them, and a line on each kind of name."""
+        names = {"image_id": (image_names, "images"), "category_id": (category_names, "categories")}
+        notes, changed = [], {}
+        for field_name, (of_entries, part) in names.items():
+            texts = getattr(detections, field_name)
+            if texts.dtype.kind == "U":
+                ids = np.array([entry["id"] for entry in self.entries[part]])
+                numbers = numbers_of(texts, ids, of_entries(self.entries[part]))
+                changed[field_name] = numbers
+                if len(texts) and texts[0] != str(numbers[0]) and numbers[0] in ids:
+                    what = "image by its file" if part == "images" else "category by its name"
+                    notes.append(f"{path} calls each {what}: {str(texts[0])!r} is `{field_name}` {numbers[0]}")
+        return replace(detections, **changed), notes
 
     @property
     def format(self) -> str:
@@ -137,8 +155,8 @@ class Evaluated:
         limit = dataset.max_dets if max_dets is None else max_dets
         if limit != -1 and limit < 1:
             raise InputError(f"max_dets must be a number of detections, or -1 for all; got {limit} (--max-dets)")
-        detections = read_results(path, iou_type)
-        notes = mistakes(dataset.truth, detections)
+        detections, notes = dataset.numbered(path, read_results(path, iou_type))
+        notes += mistakes(dataset.truth, detections)
         detections, unknown = _known(path, dataset, detections, notes, unknown_share)
         if detections.box is None:
             detections = _with_boxes(dataset.truth, detections)
@@ -147,7 +165,9 @@ class Evaluated:
             str(path), name_of(path), dataset, iou_type, limit, matching, detections, notes, fixed_ap, boundary, unknown
         )
         if not unknown["category_id"]:
-            line = indices_for_ids(dataset.truth.category_ids, evaluated.analysis.answers)
+            answers = evaluated.analysis.answers
+            line = indices_for_ids(dataset.truth.category_ids, answers)
+            line = line or hardly_found(dataset.truth, detections, answers, limit)
             notes += [line] if line else []
         return evaluated
 
@@ -220,24 +240,30 @@ def resampled(evaluated: Sequence[Evaluated], num_drawings: int, seed: int = 0, 
     return {"drawings": num_drawings, "seed": seed, "intervals": of, "differences": differences}
 
 
-def read_image_ids(path) -> set[int]:
-    """The image ids in a text file, one a line, in a JSON list, or of an annotation file's images.
+def read_image_ids(path, images: Sequence[dict]) -> list[int]:
+    """The ids of the images that a file lists: a text file with one a line, a JSON list, or annotations.
+
+    Args:
+        path: the file; it may name images by their files, too.
+        images: the dataset's entries.
 
     Raises:
         InputError: no such file, or another content.
     """
     if not os.path.isfile(path):
         raise InputError(f"there is no file {path}")
-    with open(path, encoding="utf-8") as file:
-        start = file.read(4096).lstrip()[:1]
+    with open(path, encoding="utf-8-sig") as file:
+        text = file.read()
     try:
-        if start == "{":
-            return {int(image["id"]) for image in read_json(path, required=("images",))["images"]}
-        with open(path, encoding="utf-8") as file:
-            words = file.read().replace("[", " ").replace("]", " ").replace(",", " ").split()
-        return {int(word) for word in words}
+        content = parsed(text.encode()) if text.lstrip()[:1] in ("{", "[") else text.replace(",", " ").split()
+        entries = content["images"] if isinstance(content, dict) else content
+        texts = [str(entry["id"] if isinstance(entry, dict) else entry) for entry in entries]
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} must hold image ids, one a line, a JSON list, or annotations: {error}") from error
+    if not texts:
+        raise InputError(f"{path} lists no image")
+    ids = np.array([image["id"] for image in images])
+    return numbers_of(np.array(texts), ids, image_names(images)).tolist()
 
 
 def _refuse_results(path) -> None:
@@ -245,6 +271,17 @@ def _refuse_results(path) -> None:
         with open(path, "rb") as file:
             if file.read(64).lstrip().startswith(b"["):
                 raise InputError(f"{path} is a list, as of detections: results come first, annotations last")
+
+
+def _is_federated(path, images: list) -> bool:
+    """Whether a file is in LVIS's format: all its images have LVIS's fields."""
+    lacking = sum(any(name not in image for name in FEDERATED_FIELDS) for image in images)
+    if 0 < lacking < len(images):
+        logger.warning(
+            f"{path}: {lacking} of {len(images)} images lack {' or '.join(FEDERATED_FIELDS)}, so it is evaluated by "
+            "COCO's rules; for LVIS's write both, as [], in every image"
+        )
+    return not lacking
 
 
 def _check(path, data: dict) -> None:
@@ -263,11 +300,13 @@ def _check(path, data: dict) -> None:
 
 
 def _keep_images(path, data: dict, image_ids: str) -> None:
-    wanted = read_image_ids(image_ids)
+    listed = read_image_ids(image_ids, data["images"])
+    wanted = set(listed)
     images = [image for image in data["images"] if image["id"] in wanted]
-    missing = len(wanted) - len({image["id"] for image in images})
+    there = {image["id"] for image in images}
+    missing = sum(image_id not in there for image_id in listed)
     if missing:
-        raise InputError(f"{image_ids} lists {missing} of {len(wanted)} images that {path} has not")
+        raise InputError(f"{image_ids} lists {missing} of {len(listed)} images that {path} has not")
     data["images"] = images
     data["annotations"] = [a for a in data["annotations"] if a["image_id"] in wanted]
 
@@ -299,8 +338,8 @@ def _known(path, dataset: Dataset, detections: Detections, notes: list, unknown_
         part = "images" if name == "image_id" else "categories"
         line = f"{path}: {number} of {total} detections have a `{name}` that {dataset.path} does not list"
         if number > unknown_share * total:
-            hints = "".join(f"; {note}" for note in notes)
-            raise InputError(f"{line}: are they of another dataset?{hints or f' Compare the ids with its `{part}`'}")
+            hint = contiguous_ids(dataset.truth, detections) or f"compare the ids with its `{part}`"
+            raise InputError(f"{line}: are they of another dataset? If not, {hint}")
         notes.append(f"{line}; they are left out" if name == "image_id" else f"{line}; they match nothing")
     # LVIS's limit on an image counts detections of unknown categories, too, so these stay.
     return detections.select(has_image), unknown

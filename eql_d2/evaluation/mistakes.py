@@ -3,23 +3,30 @@
 Each check returns one line with the cure, or None. They look at conventions, not at quality: a bad detector is none.
 """
 
+from dataclasses import replace
+
 import numpy as np
 
-from eql_d2.evaluation.confusion import MISSED, Answers
-from eql_d2.evaluation.lvis_metrics import Detections, GroundTruth
+from eql_d2.evaluation.confusion import MISSED, Answers, answers
+from eql_d2.evaluation.lvis_metrics import Detections, GroundTruth, needed
 from eql_d2.evaluation.packed_masks import PackedMasks
 
 FEW = 0.2  # share of boxes out of their image that a detector without clipping may have
 MARGIN = 2  # px by which a box may leave its image through rounding
 ENOUGH = 20  # objects that are judged
+HARDLY = 0.05  # share of the objects that any detector should find
+NO_CATEGORY = 0.02  # share of the objects found that any detector should call by their category
+WITHOUT_DETECTION = 0.2  # share of the images with objects
+REPEATED = 0.01  # share of the detections
 
 
 def mistakes(truth: GroundTruth, detections: Detections) -> list[str]:
     """What looks like a mistake of convention, one line each; ``detections`` as they came."""
     if not len(detections.score):
-        return []
+        return ["there is no detection: every AP is 0"]
     found = [contiguous_ids(truth, detections), box_format(truth, detections), mask_size(truth, detections)]
-    found.append(score_range(detections.score))
+    found += [score_range(detections.score), empty_boxes(detections), repeated(detections)]
+    found.append(images_without_detections(truth, detections))
     return [line for line in found if line]
 
 
@@ -106,6 +113,8 @@ def mask_size(truth: GroundTruth, detections: Detections) -> str | None:
 def score_range(score: np.ndarray) -> str | None:
     """AP needs an order only, calibration needs probabilities."""
     low, high = score.min(), score.max()
+    if low == high and len(score) >= ENOUGH:
+        return f"all scores are {low:.4g}: AP comes of the order of scores, and there is none; write the detector's own"
     if 0 <= low and high <= 1:
         return None
     looks = "percent" if low >= 0 and high <= 100 else "logits or something else than probabilities"
@@ -113,6 +122,86 @@ def score_range(score: np.ndarray) -> str | None:
         f"the scores go from {low:.4g} to {high:.4g} and look like {looks}: AP is not touched, but calibration (ECE) "
         "means nothing; write scores in [0, 1]"
     )
+
+
+def empty_boxes(detections: Detections) -> str | None:
+    """A width and a height are above 0."""
+    box = detections.box
+    negative = 0 if box is None else int((box[:, 2:] < 0).any(axis=1).sum())
+    if not negative:
+        return None
+    return f"{negative} of {len(needed(box))} boxes have a width or height below 0, and overlap nothing"
+
+
+def repeated(detections: Detections) -> str | None:
+    """A detection is there once; the processes of a distributed test may each have seen the images that fill up."""
+    if detections.box is None:
+        return None
+    columns = [detections.image_id, detections.category_id, detections.score, *detections.box.T]
+    mixed = np.zeros(len(detections.score), dtype=np.uint64)
+    for column in columns:  # one number for a detection; two have the same by chance in one of 10^6 files of 10^7
+        mixed = (mixed ^ (mixed >> np.uint64(29)) ^ column.astype(np.float64).view(np.uint64)) * _ODD
+    mixed.sort()
+    again = int((mixed[1:] == mixed[:-1]).sum())
+    if again <= REPEATED * len(mixed):
+        return None
+    return (
+        f"{again} of {len(mixed)} detections are there already, with the same box, category and score, and count as "
+        "false: write each image's detections once"
+    )
+
+
+_ODD = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio
+
+
+def images_without_detections(truth: GroundTruth, detections: Detections) -> str | None:
+    """The results are of all images that are evaluated."""
+    with_objects = np.unique(truth.image_ids[truth.group // len(truth.category_ids)])
+    without = int((~np.isin(with_objects, detections.image_id)).sum())
+    if without <= WITHOUT_DETECTION * len(with_objects):
+        return None
+    return (
+        f"{without} of {len(with_objects)} images with objects have no detection, and all their objects count as "
+        "missed: if the detector was run on a part of the images, name these by --image-ids"
+    )
+
+
+def hardly_found(truth: GroundTruth, detections: Detections, judged: Answers, max_dets: int) -> str | None:
+    """Boxes of hardly any object, or of no object of the category, whatever the detector is worth.
+
+    Args:
+        truth, detections: with boxes.
+        judged: what the objects are taken for.
+        max_dets: how many of an image they are looked for in; -1 is all.
+    """
+    objects, found = len(judged.predicted), judged.predicted != MISSED
+    if objects < ENOUGH or len(detections.score) < objects / 2:
+        return None
+    if found.mean() < 0.3:
+        box = needed(detections.box)
+        others = {
+            "centre x, centre y, width, height": np.concatenate([box[:, :2] - box[:, 2:] / 2, box[:, 2:]], axis=1),
+            "y, x, height, width": box[:, [1, 0, 3, 2]],
+        }
+        for convention, other in others.items():
+            share = (answers(truth, replace(detections, box=other), max_dets).predicted != MISSED).mean()
+            if share > max(0.3, 3 * found.mean()):
+                return (
+                    f"the boxes look like {convention}: read so they overlap {100 * share:.0f} % of the objects, "
+                    f"instead of {100 * found.mean():.0f} %; write x0, y0, width, height"
+                )
+    if found.mean() < HARDLY:
+        return (
+            f"only {100 * found.mean():.1f} % of the objects are overlapped by a detection of any category: are the "
+            "boxes in pixels of the images as the annotations have them, and the image ids of this dataset?"
+        )
+    right = (judged.predicted == judged.category)[found].mean()
+    if right < NO_CATEGORY and found.sum() >= ENOUGH:
+        return (
+            f"only {100 * right:.1f} % of the objects that are overlapped are called by their category: are the "
+            "category ids of this dataset, and of its version?"
+        )
+    return None
 
 
 def _sizes(truth: GroundTruth, detections: Detections) -> np.ndarray | None:

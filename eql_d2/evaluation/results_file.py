@@ -1,11 +1,14 @@
 """Results files in the format of COCO and LVIS, read in pieces, so that gigabytes become arrays and nothing else.
 
 A file is a list of detections: image_id, category_id, score, and bbox (x, y, width, height in pixels) or segmentation
-(RLE or polygons).
+(RLE or polygons). It may also have one detection a line (JSON lines), be compressed by gzip, and have texts for ids.
 """
 
+import gzip
+from codecs import BOM_UTF8
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 import orjson
@@ -26,6 +29,9 @@ def read_results(path, iou_type: str, piece: int = PIECE) -> Detections:
         iou_type: "bbox" or "segm".
         piece: bytes that are parsed at once.
 
+    Returns:
+        them, with ids that are whole numbers, or all texts where the file has one: `named_ids.py` knows whose.
+
     Raises:
         InputError: no such file, no JSON list, or the first detection that lacks something.
     """
@@ -34,29 +40,66 @@ def read_results(path, iou_type: str, piece: int = PIECE) -> Detections:
 
 
 def pieces(path, size: int = PIECE) -> Iterator[list]:
-    """The entries of a JSON list in a file, some at a time."""
+    """The entries of a JSON list, or of JSON lines, in a file, some at a time."""
     try:
-        with open(path, "rb") as file:
-            text = file.read(size).lstrip()
-            if not text.startswith(b"["):
-                raise InputError(f"{path} must hold a JSON list of detections, and starts with {_start(text)}")
-            text = text[1:]
+        with _opened(path) as file:
+            text = file.read(size).removeprefix(BOM_UTF8).lstrip()
+            if text.startswith(b"["):
+                text, cut, lines = text[1:], _complete_entries, False
+            elif _is_line(text):
+                cut, lines = _complete_lines, True
+            else:
+                raise InputError(_no_list(path, text))
             while block := file.read(size):
-                entries, text = _complete_entries(text + block)
+                entries, text = cut(text + block)
                 if entries:
                     yield entries
     except FileNotFoundError as error:
         raise InputError(f"there is no file {path}") from error
     except (IsADirectoryError, PermissionError) as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    except (EOFError, gzip.BadGzipFile) as error:
+        raise InputError(f"{path} is cut off or damaged: {error}") from error
     try:
-        rest = orjson.loads(b"[" + text)
+        rest = orjson.loads(b"[" + (_joined_lines(text) + b"]" if lines else text))
     except orjson.JSONDecodeError as error:
         constants = [name for name in (b"NaN", b"Infinity") if name in text]
         hint = f", and it holds {constants[0].decode()}, which no detector may give" if constants else ""
         raise InputError(f"{path} is not a JSON list of detections, or is cut off: {error}{hint}") from error
     if rest:
         yield rest
+
+
+def _opened(path) -> BinaryIO:
+    file = open(path, "rb")
+    if file.peek(2).startswith(b"\x1f\x8b"):
+        file.close()
+        return gzip.open(path)  # type: ignore[return-value]
+    return file
+
+
+def _is_line(text: bytes) -> bool:
+    """Whether JSON lines start so: with a detection, not with an object that holds everything."""
+    first = text.partition(b"\n")[0]
+    return text.startswith(b"{") and b'"image_id"' in first and b"[{" not in first.replace(b" ", b"")
+
+
+def _no_list(path, text: bytes) -> str:
+    cure = "; write the list of the detections alone" if text.startswith(b"{") else ""
+    return f"{path} must hold a JSON list of detections, and starts with {_start(text)}{cure}"
+
+
+def _complete_lines(text: bytes) -> tuple[list, bytes]:
+    """The entries of whole lines, and what is left."""
+    whole, _, rest = text.rpartition(b"\n")
+    try:
+        return orjson.loads(b"[" + _joined_lines(whole) + b"]"), rest
+    except orjson.JSONDecodeError:  # the end names what is wrong
+        return [], text
+
+
+def _joined_lines(text: bytes) -> bytes:
+    return b",".join(filter(None, map(bytes.strip, text.splitlines())))
 
 
 def _complete_entries(text: bytes) -> tuple[list, bytes]:
@@ -86,7 +129,7 @@ def _as_arrays(path, results: list, iou_type: str) -> Detections:
     for name, ids in numbers.items():
         if len(ids) and ids.dtype.kind == "f" and (ids == np.floor(ids)).all():  # 1.0, as some tools write 1
             numbers[name] = ids.astype(np.int64)
-        elif len(ids) and ids.dtype.kind not in "iu":
+        elif len(ids) and ids.dtype.kind not in "iuU":
             raise InputError(f"{path}: {_first_problem(results, iou_type) or f'a `{name}` is no whole number'}")
     masks = detections.segmentation
     packed = None if masks is None else PackedMasks.of(masks)
@@ -99,7 +142,9 @@ def _as_arrays(path, results: list, iou_type: str) -> Detections:
 
 def _is_finite(detections: Detections) -> bool:
     box = detections.box
-    return bool(np.isfinite(detections.score).all() and (box is None or np.isfinite(box).all()))
+    return bool(
+        detections.score.ndim == 1 and np.isfinite(detections.score).all() and (box is None or np.isfinite(box).all())
+    )
 
 
 def _first_problem(results: list, iou_type: str) -> str | None:
@@ -107,8 +152,8 @@ def _first_problem(results: list, iou_type: str) -> str | None:
         if not isinstance(result, dict):
             return f"a detection must be an object, got {_short(result)}"
         for name in ("image_id", "category_id"):
-            value = result.get(name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or value != value // 1:
+            value: Any = result.get(name)
+            if not (isinstance(value, str) or (_are_numbers([value]) and float(value).is_integer())):
                 return f"a detection must have a whole number as its `{name}`: {_short(result)}"
         if not _are_numbers([result.get("score")]):
             return f"a detection must have a finite number as its `score`: {_short(result)}"
@@ -147,7 +192,9 @@ def _start(text: bytes) -> str:
 
 def _joined(parts: list[Detections]) -> Detections:
     def of(name: str):
-        return np.concatenate([getattr(part, name) for part in parts])
+        arrays = [getattr(part, name) for part in parts]
+        texts = any(array.dtype.kind == "U" for array in arrays)
+        return np.concatenate([array.astype(str) for array in arrays] if texts else arrays)
 
     with_boxes = all(part.box is not None for part in parts)
     masks: Sequence | None = None
@@ -160,4 +207,4 @@ def _joined(parts: list[Detections]) -> Detections:
 
 def name_of(path) -> str:
     """What a results file is called in tables."""
-    return Path(path).name.removesuffix(".json")
+    return Path(path).name.removesuffix(".gz").removesuffix(".json")

@@ -108,6 +108,45 @@ def test_images_of_a_list(files):
         evaluate(folder / "results.json", folder / "truth.json", "--image-ids", folder / "ids.txt")
 
 
+def test_names_for_ids(files, capsys):
+    """As ultralytics names images, open-vocabulary detectors categories, and lists of splits images."""
+    folder, truth, results = files
+    results = [r for r in results if r["category_id"] != 1000]
+    for image in truth["images"]:
+        image["file_name"] = f"val2017/{image['id']:012}.jpg"
+    (folder / "truth.json").write_text(json.dumps(truth))
+    named = [r | {"image_id": f"{r['image_id']:012}", "category_id": f"name {r['category_id']}"} for r in results]
+    texts = [{k: str(v) if k != "bbox" else v for k, v in r.items()} for r in results]
+    chosen = truth["images"][::2]
+    (folder / "ids.txt").write_text("\n".join("./images/" + image["file_name"] for image in chosen))
+    (folder / "ids.json").write_text(json.dumps([image["id"] for image in chosen]))
+    for listed in ((), ("--image-ids", folder / "ids.txt"), ("--image-ids", folder / "ids.json")):
+        ap = []
+        for content in (results, named, texts):
+            (folder / "results.json").write_text(json.dumps(content))
+            evaluate(folder / "results.json", folder / "truth.json", *listed, "--json", folder / "out.json")
+            ap.append(json.loads((folder / "out.json").read_text())["results"][0]["metrics"])
+        assert repr(ap[0]) == repr(ap[1]) == repr(ap[2])
+    shown = capsys.readouterr().err
+    assert "results.json calls each image by its file: '0000" in shown and "each category by its name: 'name " in shown
+
+
+def test_a_list_without_images(files):
+    folder, _, _ = files
+    (folder / "ids.txt").write_text("\n")
+    with pytest.raises(InputError, match="lists no image"):
+        evaluate(folder / "results.json", folder / "truth.json", "--image-ids", folder / "ids.txt")
+
+
+def test_a_file_that_is_lvis_s_but_for_an_image_is_said_to_be_none(files, caplog, capsys):
+    folder, truth, _ = files
+    del truth["images"][3]["neg_category_ids"]
+    (folder / "truth.json").write_text(json.dumps(truth))
+    evaluate(folder / "results.json", folder / "truth.json")
+    assert "1 of 12 images lack neg_category_ids" in caplog.text
+    assert "COCO format" in capsys.readouterr().out
+
+
 def test_two_results_with_intervals(files, capsys):
     folder, truth, results = files
     worse = [r | {"score": 0.5} for r in results]
@@ -231,6 +270,8 @@ def test_mistakes_are_one_line_before_any_work(files, capsys):
     for arguments, words in (
         ([*inputs, "--bootstrap", "1"], "--bootstrap needs at least 2"),
         ([*inputs, "--boundary"], "--iou-type segm"),
+        ([*inputs, "--seed", "-1"], "--seed must be 0 or more"),
+        ([*inputs, "--max-unknown", "5"], "--max-unknown is a share"),
         ([inputs[0], *inputs], "is given twice"),
         ([*inputs, "--json", str(folder)], "is a folder: name a file"),
         ([*inputs, "--report", str(folder / "truth.json" / "page.html")], "cannot be written"),

@@ -5,7 +5,7 @@ import pytest
 
 from eql_d2.evaluation.confusion import answers
 from eql_d2.evaluation.lvis_metrics import Detections, GroundTruth
-from eql_d2.evaluation.mistakes import indices_for_ids, mistakes
+from eql_d2.evaluation.mistakes import hardly_found, indices_for_ids, mistakes
 from eql_d2.evaluation.packed_masks import PackedMasks
 
 N = 200
@@ -39,7 +39,12 @@ def right(truth, **changes):
 
 def test_nothing_is_wrong(truth):
     assert mistakes(truth, right(truth)) == []
-    assert mistakes(truth, right(truth).select(np.zeros(len(truth.group), dtype=bool))) == []
+    assert hardly_found(truth, right(truth), answers(truth, right(truth), 100), 100) is None
+
+
+def test_no_detection(truth):
+    (line,) = mistakes(truth, right(truth).select(np.zeros(len(truth.group), dtype=bool)))
+    assert "no detection" in line
 
 
 @pytest.mark.parametrize("first", [0, 1])
@@ -99,3 +104,50 @@ def test_masks_of_another_size(truth):
     masks[7]["size"] = [300, 300]
     (line,) = mistakes(truth, right(truth, segmentation=PackedMasks.of(masks)))
     assert f"1 of {len(masks)} masks" in line and "one of 300 x 300 of image" in line and "of 600 x 600" in line
+
+
+def test_a_part_of_the_images(truth):
+    detections = right(truth)
+    (line,) = mistakes(truth, detections.select(detections.image_id <= 10))
+    assert line.startswith("10 of 20 images with objects have no detection") and "--image-ids" in line
+    assert mistakes(truth, detections.select(detections.image_id <= 17)) == []
+
+
+def test_detections_that_are_there_twice(truth):
+    detections = right(truth)
+    half = [np.concatenate([v, v]) for v in (detections.image_id, detections.category_id, detections.score)]
+    twice = Detections(*half, np.concatenate([truth.box, truth.box]))
+    n = len(truth.group)
+    (line,) = mistakes(truth, twice)
+    assert line.startswith(f"{n} of {2 * n} detections are there already")
+    twice.box[n:, 3] += 0.01
+    assert mistakes(truth, twice) == []
+
+
+def test_scores_that_are_all_the_same(truth):
+    (line,) = mistakes(truth, right(truth, score=np.ones(len(truth.group))))
+    assert line.startswith("all scores are 1:")
+
+
+def test_boxes_without_extent(truth):
+    (line,) = mistakes(truth, right(truth, box=truth.box * [1, 1, -1, 1]))
+    assert line.startswith(f"{len(truth.box)} of {len(truth.box)} boxes have a width or height below 0")
+
+
+@pytest.mark.parametrize(
+    "wrong, words",
+    [
+        (lambda box: np.concatenate([box[:, :2] + box[:, 2:] / 2, box[:, 2:]], axis=1), "centre x, centre y"),
+        (lambda box: box[:, [1, 0, 3, 2]], "y, x, height, width"),
+        (lambda box: box * 0.25 + 1, "are the boxes in pixels of the images"),
+    ],
+)
+def test_boxes_that_find_hardly_any_object(truth, wrong, words):
+    detections = right(truth, box=wrong(truth.box))
+    assert words in hardly_found(truth, detections, answers(truth, detections, -1), -1)
+
+
+def test_categories_of_another_version(truth):
+    order = np.roll(np.arange(len(truth.category_ids)), 4)
+    detections = right(truth, category_id=truth.category_ids[order[truth.category]])
+    assert "of its version" in hardly_found(truth, detections, answers(truth, detections, -1), -1)

@@ -1,5 +1,6 @@
 """Reading results in pieces gives what reading them at once gives."""
 
+import gzip
 import json
 
 import numpy as np
@@ -30,6 +31,38 @@ def test_pieces(cases, write, piece, how):
     assert [r for some in pieces(write(results, **how), piece) for r in some] == results
 
 
+@pytest.mark.parametrize("piece", [300, 4096, 1 << 24])
+@pytest.mark.parametrize("end", ["", "\n", "\r\n\r\n"])
+def test_json_lines(cases, write, piece, end):
+    _, results = cases.random_case(0, num_images=2, num_detections=10, masks=True)
+    results[3]["caption"] = 'a "},{" in a text, ] and }, { too'
+    text = (end or "\n").join(map(json.dumps, results)) + end
+    assert [r for some in pieces(write(text), piece) for r in some] == results
+    with pytest.raises(InputError, match="is cut off"):
+        list(pieces(write(text.rstrip()[:-5]), piece))
+
+
+def test_compressed_and_with_a_byte_order_mark(write):
+    path = write("\ufeff" + json.dumps([GOOD] * 9))
+    assert list(pieces(path, 50))[0][0] == GOOD
+    whole = gzip.compress(path.read_bytes())
+    for content, problem in ((whole, None), (whole[:-9], "cut off")):
+        path.write_bytes(content)
+        if problem is None:
+            assert sum(map(len, pieces(path, 50))) == 9
+        else:
+            with pytest.raises(InputError, match=problem):
+                list(pieces(path, 50))
+
+
+def test_texts_for_numbers(write):
+    """Ids stay texts, all of them, since only the dataset knows whose they are; boxes and scores become numbers."""
+    texts = {"image_id": "a", "category_id": 1, "score": "0.25", "bbox": ["0", "1", "2", "3.5"]}
+    read = read_results(write([GOOD] * 5 + [texts]), "bbox", 100)
+    assert read.image_id.tolist() == ["1"] * 5 + ["a"] and read.category_id.tolist() == [1] * 6
+    assert read.score[-1] == 0.25 and read.box[-1].tolist() == [0, 1, 2, 3.5]
+
+
 @pytest.mark.parametrize("iou_type", ["bbox", "segm"])
 def test_arrays(cases, write, iou_type):
     _, results = cases.random_case(0, num_images=3, masks=True)
@@ -55,7 +88,11 @@ GOOD = {"image_id": 1, "category_id": 1, "score": 0.5, "bbox": [0, 0, 1, 1]}
         ({"annotations": []}, "must hold a JSON list of detections, and starts with '{"),
         (json.dumps([GOOD] * 9)[:-20], "is not a JSON list of detections, or is cut off"),
         ("[1, 2]", "a detection must be an object, got 1"),
-        ([GOOD, {**GOOD, "image_id": "a.jpg"}], "whole number as its `image_id`"),
+        ([GOOD, {**GOOD, "image_id": None}], "whole number as its `image_id`"),
+        ([{**GOOD, "image_id": True}], "whole number as its `image_id`"),
+        ([{**GOOD, "score": [0.5]}], "finite number as its `score`"),
+        ([{**GOOD, "score": "high"}], "finite number as its `score`"),
+        ({"bbox": [GOOD]}, "write the list of the detections alone"),
         ([GOOD, {**GOOD, "category_id": 1.5}], "whole number as its `category_id`"),
         ([{k: v for k, v in GOOD.items() if k != "score"}], "finite number as its `score`"),
         ([GOOD, {**GOOD, "bbox": [0, 0, 1]}], "`bbox` of four finite numbers"),
