@@ -13,9 +13,8 @@ from study.plan import SIGMOID, SOFTMAX, Row, studies
 from study.record import CAPS, GROUPS, RUNS, load
 from study.seeds import difference, spread, values
 
-DOCUMENTS = "README.md", "docs/benchmark.md", "docs/losses.md"
+DOCUMENTS = "docs/benchmark.md", "docs/losses.md"
 PLACE = re.compile(r"(<!-- benchmark ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
-SUMMARY = ("EqualizationLossV2", "ClassBalancedLoss", "SeesawLoss", "EqualizationLoss", SIGMOID, SOFTMAX)
 ALL_CAPS = (*map(str, CAPS), "fixed")
 Records = dict[str, dict[int, dict]]  # variant -> seed -> record
 
@@ -90,11 +89,6 @@ def differences_table(records: Records) -> str:
                 row[label] = "" if name == baseline else difference(values(records[name], cap, metric), of_baseline)
         rows.append(row)
     return markdown(rows)
-
-
-def summary_table(records: Records) -> str:
-    """What the README shows: the paper's loss, its baselines, and three later losses that help."""
-    return gains_table({name: records[name] for name in SUMMARY if name in records})
 
 
 def gains_table(records: Records) -> str:
@@ -202,7 +196,6 @@ def tail_limit(record: dict) -> int:
 
 
 TABLES: dict[str, Callable[[Records], str]] = {
-    "summary": summary_table,
     "gains": gains_table,
     "losses": losses_table,
     "caps": caps_table,

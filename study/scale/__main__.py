@@ -3,7 +3,7 @@
 
     python -m study.scale --list             # what is left, and about how long it takes
     python -m study.scale --jobs 2           # go on; one line of docs/benchmark_1203/runs.jsonl a run
-    python -m study.scale --tables           # only write docs/benchmark_1203.md and its figure anew
+    python -m study.scale --tables           # only write the README, docs/benchmark_1203.md and its figure anew
     python -m study.scale --only RFS --seeds 9
 
 A run with a line is not made again; one that was stopped goes on from its last checkpoint.
@@ -16,7 +16,7 @@ from pathlib import Path
 from eql_d2.data.registration import datasets_root
 from study.__main__ import ROOT, commit
 from study.runs import Workshop, missing, train_all
-from study.scale.documents import write_document
+from study.scale.documents import write_documents
 from study.scale.plan import SEEDS, TUNING_SEED, methods, runs
 from study.scale.runs import minutes_left, train
 
@@ -52,7 +52,7 @@ def main():
     workshop = Workshop(datasets_root().absolute(), args.output.absolute(), args.results, commit())
     failures = train_all(todo, args.jobs, workshop, train) if todo else {}
     print("\n".join(f"{run}: {reason}" for run, reason in failures.items()))
-    print("\n".join(f"written: {path}" for path in write_document(args.results, ROOT / "docs")))
+    print("\n".join(f"written: {path}" for path in write_documents(args.results, ROOT)))
     sys.exit(1 if failures else 0)
 
 

@@ -1,4 +1,4 @@
-"""The tables and the figure of docs/benchmark_1203.md, of all runs that there are."""
+"""The tables and the figure of docs/benchmark_1203.md, and those in the README, of all runs that there are."""
 
 import json
 from collections.abc import Callable
@@ -17,9 +17,11 @@ from study.seeds import spread, values
 matplotlib.use("agg")
 from matplotlib import pyplot as plt
 
+DOCUMENTS = "README.md", "docs/benchmark_1203.md"
 FIGURE = "figures/benchmark/lvis_scale.png"
 NO_RUNS = "*Too few runs are finished.*"
 METRICS = ("AP", "APr", "APc", "APf")
+SUMMARY = (SOFTMAX, "sigmoid", "EQL", "RFS", "EQLv2", "Seesaw")  # the README's rows
 # Methods of the 90-category benchmark (docs/benchmark.md) with published figures.
 SMALL_NAMES = {
     SOFTMAX: "SoftmaxCrossEntropy",
@@ -35,19 +37,19 @@ SMALL_NAMES = {
 Records = dict[str, dict[int, dict]]  # method -> seed -> line
 
 
-def write_document(results: Path, docs: Path) -> list[Path]:
-    """Fill the places of benchmark_1203.md anew, and draw its figure; returns the files."""
-    records = load(results)
-    page = docs / "benchmark_1203.md"
-    text = page.read_text()
-    page.write_text(PLACE.sub(lambda at: f"{at[1]}\n{TABLES[at[2]](records, docs) or NO_RUNS}\n\n{at[3]}", text))
-    figure = docs / FIGURE
+def write_documents(results: Path, root: Path) -> list[Path]:
+    """Fill the places of the documents below ``root`` anew, and draw the figure; returns the files."""
+    records, docs = load(results), root / "docs"
+    paths = [root / name for name in DOCUMENTS]
+    for path in paths:
+        text = path.read_text()
+        path.write_text(PLACE.sub(lambda at: f"{at[1]}\n{TABLES[at[2]](records, docs) or NO_RUNS}\n\n{at[3]}", text))
     drawn = draw(untouched(records))
     if drawn is None:
-        return [page]
-    drawn.savefig(figure, dpi=110, bbox_inches="tight")
+        return paths
+    drawn.savefig(docs / FIGURE, dpi=110, bbox_inches="tight")
     plt.close(drawn)
-    return [page, figure]
+    return [*paths, docs / FIGURE]
 
 
 def untouched(records: Records) -> Records:
@@ -74,6 +76,24 @@ def methods_table(records: Records, _docs: Path) -> str:
         row |= {f"published, {m}": signed(published_or_none(name, m)) for m in ("AP", "APr")}
         rows.append(row | {"half": half(name)})
     return markdown(rows)
+
+
+def summary_table(records: Records, docs: Path) -> str:
+    """What the README shows: how well the order of methods is the published one, and six of them."""
+    rows = methods_table({name: records[name] for name in SUMMARY if name in records}, docs)
+    return f"{prediction(records)}\n\n{rows}"
+
+
+def prediction(records: Records) -> str:
+    """Of APr and AP, in one line; empty before there is an order."""
+    of = {metric: of_metric(untouched(records), metric) for metric in ("APr", "AP")}
+    found = {metric: agreement(figures, metric) for metric, figures in of.items()}
+    return "; ".join(
+        f"**{metric}: Spearman {a.spearman:.2f}** [{a.interval[0]:.2f}, {a.interval[1]:.2f}], "
+        f"{a.right_pairs} of {a.pairs} pairs in order ({len(a.methods)} methods, {len(a.seeds)} seeds)"
+        for metric, a in found.items()
+        if a is not None
+    )
 
 
 def gain_of(records: Records, name: str, metric: str) -> float | None:
@@ -187,6 +207,7 @@ def cost_table(records: Records, _docs: Path) -> str:
 
 
 TABLES: dict[str, Callable[[Records, Path], str]] = {
+    "summary": summary_table,
     "methods": methods_table,
     "correlation": correlation_table,
     "figure": figure_link,
