@@ -82,6 +82,9 @@ def test_unregistered_dataset(run_cfg):
         Trainer(run_cfg("DATASETS.TRAIN", ("eql_d2_bad_inputs",)))
     with pytest.raises(ValueError, match=r"'qqq' of DATASETS.TEST is not registered\. .*DATASETS.REGISTER"):
         check_run(run_cfg("DATASETS.TEST", ("qqq",)), train=False)
+    for name in (None, 1, ["a"]):  # of no dataset, either
+        with pytest.raises(InputError, match="of DATASETS.TEST is not registered"):
+            check_run(run_cfg("DATASETS.TEST", (name,)), train=False)
     with pytest.raises(ValueError, match="DATASETS.TRAIN is empty"):
         check_run(run_cfg("DATASETS.TRAIN", ()), train=True)
 

@@ -57,7 +57,7 @@ def check_dataset(run: RunSettings, setting: str, name: str, read: bool) -> list
     key = run.keys[setting]
     if name not in DatasetCatalog.list():
         raise InputError(
-            f"dataset '{name}' of {key} is not registered{did_you_mean(name, DatasetCatalog.list()) or '.'} "
+            f"dataset '{name}' of {key} is not registered{did_you_mean(str(name), DatasetCatalog.list()) or '.'} "
             f"Register a file of your own by DATASETS.REGISTER"
         )
     metadata = MetadataCatalog.get(name)
