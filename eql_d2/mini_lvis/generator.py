@@ -68,7 +68,7 @@ MIN_FRAGMENT = 1.0  # px^2; smaller parts of an object get no polygon
 MIN_CONTRAST = 70.0  # grey levels of 255 between an object and what is behind it
 SUPERSAMPLING = 3
 PLACES_TRIED = 40
-IMAGES_TRIED = 100
+IMAGES_TRIED = 10_000  # one of 18 objects takes a hundred now and then
 ROW_SPREAD = 0.04  # standard deviation of an object's height from its category's, in sides of the image
 IMAGES_WORTH_A_PROCESS = 200
 
