@@ -55,7 +55,7 @@ setup(
     # Not torch (2.3 or newer), torchvision or detectron2. PyPI's "detectron2" is not the library; which torch is right
     # depends on the machine's GPU, and pip would replace a person's own build. tools/setup_env.sh installs all three.
     # What reads results and runs needs no more than this; training needs the extra `train`, too.
-    install_requires=["numpy", "orjson", "Pillow", "pycocotools", "PyYAML", "tabulate"],
+    install_requires=["msgspec", "numpy", "orjson", "Pillow", "pycocotools", "PyYAML", "tabulate"],
     extras_require={
         "docs": DOCS,
         "plot": ["tensorboard"],  # shows the training curves: tensorboard --logdir output

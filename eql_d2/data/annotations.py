@@ -4,19 +4,21 @@ What cannot be used is an error that names file and id. What Detectron2 and the 
 (objects of images that are not listed, objects without area) is passed over here too, and counted in a note.
 """
 
+import gc
 import math
 import os
 import sys
 from collections.abc import Callable, Sequence
 
 from eql_d2.data.clipping import clip, reaches_out
-from eql_d2.data.json_files import read_json
+from eql_d2.data.json_files import read_json, without_garbage_collection
 from eql_d2.data.normalised import normalise
 from eql_d2.errors import InputError
 
 PARTS = ("images", "annotations", "categories")
 _STORED: dict[str, tuple] = {}  # what was read, by path: (stamp, Annotations)
 NUMBERS = {int, float}
+MANY = 100_000  # annotations
 
 
 class Annotations(dict):
@@ -51,7 +53,11 @@ def read_annotations(json_file) -> Annotations:
     name, stamp = str(json_file), _stamp(json_file)
     if stamp is None or _STORED.get(name, (None,))[0] != stamp:
         _STORED.pop(name, None)
-        _STORED[name] = stamp, _read(name)
+        with without_garbage_collection():
+            data = _read(name)
+            if len(data["annotations"]) > MANY:
+                gc.freeze()  # else the search for cycles would go through all of it, several times
+        _STORED[name] = stamp, data
     return _STORED[name][1]
 
 
@@ -91,7 +97,9 @@ def trained_objects(json_file, data: Annotations) -> list[dict]:
 
 def forget_annotations(json_file) -> None:
     """Let go of a file that was read: a large one with its polygons holds gigabytes."""
-    _STORED.pop(str(json_file), None)
+    _, data = _STORED.pop(str(json_file), (None, None))
+    if data is not None and len(data["annotations"]) > MANY:
+        gc.unfreeze()
 
 
 def _stamp(path) -> tuple | None:
@@ -209,10 +217,10 @@ def image_problem(image: dict) -> str | None:
 
 
 def annotation_problem(annotation: dict, images: dict, categories: dict) -> str | None:
-    if not is_id(annotation.get("image_id")):
+    if type(annotation.get("image_id")) is not int:
         return f"must have a whole number as its `image_id`, got {_shown(annotation.get('image_id'))}"
     category = annotation.get("category_id")
-    if not is_id(category) or category not in categories:
+    if type(category) is not int or category not in categories:
         return f"has the category id {_shown(category)}, which `categories` does not list"
     box = annotation.get("bbox")
     if not (isinstance(box, list) and len(box) == 4 and are_numbers(box) and box[2] >= 0 and box[3] >= 0):
@@ -233,8 +241,9 @@ def segmentation_problem(segmentation, image: dict) -> str | None:
     if not segmentation:
         return None
     if isinstance(segmentation, list):
-        if not all(isinstance(polygon, list) and are_numbers(polygon) for polygon in segmentation):
-            return "must have as its `segmentation` lists of finite numbers x, y, x, y, ... in pixels"
+        for polygon in segmentation:
+            if not (isinstance(polygon, list) and are_finite(polygon)):
+                return "must have as its `segmentation` lists of finite numbers x, y, x, y, ... in pixels"
         return None
     size = [image["height"], image["width"]]
     if not isinstance(segmentation, dict) or segmentation.get("size") != size:
@@ -284,12 +293,17 @@ def is_id(value) -> bool:
 
 
 def are_numbers(values: list) -> bool:
-    """Whether all are finite numbers."""
-    if not {*map(type, values)} <= NUMBERS:
-        return False
+    """Whether all are finite numbers, and none is True or False."""
+    return {*map(type, values)} <= NUMBERS and are_finite(values)
+
+
+def are_finite(values: list) -> bool:
+    """Whether all are finite numbers; the sum says so, in most cases, faster than a look at each type."""
     try:
         if math.isfinite(sum(values)):
             return True
+    except TypeError:  # not all are numbers
+        return False
     except OverflowError:  # an int of 400 digits
         pass
     return all(abs(value) < sys.float_info.max for value in values)  # no NaN either
