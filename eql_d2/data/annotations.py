@@ -223,10 +223,10 @@ def annotation_problem(annotation: dict, images: dict, categories: dict) -> str 
     if type(category) is not int or category not in categories:
         return f"has the category id {_shown(category)}, which `categories` does not list"
     box = annotation.get("bbox")
-    if not (isinstance(box, list) and len(box) == 4 and are_numbers(box) and box[2] >= 0 and box[3] >= 0):
+    if not (type(box) is list and len(box) == 4 and are_numbers(box) and box[2] >= 0 and box[3] >= 0):
         return f"must have a `bbox` of four finite numbers x, y, width, height (>= 0), got {_shown(box)}"
     area = annotation.get("area", 0)
-    if not are_numbers([area]) or area < 0:
+    if type(area) not in NUMBERS or not 0 <= area <= sys.float_info.max:
         return f"must have a finite number of at least 0 as its `area`, got {_shown(area)}"
     if annotation.get("iscrowd", 0) not in (0, 1):
         return f"must have an `iscrowd` of 0 or 1, got {_shown(annotation['iscrowd'])}"
@@ -314,14 +314,17 @@ def without_extent(annotation: dict) -> str:
     if annotation["bbox"][2] <= 0 or annotation["bbox"][3] <= 0:
         return "with a box without area"
     segmentation = annotation.get("segmentation")
-    if isinstance(segmentation, list) and segmentation and not valid_polygons(segmentation):
-        return "without a polygon of three corners"
-    return ""
+    if not segmentation or isinstance(segmentation, dict):
+        return ""
+    for polygon in segmentation:
+        if is_valid(polygon):
+            return ""
+    return "without a polygon of three corners"
 
 
-def valid_polygons(polygons: list) -> list:
-    """Those with at least three corners, as Detectron2 has it."""
-    return [polygon for polygon in polygons if len(polygon) >= 6 and len(polygon) % 2 == 0]
+def is_valid(polygon: list) -> bool:
+    """Whether it has at least three corners, as Detectron2 has it."""
+    return len(polygon) >= 6 and len(polygon) % 2 == 0
 
 
 def _shown(value) -> str:

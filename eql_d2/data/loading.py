@@ -3,8 +3,9 @@
 import ctypes
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import contextmanager
 
-from detectron2.data import MetadataCatalog, get_detection_dataset_dicts
+from detectron2.data import MetadataCatalog, build, get_detection_dataset_dicts
 from detectron2.data.detection_utils import check_metadata_consistency
 
 from eql_d2.data.annotations import forget_annotations
@@ -26,7 +27,7 @@ def load_training_dicts(cfg) -> list[dict]:
     with_labels = cfg.MODEL.ROI_BOX_HEAD.CLS_LOSS.IMAGE_LABELS
     read = get_checked_dataset_dicts if with_labels else get_detection_dataset_dicts
     keypoints = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if cfg.MODEL.KEYPOINT_ON else 0
-    with without_garbage_collection():
+    with without_garbage_collection(), histogram_at_once():
         dicts = read_each(
             read,
             cfg.DATASETS.TRAIN,
@@ -40,6 +41,21 @@ def load_training_dicts(cfg) -> list[dict]:
                 dicts[i] = without_segmentation(image)
     forget_files(cfg.DATASETS.TRAIN, kept=cfg.DATASETS.TEST)
     return dicts
+
+
+@contextmanager
+def histogram_at_once():
+    """Within this context Detectron2's table of objects by class takes one call of numpy and not one an image."""
+    of_detectron2 = build.print_instances_class_histogram
+
+    def of_all(dataset_dicts, class_names):
+        of_detectron2([{"annotations": [a for image in dataset_dicts for a in image["annotations"]]}], class_names)
+
+    build.print_instances_class_histogram = of_all
+    try:
+        yield
+    finally:
+        build.print_instances_class_histogram = of_detectron2
 
 
 def forget_files(names: Iterable[str], kept: Iterable[str]) -> None:

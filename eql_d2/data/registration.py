@@ -15,7 +15,7 @@ from detectron2.structures import BoxMode
 from detectron2.utils.file_io import PathManager
 from pycocotools.mask import frPyObjects
 
-from eql_d2.data.annotations import read_annotations, valid_polygons
+from eql_d2.data.annotations import is_valid, read_annotations
 from eql_d2.data.json_files import read_json
 from eql_d2.errors import InputError
 
@@ -179,7 +179,7 @@ def as_object(annotation: dict, order: dict[int, int]) -> dict:
         entry["keypoints"] = [v if i % 3 == 2 else v + 0.5 for i, v in enumerate(annotation["keypoints"])]
     segmentation = annotation.get("segmentation")
     if isinstance(segmentation, list) and segmentation:
-        entry["segmentation"] = valid_polygons(segmentation)
+        entry["segmentation"] = list(filter(is_valid, segmentation))
     elif segmentation:
         as_text = isinstance(segmentation["counts"], str)
         entry["segmentation"] = segmentation if as_text else frPyObjects(segmentation, *segmentation["size"])

@@ -31,6 +31,7 @@ from detectron2.utils.serialize import PicklableWrapper
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, get_worker_info
 from torch.utils.data._utils import signal_handling
 
+from eql_d2.data.packed_list import PackedList
 from eql_d2.data.samplers import TRAIN_SAMPLER_REGISTRY
 from eql_d2.data.seeding import seeded
 from eql_d2.errors import InputError, one_line
@@ -102,7 +103,8 @@ class TrainLoader:
         self.seed = comm.shared_random_seed() if seed is None else seed
         self.sampler = self.make_sampler(dataset, self.seed)
         # Serialized, so that worker processes share it; the sampler may read all of it, which is slow from there.
-        self.dataset = DatasetFromList(dataset, copy=False) if isinstance(dataset, list) else dataset
+        is_list = isinstance(dataset, list)
+        self.dataset = DatasetFromList(dataset, copy=False, serialize=PackedList) if is_list else dataset
 
     @classmethod
     def from_config(cls, cfg, *, mapper=None, dataset=None):

@@ -17,6 +17,7 @@ from detectron2.utils.logger import setup_logger
 from fvcore.nn.precise_bn import get_bn_modules
 from omegaconf import DictConfig
 
+from eql_d2.data.json_files import without_garbage_collection
 from eql_d2.data.loading import give_memory_back
 from eql_d2.data.train_loader import end_workers_that_cannot_send
 from eql_d2.engine import lazy_parts, yaml_parts
@@ -358,7 +359,7 @@ class Trainer(DefaultTrainer):
         Raises:
             InputError: a broken annotation file, named; or one without the image labels that the config wants.
         """
-        with explained_dataset_errors(settings_of(cfg).train_sets):
+        with explained_dataset_errors(settings_of(cfg).train_sets), without_garbage_collection():
             loader = parts_of(cfg).build_train_loader(cfg)
         give_memory_back()
         return loader

@@ -1,11 +1,12 @@
 import copy
 import gc
+from contextlib import nullcontext
 
 import pytest
-from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
+from detectron2.data import DatasetCatalog, MetadataCatalog, build, get_detection_dataset_dicts
 from detectron2.structures import BoxMode
 
-from eql_d2.data.loading import load_training_dicts
+from eql_d2.data.loading import histogram_at_once, load_training_dicts
 from eql_d2.engine.setup import default_config
 
 NAME = "loading_test"
@@ -68,3 +69,14 @@ def test_the_garbage_collector_is_paused_and_goes_on(registered):
     _, collecting = registered
     load_training_dicts(cfg_with())
     assert collecting == [False] and gc.isenabled()
+
+
+def test_the_table_of_objects_is_detectron2_s(monkeypatch):
+    images = [{"annotations": [{"category_id": c} for c in found]} for found in ((0, 1, 1), (), (2,))]
+    images[0]["annotations"].append({"category_id": 0, "iscrowd": 1})
+    tables: list[str] = []
+    monkeypatch.setattr(build, "log_first_n", lambda level, text, **kwargs: tables.append(text))
+    for context in (nullcontext(), histogram_at_once()):
+        with context:
+            build.print_instances_class_histogram(images, ["a", "b", "c"])
+    assert "Distribution of instances" in tables[0] and tables[0] == tables[1]
