@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from eql_d2.data.frequencies import ClassFrequencies, FrequenciesNotFound, TailRule
+from eql_d2.data.frequencies import ClassFrequencies, Counts, FrequenciesNotFound, Tail, TailRule
 from eql_d2.errors import InputError
 from eql_d2.losses import fused
 from eql_d2.losses.hyper_parameters import arguments_from_config, defaults
@@ -149,26 +149,27 @@ class ClassificationLoss(nn.Module):
 
     def _checked_labels(self, logits, gt_classes) -> torch.Tensor:
         """(R,) int64 labels of (R, C) logits, or an InputError."""
-        name, K = type(self).__name__, self.num_classes
+        K = self.num_classes
         if gt_classes.dtype.is_floating_point or gt_classes.dtype == torch.bool:
-            raise InputError(f"{name} takes gt_classes of an integer type, got {gt_classes.dtype}")
+            raise InputError(f"{type(self).__name__} takes gt_classes of an integer type, got {gt_classes.dtype}")
         if gt_classes.shape != logits.shape[:1]:
             raise InputError(
-                f"{name} takes one label for each row of logits: logits are {tuple(logits.shape)}, gt_classes "
-                f"{tuple(gt_classes.shape)}"
+                f"{type(self).__name__} takes one label for each row of logits: logits are {tuple(logits.shape)}, "
+                f"gt_classes {tuple(gt_classes.shape)}"
             )
         gt_classes = gt_classes.long()
-        background = int(logits.shape[1] == self.num_logits)  # (R, K) logits of plain classification have none
-        if not len(gt_classes) or fused.is_transformed() or gt_classes.device.type not in ("cpu", "cuda"):
+        device = gt_classes.device.type
+        if not len(gt_classes) or fused.is_transformed() or device not in ("cpu", "cuda"):
             return gt_classes
+        background = int(logits.shape[1] == self.num_logits)  # (R, K) logits of plain classification have none
         low, high = gt_classes.aminmax()
-        if gt_classes.device.type == "cuda":  # asked without a wait
+        if device == "cuda":  # asked without a wait
             in_range = (low >= 0) & (high < K + background)
-            torch._assert_async(in_range, f"{name}: gt_classes must be in [0, {K + background})")
+            torch._assert_async(in_range, f"{type(self).__name__}: gt_classes must be in [0, {K + background})")
         elif int(low) < 0 or int(high) >= K + background:
             raise InputError(
-                f"{name} of {K} classes takes labels in [0, {K - 1 + background}]{f' ({K}: background)' * background}, "
-                f"got {int(low)} to {int(high)}"
+                f"{type(self).__name__} of {K} classes takes labels in [0, {K - 1 + background}]"
+                f"{f' ({K}: background)' * background}, got {int(low)} to {int(high)}"
             )
         return gt_classes
 
@@ -213,7 +214,7 @@ class ClassificationLoss(nn.Module):
     def register_derived(
         self,
         name: str,
-        frequencies: ClassFrequencies | FrequenciesNotFound,
+        frequencies: Counts | FrequenciesNotFound,
         derive: Callable[[ClassFrequencies], torch.Tensor],
     ) -> None:
         """Keep ``derive(frequencies)`` as a non-persistent buffer on the model's device.
@@ -241,18 +242,17 @@ class ClassificationLoss(nn.Module):
             value = derive(frequencies)
         self.register_buffer(name, value.to(torch.get_default_device()), persistent=False)
 
-    def register_tail_mask(self, frequencies: ClassFrequencies | FrequenciesNotFound, tail: TailRule) -> None:
+    def register_tail_mask(self, frequencies: Counts | FrequenciesNotFound, tail: Tail) -> None:
         """Keep the tail, T of the EQL paper, as :attr:`tail_mask`, and log what it selects."""
-
-        tail = TailRule.of(tail)
+        rule = TailRule.of(tail)
 
         def logged_mask(frequencies: ClassFrequencies) -> torch.Tensor:
-            mask = tail.mask(frequencies)
-            log_once(logging.INFO, tail.describe(frequencies))
+            mask = rule.mask(frequencies)
+            log_once(logging.INFO, rule.describe(frequencies))
             if "f" in (g for g, is_tail in zip(frequencies.groups, mask.tolist()) if is_tail):
                 log_once(
                     logging.WARNING,
-                    f"the tail rule ({tail}) takes frequent classes (more than 100 images) for tail on "
+                    f"the tail rule ({rule}) takes frequent classes (more than 100 images) for tail on "
                     f"{frequencies.source}: a lambda of another dataset?",
                 )
             return mask.to(torch.uint8)

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from eql_d2.losses import one_pass
 from eql_d2.losses.terms import Logistic, cross_entropy, focal
 
-BLOCK = 1 << 17  # numbers in a block: a few of its size, 0.5 MB in fp32, fit into the second-level cache of a core
+BLOCK = 1 << 18  # numbers in a block: a few of its size, 0.5 MB in fp32, fit into the second-level cache of a core
 
 # With AVX-512, torch's log1p has a load that is masked out for all numbers but -0.0. If its page of memory was never
 # touched, such a load is slow, and being masked out it does not touch it: until a -0.0 comes by, log1p takes 20 times
@@ -47,7 +47,7 @@ class SigmoidSum:
         term: l, as in :mod:`eql_d2.losses.terms`. With a tail, it must be 0 at -inf, and its slope.
         arguments: what l takes besides the logits: numbers, or (K,) tensors, one number a category.
         positive_term: l+, with its arguments bound; None: l.
-        tail: (K,) bool, categories whose w_ij is 0 in the foreground RoIs of other categories.
+        tail: (K,), 1 (else 0) for the categories whose w_ij is 0 in the foreground RoIs of other categories.
         positive_weight: factor of w_ij where y_ij = 1; a number or (K,).
         negative_weight: (K,) factor of w_ij where y_ij = 0; None: 1.
         row_weight: (R,), factor of w_ij for all j.
@@ -89,19 +89,15 @@ class SigmoidSum:
                 return made
         column, foreground = own_entry(gt_classes, logits.shape[1])
         own = self._own_entries(logits, column, foreground)
-        with_slope = with_gradient or self.sums_by_category
-        gradient = torch.empty_like(logits) if with_slope else None
+        gradient = torch.empty_like(logits) if with_gradient or self.sums_by_category else None
         unknown = None if self.negatives is None else ~self.negatives
+        by_row = logits, gradient, unknown, column, foreground, *own
         blocks = list(blocks_of_rows(logits))
-        memory = [torch.empty_like(logits[blocks[0]]) for _ in range(1 if self.tail is None else 2)]
-        rows = []
-        for place in blocks:
-            by_row = (
-                x if x is None or len(blocks) == 1 else x[place]
-                for x in (logits, gradient, unknown, column, foreground, *own)
-            )
-            rows.append(self._block(memory, *by_row))
-        total = rows[0] if len(rows) == 1 else torch.cat(rows)
+        if len(blocks) == 1:
+            total = self._block(None, *by_row)
+        else:
+            memory = torch.empty_like(logits[blocks[0]])  # one for all, so that it stays in the cache
+            total = torch.cat([self._block(memory, *(x if x is None else x[b] for x in by_row)) for b in blocks])
         if self.row_weight is not None:
             total = total * self.row_weight
             if gradient is not None:
@@ -114,13 +110,13 @@ class SigmoidSum:
         """(r,) sums of some rows, and their slopes into ``gradient``; weighted by all but the rows' own weight.
 
         Args:
-            memory: one or, with a tail, two tensors of as many rows or more. All blocks share them, so that they
-                stay in the cache.
+            memory: for the losses, of as many rows or more; None: of its own.
         """
         if self.tail is not None:  # -inf, in effect: no loss, no slope, and no mask
             lowest = torch.finfo(z.dtype).min
-            z = torch.addcmul(z, foreground.to(z.dtype), self.tail.to(z.dtype), value=lowest, out=memory[1][: len(z)])
-        loss, slope = self.term(Logistic(z, memory[0][: len(z)], gradient), *self._arguments(z))
+            z = torch.addcmul(z, foreground.to(z.dtype), self.tail.to(z.dtype), value=lowest, out=gradient)
+        memory = memory if memory is None else memory[: len(z)]
+        loss, slope = self.term(Logistic(z, memory, gradient), *self._arguments(z))
         if self.negative_weight is not None:
             weight = self.negative_weight.to(z.dtype)
             loss, slope = loss.mul_(weight), slope.mul_(weight)

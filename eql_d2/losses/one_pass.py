@@ -88,11 +88,14 @@ class OneExponential(Logistic):
     def __init__(self, z: torch.Tensor):
         self.z, self.e = z, torch.exp(-z.abs())
         self.small, self.large = self.e / (1 + self.e), 1 / (1 + self.e)
-        self.p = torch.where(z >= 0, self.large, self.small)
 
     @property
     def softplus(self) -> torch.Tensor:
         return self.z.clamp(min=0) + _log1p(self.e)
+
+    @property
+    def p(self) -> torch.Tensor:
+        return torch.where(self.z >= 0, self.large, self.small)
 
     @property
     def not_p(self) -> torch.Tensor:

@@ -100,13 +100,20 @@ class SeesawLoss(ClassificationLoss):
         objectness = F.cross_entropy(pair, (rois.gt_classes == self.num_classes).long(), reduction="none")
         if fused.is_transformed():
             return self._by_autograd(categories, rois.gt_classes), objectness
-        if logits.device.type != "cpu":
-            return fused.with_gradient_of(self._formula(rois.gt_classes), categories), objectness
-        # Here it costs nothing to ask which RoIs are foreground; a GPU would wait.
-        foreground = (rois.gt_classes < self.num_classes).nonzero()[:, 0]
-        formula = self._formula(rois.gt_classes[foreground])
-        of_foreground = fused.with_gradient_of(formula, categories.index_select(0, foreground))
-        return torch.zeros_like(objectness).index_add(0, foreground, of_foreground), objectness
+        of_categories = self._of_foreground if logits.device.type == "cpu" else self._of_all_rows
+        return of_categories(categories, rois.gt_classes), objectness
+
+    def _of_foreground(self, categories, gt_classes):
+        """(R,) losses of the categories, 0 for background, by asking which RoIs are foreground: a GPU would wait."""
+        foreground = (gt_classes < self.num_classes).nonzero()[:, 0]
+        formula = self._formula(gt_classes[foreground, None])
+        losses = fused.with_gradient_of(formula, categories.index_select(0, foreground))
+        return losses.new_zeros(len(gt_classes)).index_add(0, foreground, losses)
+
+    def _of_all_rows(self, categories, gt_classes):
+        """The same, without that question."""
+        own, foreground = fused.own_entry(gt_classes, self.num_classes)
+        return fused.with_gradient_of(self._formula(own), categories) * foreground[:, 0]
 
     def without_rois(self):
         if self.training:
@@ -137,20 +144,17 @@ class SeesawLoss(ClassificationLoss):
         adjusted = z + (self._seesawed(log_p, own) - log_p)
         return -(adjusted.log_softmax(dim=1).gather(1, own) * foreground)[:, 0]
 
-    def _formula(self, gt_classes):
-        """(z, with_gradient) -> the rows, 0 for background, and their gradient; see :func:`fused.with_gradient_of`."""
-        own, foreground = fused.own_entry(gt_classes, self.num_classes)
+    def _formula(self, own):
+        """(z, with_gradient) -> the rows of objects of the (R, 1) categories ``own``, and their gradient; see
+        :func:`fused.with_gradient_of`.
+        """
 
         def formula(z, with_gradient):
             log_p = z.log_softmax(dim=1)
-            adjusted = self._seesawed(log_p, own)
-            is_foreground = foreground.to(z.dtype)
-            log_p = torch.log_softmax(adjusted, dim=1, out=log_p)
-            total = -(log_p.gather(1, own) * is_foreground)[:, 0]
+            log_p = torch.log_softmax(self._seesawed(log_p, own), dim=1, out=log_p)
+            total = -log_p.gather(1, own)[:, 0]
             if not with_gradient:
                 return total, None
-            gradient = torch.softmax(adjusted, dim=1, out=log_p)
-            gradient.scatter_add_(1, own, -torch.ones_like(is_foreground))
-            return total, gradient.mul_(is_foreground)
+            return total, log_p.exp_().scatter_add_(1, own, z.new_full(own.shape, -1))
 
         return formula

@@ -1,9 +1,9 @@
 """What one logit of a sigmoid loss costs, and the slope of that: each term is written once, here.
 
 A term maps a :class:`Logistic` of z, any shape, and its own arguments (numbers, or tensors that broadcast) to l(z) and
-l'(z). It may not change z; what the Logistic gives is its own, to be changed where nobody differentiates. The eager
-blocks, the compiled pass, autograd (under ``torch.compile`` and ``torch.func``) and the sums by category of
-:mod:`eql_d2.losses.fused` all call the same term.
+l'(z). It may not change z; what the Logistic gives is its own, to be changed where nobody differentiates. It asks for
+each function once, for p last: p's memory may be that of z. The eager blocks, the compiled pass, autograd (under
+``torch.compile`` and ``torch.func``) and the sums by category of :mod:`eql_d2.losses.fused` all call the same term.
 """
 
 import torch
@@ -12,26 +12,28 @@ from eql_d2.losses import functional
 
 
 class Logistic:
-    """log(1 + e^z), p = sigmoid(z) and 1 - p = sigmoid(-z).
+    """log(1 + e^z), p = sigmoid(z) and 1 - p = sigmoid(-z), each made when it is asked for.
 
     Args:
         z: any shape.
-        softplus, p: memory for the first two, or None.
+        softplus, p: memory for the first two, or None; that of p may be z.
     """
 
     def __init__(self, z: torch.Tensor, softplus: torch.Tensor | None = None, p: torch.Tensor | None = None):
         self.z = z
-        self.p = torch.sigmoid(z, out=p)
-        self._memory = softplus
+        self._for_softplus, self._for_p = softplus, p
 
     @property
     def softplus(self) -> torch.Tensor:
-        """Made anew for the term that asks."""
-        return functional.softplus(self.z, out=self._memory)
+        return functional.softplus(self.z, out=self._for_softplus)
+
+    @property
+    def p(self) -> torch.Tensor:
+        return torch.sigmoid(self.z, out=self._for_p)
 
     @property
     def not_p(self) -> torch.Tensor:
-        """Made anew for the term that asks; 1 - p itself would lose digits as p nears 1."""
+        """1 - p itself would lose digits as p nears 1."""
         return self.z.neg().sigmoid()
 
 
@@ -48,10 +50,11 @@ def focal(logistic: Logistic, gamma) -> tuple[torch.Tensor, torch.Tensor]:
     Args:
         gamma: >= 0; a number, or a tensor of one for each category.
     """
-    p_gamma = power(logistic.p, gamma)
-    loss = times(logistic.softplus, p_gamma)
-    rest = times(times(logistic.not_p, loss), gamma)
-    return loss, plus(times(logistic.p, p_gamma), rest)
+    softplus, not_p, p = logistic.softplus, logistic.not_p, logistic.p
+    p_gamma = power(p, gamma)
+    loss = times(softplus, p_gamma)
+    rest = times(times(not_p, loss), gamma)
+    return loss, plus(times(p, p_gamma), rest)
 
 
 def asymmetric(logistic: Logistic, gamma: float, margin: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -59,11 +62,12 @@ def asymmetric(logistic: Logistic, gamma: float, margin: float) -> tuple[torch.T
 
     l'(z) = p (1 - p) p_m^gamma (1 / (1 - p_m) + gamma l / p_m), whose last factor nears 1 as p_m does 0.
     """
-    p, not_p = logistic.p, logistic.not_p
+    softplus = None if margin else logistic.softplus
+    not_p, p = logistic.not_p, logistic.p
     tiny = torch.finfo(p.dtype).tiny
     p_m = (p - margin).clamp_(min=0)
     not_p_m = (not_p + margin).clamp_(min=tiny)
-    loss = torch.log1p(p_m / not_p_m) if margin else logistic.softplus
+    loss = torch.log1p(p_m / not_p_m) if softplus is None else softplus
     slope = not_p.clamp(min=tiny) / not_p_m
     if gamma:  # 0^0 is 1
         slope = plus(slope, times(times(loss / p_m.clamp(min=tiny), not_p), gamma))

@@ -74,13 +74,16 @@ def test_background_rows_change_nothing():
     loss = SeesawLoss(K)
     logits, gt_classes = next(batches())
     loss.count(gt_classes)
-    categories, foreground = logits.detach()[:, :K], gt_classes < K
-    total, gradient = loss._formula(gt_classes)(categories, with_gradient=True)
-    expected = loss._formula(gt_classes[foreground])(categories[foreground], with_gradient=True)
-    torch.testing.assert_close(total[foreground], expected[0])
-    assert (total[~foreground] == 0).all()
-    torch.testing.assert_close(gradient[foreground], expected[1])
-    assert (gradient[~foreground] == 0).all()
+
+    def rows_and_gradient(of_categories):
+        categories = logits.detach()[:, :K].requires_grad_()
+        rows = of_categories(categories, gt_classes)
+        rows.sum().backward()
+        return rows.detach(), categories.grad
+
+    rows, gradient = rows_and_gradient(loss._of_all_rows)
+    torch.testing.assert_close((rows, gradient), rows_and_gradient(loss._of_foreground))
+    assert (rows[gt_classes == K] == 0).all() and (gradient[gt_classes == K] == 0).all()
 
 
 def test_the_step_counts_before_it_weighs():
