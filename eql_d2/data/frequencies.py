@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
@@ -411,6 +411,10 @@ def _check_tail_value(kind: str, value) -> None:
 
 
 LVIS_TAIL = TailRule()  # rare and common
+
+# What a loss takes for its counts and its tail: see ClassFrequencies.of and TailRule.of
+Counts: TypeAlias = ClassFrequencies | Sequence[int] | torch.Tensor
+Tail: TypeAlias = TailRule | int | float | str
 
 
 def tail_ratio(frequencies: ClassFrequencies, tail: torch.Tensor) -> float:

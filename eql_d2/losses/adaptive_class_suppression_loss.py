@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from eql_d2.data.frequencies import ClassFrequencies
+from eql_d2.data.frequencies import Counts
 from eql_d2.errors import InputError
 from eql_d2.losses import functional, fused
 from eql_d2.losses.background_sigmoid import BackgroundSigmoidLoss, with_known_background
@@ -49,7 +49,7 @@ class AdaptiveClassSuppressionLoss(BackgroundSigmoidLoss):
         self,
         num_classes: int,
         *,
-        frequencies: ClassFrequencies,
+        frequencies: Counts,
         score_threshold: float = 0.7,
         background_shares: tuple[float, float, float] = (0.01, 0.1, 1.0),
         prior_prob: float = 0.01,

@@ -5,7 +5,7 @@ import itertools
 import torch
 from torch.nn import functional as F
 
-from eql_d2.data.frequencies import ClassFrequencies
+from eql_d2.data.frequencies import Counts
 from eql_d2.errors import InputError
 from eql_d2.losses import functional
 from eql_d2.losses.base import ClassificationLoss, at_least_fp32
@@ -59,7 +59,7 @@ class BalancedGroupSoftmaxLoss(ClassificationLoss):
         self,
         num_classes: int,
         *,
-        frequencies: ClassFrequencies,
+        frequencies: Counts,
         bounds: tuple[int, ...] = (10, 100, 1000),
         others_ratio: float = 8.0,
     ):

@@ -2,7 +2,7 @@
 
 import torch
 
-from eql_d2.data.frequencies import ClassFrequencies
+from eql_d2.data.frequencies import Counts
 from eql_d2.losses import fused
 from eql_d2.losses.base import SigmoidLoss
 from eql_d2.losses.build import CLS_LOSS_REGISTRY
@@ -36,7 +36,7 @@ class BalancedSoftmaxLoss(SigmoidLoss):
 
     adjustment: torch.Tensor  # (K,) float64
 
-    def __init__(self, num_classes: int, *, frequencies: ClassFrequencies, prior_prob: float = 0.001):
+    def __init__(self, num_classes: int, *, frequencies: Counts, prior_prob: float = 0.001):
         super().__init__(num_classes, prior_prob=prior_prob)
 
         def adjustment(frequencies):

@@ -3,7 +3,7 @@
 import torch
 from torch.nn import functional as F
 
-from eql_d2.data.frequencies import ClassFrequencies
+from eql_d2.data.frequencies import Counts
 from eql_d2.errors import InputError
 from eql_d2.losses import functional, fused
 from eql_d2.losses.base import ClassificationLoss, ScoredByAnother, SigmoidLoss, SoftmaxLoss
@@ -47,7 +47,7 @@ class ClassBalancedLoss(ScoredByAnother):
         self,
         num_classes: int,
         *,
-        frequencies: ClassFrequencies,
+        frequencies: Counts,
         beta: float = 0.999,
         base: str = "sigmoid",
         gamma: float = 0.5,

@@ -3,7 +3,7 @@
 import torch
 from torch.nn import functional as F
 
-from eql_d2.data.frequencies import ClassFrequencies
+from eql_d2.data.frequencies import Counts
 from eql_d2.errors import InputError
 from eql_d2.losses import functional
 from eql_d2.losses.base import SoftmaxLoss
@@ -31,7 +31,7 @@ class ClassDependentTemperatureLoss(SoftmaxLoss):
 
     temperature: torch.Tensor  # (K + 1,) float64
 
-    def __init__(self, num_classes: int, *, frequencies: ClassFrequencies, gamma: float = 0.1):
+    def __init__(self, num_classes: int, *, frequencies: Counts, gamma: float = 0.1):
         super().__init__(num_classes)
         if not 0 <= gamma < float("inf"):
             raise InputError(f"gamma must be in [0, inf), got {gamma}")

@@ -2,7 +2,7 @@
 
 import torch
 
-from eql_d2.data.frequencies import LVIS_TAIL, ClassFrequencies, TailRule
+from eql_d2.data.frequencies import LVIS_TAIL, Counts, Tail
 from eql_d2.losses import functional
 from eql_d2.losses.build import CLS_LOSS_REGISTRY
 from eql_d2.losses.equalization_loss import EqualizationLoss
@@ -28,7 +28,8 @@ class DropLoss(EqualizationLoss):
     Args:
         num_classes: K.
         frequencies: counts of the training set, K categories.
-        tail: which categories T selects; by default image count <= 100, the same categories of LVIS v0.5 and v1 as the
+        tail: which categories T selects, a :class:`TailRule`, or for short an image count (int), a share of images
+            (float) or groups ("rc"); by default image count <= 100, the same categories of LVIS v0.5 and v1 as the
             authors' lambdas of 0.00177 and 0.0010062.
         prior_prob: score every category starts with (default of the authors' code).
     """
@@ -37,8 +38,8 @@ class DropLoss(EqualizationLoss):
         self,
         num_classes: int,
         *,
-        frequencies: ClassFrequencies,
-        tail: TailRule = LVIS_TAIL,
+        frequencies: Counts,
+        tail: Tail = LVIS_TAIL,
         prior_prob: float = 0.001,
     ):
         super().__init__(num_classes, frequencies=frequencies, tail=tail, prior_prob=prior_prob)

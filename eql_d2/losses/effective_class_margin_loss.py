@@ -2,7 +2,7 @@
 
 import torch
 
-from eql_d2.data.frequencies import ClassFrequencies
+from eql_d2.data.frequencies import Counts
 from eql_d2.errors import InputError
 from eql_d2.losses.background_sigmoid import BackgroundSigmoidLoss, with_known_background
 from eql_d2.losses.build import CLS_LOSS_REGISTRY
@@ -43,7 +43,7 @@ class EffectiveClassMarginLoss(BackgroundSigmoidLoss):
         self,
         num_classes: int,
         *,
-        frequencies: ClassFrequencies,
+        frequencies: Counts,
         background_ratio: float = 6.3313,
     ):
         super().__init__(num_classes, prior_prob=0.5)

@@ -2,7 +2,7 @@
 
 import torch
 
-from eql_d2.data.frequencies import LVIS_TAIL, ClassFrequencies, TailRule
+from eql_d2.data.frequencies import LVIS_TAIL, Counts, Tail
 from eql_d2.errors import InputError
 from eql_d2.losses import fused
 from eql_d2.losses.base import SigmoidLoss
@@ -33,7 +33,8 @@ class EqualizationLoss(SigmoidLoss):
     Args:
         num_classes: K.
         frequencies: counts of the training set, K categories.
-        tail: which categories T selects; by default image count <= 100, the same 915 categories of LVIS v0.5 as the
+        tail: which categories T selects, a :class:`TailRule`, or for short an image count (int), a share of images
+            (float) or groups ("rc"); by default image count <= 100, the same 915 categories of LVIS v0.5 as the
             authors' lambda of 0.00177.
         unchecked: of the categories that nothing is known of, "ignore" (default) lets none take part, as in every
             sigmoid loss; "equalize" lets all but the tail take part, and spares no other. Without ``negatives`` all are
@@ -52,8 +53,8 @@ class EqualizationLoss(SigmoidLoss):
         self,
         num_classes: int,
         *,
-        frequencies: ClassFrequencies,
-        tail: TailRule = LVIS_TAIL,
+        frequencies: Counts,
+        tail: Tail = LVIS_TAIL,
         unchecked: str = "ignore",
         exclude_background: bool = True,
         prior_prob: float = 0.001,
@@ -67,7 +68,7 @@ class EqualizationLoss(SigmoidLoss):
         self.register_tail_mask(frequencies, tail)
 
     def compute(self, logits, rois):
-        tail: torch.Tensor | None = self.tail_mask
+        tail: torch.Tensor | None = self.tail
         negatives = rois.negatives
         if self.unchecked == "equalize" or not self.exclude_background:
             negatives, tail = self._negatives(rois), None

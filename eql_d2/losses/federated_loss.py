@@ -2,15 +2,52 @@
 
 import torch
 
-from eql_d2.data.frequencies import ClassFrequencies
+from eql_d2.data.frequencies import Counts
 from eql_d2.errors import InputError
 from eql_d2.losses import fused
-from eql_d2.losses.base import SigmoidLoss
+from eql_d2.losses.base import ClassificationLoss, SigmoidLoss
 from eql_d2.losses.build import CLS_LOSS_REGISTRY
 
 
+class DrawsSubset(ClassificationLoss):
+    """What a federated loss draws in each step: S, the categories that it trains.
+
+    One exponential clock a category, whose rate is its weight: the order in which they ring is that of drawing one
+    category after the other without replacement. (``torch.multinomial`` waits for the GPU to check its input.)
+    """
+
+    subset_size: int
+    rate: torch.Tensor  # (K,) float64, the weights
+
+    def register_subset(self, frequencies: Counts, subset_size: int, power: float) -> None:
+        """Keep the weights, (images of a category)^power.
+
+        Raises:
+            InputError: a ``subset_size`` below 1, or a ``power`` below 0.
+        """
+        if subset_size < 1:
+            raise InputError(f"subset_size must be at least 1, got {subset_size}")
+        if not 0 <= power < float("inf"):
+            raise InputError(f"power must be in [0, inf), got {power}")
+        self.subset_size = subset_size
+
+        def rate(frequencies):
+            return frequencies.image_count.double().clamp(min=1) ** power
+
+        self.register_derived("rate", frequencies, rate)
+
+    def draw_subset(self, gt_classes, generator=None) -> torch.Tensor:
+        """(K,) bool, a new draw of S: the categories of (R,) labels, and others until there are ``subset_size``."""
+        present = self.rate.new_zeros(self.num_classes + 1, dtype=torch.bool)
+        present = present.scatter(0, gt_classes, True)[:-1]
+        time = torch.empty_like(self.rate).exponential_(generator=generator) / self.rate
+        size = min(self.subset_size, self.num_classes)
+        first = time.masked_fill(present, -1).topk(size, largest=False).indices
+        return present.scatter(0, first, True)
+
+
 @CLS_LOSS_REGISTRY.register()
-class FederatedLoss(SigmoidLoss):
+class FederatedLoss(DrawsSubset, SigmoidLoss):
     """In each step only a small set of categories is trained: those of the batch, and some drawn at random.
 
     L = (1 / R) sum_i sum_{j in S} BCE(z_ij, y_ij)
@@ -40,52 +77,20 @@ class FederatedLoss(SigmoidLoss):
         prior_prob: score every category starts with (default of CenterNet2).
     """
 
-    rate: torch.Tensor  # (K,) float64
-
     def __init__(
         self,
         num_classes: int,
         *,
-        frequencies: ClassFrequencies,
+        frequencies: Counts,
         subset_size: int = 50,
         power: float = 0.5,
         prior_prob: float = 0.01,
     ):
         super().__init__(num_classes, prior_prob=prior_prob)
-        check_subset(subset_size, power)
-        self.subset_size = subset_size
-
-        def rate(frequencies):
-            return frequencies.image_count.double().clamp(min=1) ** power
-
-        self.register_derived("rate", frequencies, rate)
+        self.register_subset(frequencies, subset_size, power)
 
     def compute(self, logits, rois):
         trained = self.draw_subset(rois.gt_classes, rois.generator).expand(len(logits), -1)
         if rois.negatives is not None:
             trained = trained & rois.negatives
         return fused.sigmoid_cross_entropy(logits, rois.gt_classes, negatives=trained)
-
-    def draw_subset(self, gt_classes, generator=None) -> torch.Tensor:
-        """(K,) bool, a new draw of S."""
-        return draw_subset(self.rate, gt_classes, self.subset_size, generator)
-
-
-def check_subset(subset_size: int, power: float) -> None:
-    if subset_size < 1:
-        raise InputError(f"subset_size must be at least 1, got {subset_size}")
-    if not 0 <= power < float("inf"):
-        raise InputError(f"power must be in [0, inf), got {power}")
-
-
-def draw_subset(rate: torch.Tensor, gt_classes: torch.Tensor, size: int, generator=None) -> torch.Tensor:
-    """(K,) bool: the categories of (R,) labels, and others until there are ``size``, by (K,) weights.
-
-    One exponential clock a category, whose rate is its weight: the order in which they ring is that of drawing one
-    category after the other without replacement. (``torch.multinomial`` waits for the GPU to check its input.)
-    """
-    present = rate.new_zeros(len(rate) + 1, dtype=torch.bool)
-    present = present.scatter(0, gt_classes, True)[:-1]
-    time = torch.empty_like(rate).exponential_(generator=generator) / rate
-    first = time.masked_fill(present, -1).topk(min(size, len(rate)), largest=False).indices
-    return present.scatter(0, first, True)

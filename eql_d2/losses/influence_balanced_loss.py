@@ -3,7 +3,7 @@
 import torch
 from torch.nn import functional as F
 
-from eql_d2.data.frequencies import ClassFrequencies
+from eql_d2.data.frequencies import Counts
 from eql_d2.errors import InputError
 from eql_d2.losses import functional, fused
 from eql_d2.losses.base import SoftmaxLoss, at_least_fp32
@@ -46,7 +46,7 @@ class InfluenceBalancedLoss(CountsSteps, SoftmaxLoss):
         self,
         num_classes: int,
         *,
-        frequencies: ClassFrequencies,
+        frequencies: Counts,
         start_iter: int = 0,
         detach: bool = True,
     ):

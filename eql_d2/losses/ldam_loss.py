@@ -2,7 +2,7 @@
 
 import torch
 
-from eql_d2.data.frequencies import ClassFrequencies
+from eql_d2.data.frequencies import Counts
 from eql_d2.errors import InputError
 from eql_d2.losses import functional
 from eql_d2.losses.base import ClassificationLoss, SoftmaxLoss, at_least_fp32
@@ -75,7 +75,7 @@ class LDAMLoss(CountsSteps, ScaledSoftmaxLoss):
         self,
         num_classes: int,
         *,
-        frequencies: ClassFrequencies,
+        frequencies: Counts,
         max_margin: float = 0.5,
         scale: float = 30.0,
         reweight_iter: int | None = None,

@@ -3,7 +3,7 @@
 import torch
 from torch.nn import functional as F
 
-from eql_d2.data.frequencies import ClassFrequencies
+from eql_d2.data.frequencies import Counts
 from eql_d2.errors import InputError
 from eql_d2.losses import functional
 from eql_d2.losses.base import SoftmaxLoss
@@ -35,7 +35,7 @@ class LogitAdjustedLoss(SoftmaxLoss):
 
     adjustment: torch.Tensor  # (K + 1,) float64
 
-    def __init__(self, num_classes: int, *, frequencies: ClassFrequencies, tau: float = 1.0):
+    def __init__(self, num_classes: int, *, frequencies: Counts, tau: float = 1.0):
         super().__init__(num_classes)
         if not 0 <= tau < float("inf"):
             raise InputError(f"tau must be in [0, inf), got {tau}")

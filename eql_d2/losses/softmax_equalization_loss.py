@@ -2,7 +2,7 @@
 
 import torch
 
-from eql_d2.data.frequencies import LVIS_TAIL, ClassFrequencies, TailRule
+from eql_d2.data.frequencies import LVIS_TAIL, Counts, Tail
 from eql_d2.errors import InputError
 from eql_d2.losses import functional, fused
 from eql_d2.losses.base import SoftmaxLoss
@@ -31,7 +31,8 @@ class SoftmaxEqualizationLoss(SoftmaxLoss):
     Args:
         num_classes: K.
         frequencies: counts of the training set, K categories.
-        tail: which categories T selects; by default image count <= 100, the tail of the sigmoid form on LVIS.
+        tail: which categories T selects, a :class:`TailRule`, or for short an image count (int), a share of images
+            (float) or groups ("rc"); by default image count <= 100, the tail of the sigmoid form on LVIS.
         gamma: in [0, 1], how likely a tail category is left out (default of the port in BagofTricks-LT).
         apply_on: "fg" leaves the tail out for foreground RoIs only, "all" for background RoIs too.
     """
@@ -40,8 +41,8 @@ class SoftmaxEqualizationLoss(SoftmaxLoss):
         self,
         num_classes: int,
         *,
-        frequencies: ClassFrequencies,
-        tail: TailRule = LVIS_TAIL,
+        frequencies: Counts,
+        tail: Tail = LVIS_TAIL,
         gamma: float = 0.9,
         apply_on: str = "fg",
     ):

@@ -3,15 +3,15 @@
 import torch
 from torch.nn import functional as F
 
-from eql_d2.data.frequencies import ClassFrequencies
+from eql_d2.data.frequencies import Counts
 from eql_d2.losses import fused
 from eql_d2.losses.base import SoftmaxLoss
 from eql_d2.losses.build import CLS_LOSS_REGISTRY
-from eql_d2.losses.federated_loss import check_subset, draw_subset
+from eql_d2.losses.federated_loss import DrawsSubset
 
 
 @CLS_LOSS_REGISTRY.register()
-class SoftmaxFederatedLoss(SoftmaxLoss):
+class SoftmaxFederatedLoss(DrawsSubset, SoftmaxLoss):
     """In each step only a small set of categories competes: those of the batch, and some drawn at random.
 
     L = (1 / R) sum_i -log (e^{z_{i, y_i}} / (e^{z_{i, bg}} + sum_{j in S_i} e^{z_ij}))
@@ -32,20 +32,13 @@ class SoftmaxFederatedLoss(SoftmaxLoss):
     """
 
     uses_negatives = True
-    rate: torch.Tensor  # (K,) float64
 
-    def __init__(self, num_classes: int, *, frequencies: ClassFrequencies, subset_size: int = 50, power: float = 0.5):
+    def __init__(self, num_classes: int, *, frequencies: Counts, subset_size: int = 50, power: float = 0.5):
         super().__init__(num_classes)
-        check_subset(subset_size, power)
-        self.subset_size = subset_size
-
-        def rate(frequencies):
-            return frequencies.image_count.double().clamp(min=1) ** power
-
-        self.register_derived("rate", frequencies, rate)
+        self.register_subset(frequencies, subset_size, power)
 
     def compute(self, logits, rois):
-        competing = draw_subset(self.rate, rois.gt_classes, self.subset_size, rois.generator).expand(len(logits), -1)
+        competing = self.draw_subset(rois.gt_classes, rois.generator).expand(len(logits), -1)
         if rois.negatives is not None:
             competing = competing & rois.negatives
         column, foreground = fused.own_entry(rois.gt_classes, self.num_classes)

@@ -3,7 +3,7 @@
 import torch
 from torch.nn import functional as F
 
-from eql_d2.data.frequencies import ClassFrequencies
+from eql_d2.data.frequencies import Counts
 from eql_d2.errors import InputError
 from eql_d2.losses import functional
 from eql_d2.losses.base import SoftmaxLoss
@@ -39,7 +39,7 @@ class VectorScalingLoss(SoftmaxLoss):
         self,
         num_classes: int,
         *,
-        frequencies: ClassFrequencies,
+        frequencies: Counts,
         gamma: float = 0.3,
         tau: float = 1.0,
     ):

@@ -7,7 +7,6 @@ import torch
 
 from eql_d2 import ClassFrequencies
 from eql_d2.losses import SoftmaxCrossEntropy, SoftmaxFederatedLoss
-from eql_d2.losses.federated_loss import draw_subset
 
 K = 7
 COUNTS = ClassFrequencies([1, 9, 10, 11, 100, 101, 400], [1, 20, 10, 30, 150, 202, 900], num_images=1000)
@@ -26,7 +25,7 @@ def logits():
 def test_by_a_loop(with_labels):
     loss, z = make(subset_size=5), logits()
     torch.manual_seed(3)
-    subset = draw_subset(loss.rate, LABELS, 5).tolist()
+    subset = loss.draw_subset(LABELS).tolist()
     known = torch.rand(len(LABELS), K) < 0.6 if with_labels else None
     if with_labels:
         known[torch.arange(len(LABELS)), LABELS.clamp(max=K - 1)] = True  # as the box predictor makes it

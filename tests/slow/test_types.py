@@ -8,13 +8,16 @@ pytestmark = pytest.mark.slow
 SNIPPET = """
 import torch
 from eql_d2 import ClassFrequencies, TailRule
-from eql_d2.losses import EqualizationLoss, LateStart, SeesawLoss
+from eql_d2.losses import EqualizationLoss, LateStart, LDAMLoss, SeesawLoss
 
 loss = EqualizationLoss(1203, frequencies=ClassFrequencies.from_dataset("lvis_v1_train"), tail=TailRule(groups="r"))
 reveal_type(loss)
 reveal_type(loss.prior_prob)
 reveal_type(LateStart(loss.plain(), loss, start_iter=1).then)
 reveal_type(SeesawLoss(3).parts(torch.zeros(1, 5), torch.zeros(1).long()))
+EqualizationLoss(2, frequencies=[3, 4], tail=100)
+EqualizationLoss(2, frequencies=torch.tensor([3, 4]), tail="r")
+LDAMLoss(2, frequencies=(3, 4))
 EqualizationLoss(1203, lambda_=0.1)
 """
 
