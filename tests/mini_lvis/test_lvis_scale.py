@@ -102,6 +102,14 @@ class TestFiles:
         assert not (tmp_path / "set").exists()
 
 
+def test_a_crowded_image_finds_its_place_in_the_end():
+    """The most crowded of the val images of seed 2, which takes 119 arrangements."""
+    categories = [1196, 1196, 28, 1004, 1004, 124, 290, 290, 290, 452, 452, 508, 508, 508, 508, 1021, 1183, 1183]
+    pixels, objects = generator._draw_image(MiniLVIS1203Spec(seed=2), generator._VAL_STREAM, 2270, categories)
+    assert pixels.shape == (128, 128, 3)
+    assert Counter(category for category, _ in objects) == Counter(categories)
+
+
 def test_categories_of_a_scene_are_found_together():
     spec = replace(MiniLVIS1203Spec(), num_categories=240)
     train, _ = image_count_targets(spec)
