@@ -1,12 +1,15 @@
 """What is raised on purpose: a mistake in what a person gave, and the cure."""
 
 import difflib
+import errno
 import re
 from collections.abc import Iterable
 
 # Set to 1 it lets a tool's InputErrors through, for who wants to see where they came from.
 TRACEBACK_VARIABLE = "EQL_D2_TRACEBACK"
 
+# No room, no quota left, the greatest size of a file, a file system that went read-only, or a disk that fails.
+CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 CHOSEN_BY_THE_USER = ("torch", "torchvision", "detectron2")
 EXTRAS = {
     "train": ("fvcore", "iopath", "lvis", "matplotlib", "contourpy", "PIL", "tqdm"),

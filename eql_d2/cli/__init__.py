@@ -5,8 +5,8 @@ or None for 0. It imports what is heavy inside of ``run``, so that help needs ne
 """
 
 import argparse
+import errno
 import importlib
-import io
 import os
 import pkgutil
 import sys
@@ -14,7 +14,10 @@ from collections.abc import Sequence
 from types import ModuleType
 
 from eql_d2 import __version__
-from eql_d2.errors import TRACEBACK_VARIABLE, InputError, did_you_mean, how_to_install
+from eql_d2.errors import CANNOT_WRITE, TRACEBACK_VARIABLE, InputError, did_you_mean, how_to_install, printable
+from eql_d2.streams import ready_standard_streams
+
+NO_SUCH_OUTPUT = (errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,9 +47,7 @@ def run_command(name: str, argv: Sequence[str]) -> int:
     )
     module.add_arguments(parser)
     args = parser.parse_args(argv)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a name that the terminal's encoding lacks is no reason to stop
-            stream.reconfigure(errors="backslashreplace")
+    ready_standard_streams()
     try:
         code = module.run(args) or 0
         sys.stdout.flush()
@@ -54,12 +55,29 @@ def run_command(name: str, argv: Sequence[str]) -> int:
     except BrokenPipeError:  # `| head` has what it wants
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 141  # as a shell has it for SIGPIPE
-    except (InputError, ModuleNotFoundError) as error:
-        message = str(error) if isinstance(error, InputError) else how_to_install(error)
+    except (InputError, ModuleNotFoundError, OSError) as error:
+        message = what_to_say(error)
         if not message or os.getenv(TRACEBACK_VARIABLE):
             raise
         print(f"error: {message}", file=sys.stderr, flush=True)
         return 1
+
+
+def what_to_say(error: Exception) -> str:
+    """Of a mistake in the input, or an output that cannot be written; "" of anything else, which is a bug."""
+    if isinstance(error, InputError):
+        return str(error)
+    if isinstance(error, ModuleNotFoundError):
+        return how_to_install(error)
+    if not isinstance(error, OSError) or error.filename is None:
+        return ""
+    no_folder = error.errno == errno.ENOENT and not os.path.isdir(os.path.dirname(error.filename) or ".")
+    if error.errno not in (*CANNOT_WRITE, *NO_SUCH_OUTPUT) and not no_folder:
+        return ""
+    reason = "there is no such folder" if no_folder else error.strerror
+    return printable(
+        f"cannot write {error.filename}: {reason}. Give another path, or make room or the folder writable", 4000
+    )
 
 
 def names() -> list[str]:

@@ -6,7 +6,6 @@ eql-d2 configs copy MiniLVIS/eql_faster_rcnn mine  these files, into the folder 
 """
 
 import argparse
-import shutil
 from pathlib import Path
 
 from eql_d2.config_files import ROOT, config_names, files_of, find_config, summary
@@ -52,5 +51,5 @@ def copy(config: Path, folder: Path) -> None:
         raise InputError(f"there is already {', '.join(existing)}: give another folder, or remove it")
     for path, target in targets.items():
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, target)
+        target.write_bytes(path.read_bytes())
     print(f"copied {len(targets)} files; train with --config-file {targets[config]}")

@@ -8,8 +8,6 @@ It prints the config keys that the weights need (docs/coming_from.md).
 
 import argparse
 
-from eql_d2.errors import InputError
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("weights", help="their file, .pth")
@@ -27,11 +25,8 @@ def run(args: argparse.Namespace) -> None:
 
     frequencies = read_counts(args.counts) if args.counts else None
     converted = convert(read_state_dict(args.weights), args.num_classes, frequencies)
-    try:
-        with written_whole(args.output, "wb") as file:
-            torch.save({"model": converted.weights}, file)
-    except OSError as error:
-        raise InputError(f"cannot write {args.output}: {error.strerror}") from error
+    with written_whole(args.output, "wb") as file:
+        torch.save({"model": converted.weights}, file)
     print(f"wrote {args.output}: {len(converted.weights)} tensors, {converted.num_classes} categories")
     print(
         f"the loss is {' or '.join(converted.losses)}: MODEL.ROI_BOX_HEAD.CLS_LOSS.NAME {converted.losses[0]} "

@@ -8,8 +8,6 @@ Then train with MODEL.ROI_BOX_HEAD.CLS_LOSS.COUNTS_FILE datasets/mine/train_coun
 import argparse
 import sys
 
-from eql_d2.errors import InputError
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("annotations", help="annotation file, JSON in COCO or LVIS format")
@@ -23,10 +21,7 @@ def run(args: argparse.Namespace) -> None:
     for note in read_annotations(args.annotations).notes:
         print(f"warning: {note}", file=sys.stderr)
     frequencies = ClassFrequencies.from_annotations(args.annotations)
-    try:
-        frequencies.save(args.output)
-    except OSError as error:
-        raise InputError(f"the counts cannot be written: {error}") from error
+    frequencies.save(args.output)
     groups = frequencies.groups
     print(
         f"{len(frequencies)} categories in {frequencies.num_images} annotated images: {groups.count('r')} rare, "

@@ -41,6 +41,7 @@ def run(args: argparse.Namespace) -> None:
     from PIL import Image
     from tqdm import tqdm
 
+    from eql_d2.data.whole_files import naming
     from eql_d2.drawing.names import drawable
     from eql_d2.engine.demo import Predictor, category_names, choose, draw, image_files, output_names, read_rgb
     from eql_d2.engine.settings import detecting_head
@@ -68,7 +69,9 @@ def run(args: argparse.Namespace) -> None:
             tqdm.write(f"skipped {file}: {error}", file=sys.stderr)
             continue
         chosen = choose(predictor(image[:, :, ::-1])["instances"], lowest)
-        Image.fromarray(draw(image, chosen.instances, names)).save(os.path.join(args.output, name))
+        path = os.path.join(args.output, name)
+        with naming(path):
+            Image.fromarray(draw(image, chosen.instances, names)).save(path)
         tqdm.write(f"{file}: {describe(chosen, names)}")
         num_read += 1
         num_drawn += len(chosen.instances)

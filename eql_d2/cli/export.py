@@ -23,6 +23,7 @@ def run(args: argparse.Namespace) -> None:
     import torch
     import torchvision  # noqa: F401  (the operators of the traced model)
 
+    from eql_d2.data.whole_files import written_whole
     from eql_d2.engine import LongTailCheckpointer, Trainer, check_run, load_config, use_available_device
     from eql_d2.engine.export import detect, trace_detector
 
@@ -37,7 +38,8 @@ def run(args: argparse.Namespace) -> None:
     images = Trainer.build_test_loader(cfg, cfg.DATASETS.TEST[0])
     image = next(iter(images))[0]["image"].to(cfg.MODEL.DEVICE)
     traced = trace_detector(model, image)
-    torch.jit.save(traced, args.output)
+    with written_whole(args.output, "wb") as file:
+        torch.jit.save(traced, file)
     expected, got = detect(model, image), torch.jit.load(args.output)(image)
     same = all(torch.equal(a, b) for a, b in zip(expected, got, strict=True))
     print(f"wrote {args.output}: {len(got[0])} detections in an image, equal to the model's: {same}")

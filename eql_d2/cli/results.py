@@ -30,6 +30,7 @@ def run(args: argparse.Namespace) -> None:
     import eql_d2.registration  # noqa: F401  (runs on MiniLVIS are drawn, too)
     from eql_d2.data.frequencies import ClassFrequencies
     from eql_d2.data.registration import register_datasets
+    from eql_d2.data.whole_files import naming
     from eql_d2.drawing.panels import Panels
     from eql_d2.drawing.picture import rarest_images
     from eql_d2.evaluation.run_folder import read_run_config
@@ -58,7 +59,9 @@ def run(args: argparse.Namespace) -> None:
         except OSError as error:
             tqdm.write(f"skipped image {image_id}: {error}", file=sys.stderr)
             continue
-        Image.fromarray(picture).save(os.path.join(args.output, f"{place:03d}_image_{image_id}.png"))
+        path = os.path.join(args.output, f"{place:03d}_image_{image_id}.png")
+        with naming(path):
+            Image.fromarray(picture).save(path)
         num_drawn += 1
     if num_drawn == 0:
         raise InputError(f"none of {len(images)} images of {dataset} could be drawn")

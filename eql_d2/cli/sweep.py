@@ -83,8 +83,10 @@ def run(args: argparse.Namespace) -> None:
 
 def write_table(rows: list[dict], path: Path) -> None:
     columns = list(dict.fromkeys(name for row in rows for name in row))
+    from eql_d2.data.whole_files import written_whole
+
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w", newline="", encoding="utf-8") as file:
+    with written_whole(path) as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows(rows)

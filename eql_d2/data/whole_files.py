@@ -18,7 +18,8 @@ def naming(path):
         reasons = [e for e in (error, error.__context__, error.__cause__) if isinstance(e, OSError)]
         if not reasons:
             raise
-        reasons[0].filename = reasons[0].filename or str(path)
+        if reasons[0].filename in (None, f"{path}{UNFINISHED}"):
+            reasons[0].filename = str(path)
         raise reasons[0] from None
 
 
@@ -52,7 +53,8 @@ def written_whole(path, mode: str = "w") -> Iterator[IO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(unfinished, path)
+        with naming(path):
+            os.replace(unfinished, path)
     except BaseException:
         with suppress(OSError):
             os.unlink(unfinished)

@@ -111,6 +111,8 @@ class LongTailCheckpointer(DetectionCheckpointer):
         if trains:  # else another process may be writing here
             self._remove_unfinished()
         newest = self._newest_whole() if resume else None
+        if trains and not resume:
+            self._tell_of_an_earlier_training()
         self.resumes = newest is not None
         self.whole_model = self.resumes or not trains  # a new training may start from a backbone alone
         if newest is None:
@@ -118,6 +120,16 @@ class LongTailCheckpointer(DetectionCheckpointer):
                 return self.load(path, checkpointables=[])
         self.new_classifier = False
         return self.load(newest)
+
+    def _tell_of_an_earlier_training(self) -> None:
+        if self.has_checkpoint():
+            logger.warning(
+                "%s has checkpoints of an earlier training, %s last: this one starts anew, writes over them and "
+                "adds to metrics.json and log.txt. To go on with that one, stop and give --resume; to keep it, set "
+                "OUTPUT_DIR (in a LazyConfig train.output_dir) to another folder",
+                self.save_dir,
+                os.path.basename(self.get_checkpoint_file()),
+            )
 
     def _remove_unfinished(self) -> None:
         """Remove what processes that were killed have left."""
@@ -181,12 +193,16 @@ class LongTailCheckpointer(DetectionCheckpointer):
             require_plain_pickle(filename)
         if filename.endswith(".pyth"):
             self._torch_load(filename)  # Detectron2's reading would run what is in it
-        return super()._load_file(filename)
+        loaded = super()._load_file(filename)
+        require_weights(loaded["model"], filename)
+        return loaded
 
     def _torch_load(self, f):
         """Load tensors and plain Python only: a checkpoint with other objects could run any code."""
         loaded = load_plain(f)
-        if isinstance(loaded, dict) and "model" not in loaded and isinstance(loaded.get("state_dict"), dict):
+        if not isinstance(loaded, dict):
+            raise no_weights(f, type(loaded).__name__)
+        if "model" not in loaded and isinstance(loaded.get("state_dict"), dict):
             return {"model": loaded["state_dict"]}  # as mmengine and Lightning save it
         return loaded
 
@@ -328,9 +344,11 @@ def require_plain_pickle(path: str) -> None:
     """
     with PathManager.open(path, "rb") as file:
         try:
-            PlainUnpickler(file, encoding="latin1").load()
+            loaded = PlainUnpickler(file, encoding="latin1").load()
         except Exception as error:  # whatever a broken or crafted file gives rise to, MemoryError too
             raise not_plain(path, error) from error
+    if not isinstance(loaded, dict) or not isinstance(loaded.get("blobs", {}), dict):
+        raise no_weights(path, type(loaded).__name__)
 
 
 def require_uncompressed(path: str) -> None:
@@ -353,13 +371,18 @@ def load_plain(path: str):
     """What ``torch.save`` wrote, of tensors and plain Python only, on the CPU.
 
     Raises:
-        InputError: a file with anything else in it, or with compressed members.
+        InputError: a file that is damaged, has anything else in it, or compressed members.
     """
-    require_uncompressed(path)
     try:
+        require_uncompressed(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise not_plain(path, error) from error
+    except InputError:
+        raise
+    except Exception as error:  # whatever a broken file gives rise to
+        reason = f"{type(error).__name__}: {one_line(error)}"
+        raise InputError(f"{path} is no file of torch.save, or damaged ({reason})") from error
 
 
 def read_state_dict(path: str) -> dict[str, torch.Tensor]:
@@ -369,16 +392,40 @@ def read_state_dict(path: str) -> dict[str, torch.Tensor]:
         InputError: no such file, one that is damaged, or one with anything else in it.
     """
     require_file(path)
-    try:
-        loaded = load_plain(path)
-    except (RuntimeError, OSError, EOFError) as error:
-        raise InputError(f"{path} is no file of torch.save, or damaged: {one_line(error)}") from error
+    loaded = load_plain(path)
     for key in ("state_dict", "model"):
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]
-    if not (isinstance(loaded, dict) and loaded and all(torch.is_tensor(value) for value in loaded.values())):
-        raise InputError(f"{path} holds no weights: expected tensors by name, bare or under state_dict or model")
-    return loaded
+    return require_weights(loaded, path)
+
+
+def require_weights(weights, path: str) -> dict:
+    """``weights``, if they are tensors or arrays of real numbers by name; NaN and infinite ones get a line.
+
+    Raises:
+        InputError: anything else, or none.
+    """
+    if not isinstance(weights, dict) or not weights:
+        raise no_weights(path, "nothing" if isinstance(weights, dict) else type(weights).__name__)
+    for name, value in weights.items():
+        if not isinstance(name, str) or not is_of_numbers(value):
+            raise no_weights(path, f"{type(value).__name__} {name!r}")
+    odd = [name for name, value in weights.items() if not bool(torch.as_tensor(value).isfinite().all())]
+    if odd:
+        logger.warning("%s has NaN or infinite values in %d of its tensors, %s first", path, len(odd), odd[0])
+    return weights
+
+
+def is_of_numbers(value) -> bool:
+    if isinstance(value, np.ndarray):
+        return value.dtype.kind in "biuf"
+    return torch.is_tensor(value) and value.layout is torch.strided and not (value.is_meta or value.is_complex())
+
+
+def no_weights(path: str, found: str) -> InputError:
+    return InputError(
+        f"{path} holds no weights: expected tensors of numbers by name, bare or under model or state_dict, got {found}"
+    )
 
 
 def not_plain(path: str, error: Exception) -> InputError:
@@ -416,7 +463,7 @@ def require_file(path: str) -> None:
     try:
         if os.path.isfile(PathManager.get_local_path(path)):
             return
-        reason = "there is no such file"
+        reason = "that is a folder" if os.path.isdir(path) else "there is no such file"
     except OSError as error:
         reason = f"it cannot be downloaded ({error})"
     cure = "set MODEL.WEIGHTS to a checkpoint, or to '' to start from random weights"

@@ -17,6 +17,7 @@ from torch import nn
 from eql_d2.engine.errors import one_line_errors
 from eql_d2.engine.interruption import passing_on_signals
 from eql_d2.errors import InputError, one_line
+from eql_d2.streams import ready_standard_streams
 
 # What torchrun tells each process that it starts. Only a process of a group has a LOCAL_RANK, so its presence decides;
 # cluster managers set some of the others for whole machines.
@@ -41,6 +42,7 @@ def launch_tool(main, args) -> None:
         main: a function of a module, since other processes import it.
         args: what Detectron2's ``default_argument_parser`` parses.
     """
+    ready_standard_streams()
     if "LOCAL_RANK" in os.environ:
         with one_line_errors():
             check_worker_variables(args)

@@ -1,6 +1,6 @@
 """A disk that fills up while a run writes: one error with the file, the last good checkpoint and the cure."""
 
-import errno
+import io
 import logging
 import re
 import sys
@@ -10,10 +10,7 @@ from contextlib import contextmanager
 from detectron2.utils.events import EventWriter
 
 from eql_d2.data.whole_files import naming
-from eql_d2.errors import InputError
-
-# No room, no quota left, the greatest size of a file, a file system that went read-only, or a disk that fails.
-CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+from eql_d2.errors import CANNOT_WRITE, InputError
 
 
 class OutputError(InputError):
@@ -32,7 +29,7 @@ def explained_write_errors(folder: str, checkpointer=None):
     try:
         yield
     except OSError as error:
-        if error.errno not in CANNOT_WRITE:
+        if not is_full_disk(error):
             raise
         raise OutputError(cannot_write(error.filename or folder, error.strerror or str(error), checkpointer)) from error
     finally:
@@ -41,9 +38,12 @@ def explained_write_errors(folder: str, checkpointer=None):
 
 def quiet_about_a_full_disk(args) -> None:
     """The hook for threads: TensorBoard's tells the training what it met, which then says so."""
-    error = args.exc_value
-    if not (isinstance(error, OSError) and error.errno in CANNOT_WRITE):
+    if not is_full_disk(args.exc_value):
         threading.__excepthook__(args)
+
+
+def is_full_disk(error) -> bool:
+    return isinstance(error, OSError) and error.errno in CANNOT_WRITE
 
 
 def cannot_write(path: str, reason: str, checkpointer=None, checkpoint: str = "checkpoint") -> str:
@@ -85,8 +85,21 @@ def without_escapes(record: logging.LogRecord) -> bool:
     return True
 
 
+def said_at_the_end(record: logging.LogRecord) -> bool:
+    """False for Detectron2's traceback of a full disk, of which the last line of a run says all."""
+    error = record.exc_info[1] if record.exc_info else None
+    return not (isinstance(error, OutputError) or is_full_disk(error))
+
+
+def take_every_letter(stream) -> None:
+    """Whatever the locale: log.txt is UTF-8, and a terminal gets escapes of the letters that it lacks."""
+    if isinstance(stream, io.TextIOWrapper) and not stream.closed:
+        encoding = None if stream in (sys.stdout, sys.stderr) else "utf-8"
+        stream.reconfigure(encoding=encoding, errors="backslashreplace")
+
+
 def guard_the_log(*names: str) -> None:
-    """Keep escape sequences of others out of the logs of these loggers.
+    """Keep escape sequences of others out of the logs of these loggers, and let all letters in.
 
     And where log.txt cannot be written, say so once, not with a traceback for each line.
     """
@@ -103,5 +116,7 @@ def guard_the_log(*names: str) -> None:
 
     for name in names:
         for handler in logging.getLogger(name).handlers:
+            take_every_letter(getattr(handler, "stream", None))
             handler.addFilter(without_escapes)
+            handler.addFilter(said_at_the_end)
             handler.handleError = handle_error  # type: ignore[method-assign]

@@ -132,7 +132,7 @@ def test_counts_and_errors(tmp_path, capsys):
     assert "none.json" in capsys.readouterr().err
     (tmp_path / "a_file").touch()
     assert main(["counts", str(annotations), str(tmp_path / "a_file" / "counts.json")]) == 1
-    assert capsys.readouterr().err.startswith("error: the counts cannot be written: ")
+    assert capsys.readouterr().err.startswith("error: cannot write ")
 
 
 def test_a_mistake_keeps_its_traceback_where_it_is_wanted(tmp_path, monkeypatch):
@@ -146,3 +146,45 @@ def test_a_tool_is_the_command(tmp_path):
     by_command = process("-m", "eql_d2", "compare", tmp_path)
     assert by_tool.returncode == by_command.returncode == 1
     assert by_tool.stderr == by_command.stderr != ""
+
+
+@pytest.mark.parametrize("output", ["/dev/full", "no/such/folder.csv", "file/x.csv", "folder", "n" * 300])
+def test_an_output_that_cannot_be_written_is_one_line(tmp_path, monkeypatch, capsys, output):
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    Path("folder").mkdir()
+    results = [{"image_id": 0, "category_id": 0, "score": 0.5, "bbox": [0, 0, 9, 9]}]
+    Path("r.json").write_text(json.dumps(results))
+    annotations = [{"id": 1, "image_id": 0, "category_id": 0, "bbox": [0, 0, 9, 9], "area": 81, "iscrowd": 0}]
+    images = [{"id": 0, "file_name": "0.png", "height": 9, "width": 9}]
+    data = {"images": images, "annotations": annotations, "categories": [{"id": 0, "name": "a"}]}
+    Path("a.json").write_text(json.dumps(data))
+    if output == "/dev/full":  # where a file can be opened, but nothing written
+        real, output = open, "c.csv"
+        full = lambda path, mode="r", **kwargs: real("/dev/full" if "w" in mode else path, mode, **kwargs)
+        monkeypatch.setattr("builtins.open", full)
+    assert main(["thresholds", "r.json", "a.json", "--output", output]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: cannot write {output}: ") and error.count("\n") == 1
+
+
+def test_a_picture_and_counts_on_a_full_disk_name_the_file(tmp_path, monkeypatch, capsys):
+    ClassFrequencies([1, 2], None, 3).save(tmp_path / "counts.json")
+    real = open
+    full = lambda path, mode="r", **kwargs: real("/dev/full" if "w" in mode else path, mode, **kwargs)
+    monkeypatch.setattr("builtins.open", full)
+    assert main(["data", str(tmp_path / "counts.json"), "--output", str(tmp_path / "x.png")]) == 1
+    assert capsys.readouterr().err.startswith(f"error: cannot write {tmp_path / 'x.png'}: No space left on device.")
+
+
+@pytest.mark.parametrize("closed", [[1], [2], [0, 1, 2]])
+def test_standard_streams_that_are_closed(tmp_path, closed):
+    """Their numbers go to no other file."""
+    code = (
+        f"import os\n[os.close(fd) for fd in {closed}]\n"
+        f"os.execv({sys.executable!r}, ['python', '-c', 'import os, sys; from eql_d2.cli import main; "
+        'code = main(["configs", "list", "MiniLVIS"]); '
+        "sys.exit(code or os.open(os.devnull, os.O_RDONLY) < 3)'])"
+    )
+    result = process("-c", code)
+    assert result.returncode == 0, result.stderr

@@ -346,3 +346,14 @@ def test_a_training_starts_with_losses_of_their_own_state_and_an_evaluation_does
         model = model_of("LDAMLoss")
         LongTailCheckpointer(model, tmp_path / "new", **arguments).resume_or_load(path, resume=True)
         assert model.roi_heads.box_predictor.cls_loss.steps_done == steps
+
+
+def test_a_new_training_says_that_there_is_an_earlier_one(tmp_path, caplog):
+    """It was meant to be resumed, perhaps; an evaluation has nothing to say."""
+    checkpointer = LongTailCheckpointer(torch.nn.Linear(1, 1), str(tmp_path), trainer=torch.nn.Linear(1, 1))
+    checkpointer.resume_or_load("", resume=False)
+    checkpointer.save("model_0000007", iteration=7)
+    LongTailCheckpointer(torch.nn.Linear(1, 1), str(tmp_path)).resume_or_load("", resume=False)
+    assert "earlier training" not in caplog.text
+    checkpointer.resume_or_load("", resume=False)
+    assert "checkpoints of an earlier training, model_0000007.pth last" in caplog.text and "--resume" in caplog.text

@@ -104,3 +104,58 @@ def test_a_url_that_leaves_the_cache(tmp_path, url):
         load_config(str(tmp_path / "c.yaml"))
     with pytest.raises(InputError, match="outside of the cache folder"):
         PathManager.get_local_path(url)
+
+
+WEIGHT = torch.zeros(1, 1)
+
+
+@pytest.mark.parametrize("resume", [True, False])
+@pytest.mark.parametrize(
+    "content, found",
+    [
+        ([1, 2], "list"),
+        (None, "NoneType"),
+        ({}, "nothing"),
+        ({"model": 3}, "int"),
+        ({"model": {}}, "nothing"),
+        ({"model": {"weight": "a", "bias": "b"}}, "str 'weight'"),
+        ({"model": {1: WEIGHT}}, "Tensor 1"),
+        ({"model": {"weight": {"a": 1}}}, "dict 'weight'"),
+        ({"model": {"weight": WEIGHT.to_sparse()}}, "Tensor 'weight'"),
+        ({"model": {"weight": WEIGHT.to(torch.complex64)}}, "Tensor 'weight'"),
+        ({"model": {"weight": WEIGHT.to("meta")}}, "Tensor 'weight'"),
+        ({"blobs": 3}, "int 'blobs'"),
+    ],
+)
+def test_a_file_of_something_else(tmp_path, content, found, resume):
+    torch.save(content, tmp_path / "x.pth")
+    (tmp_path / "last_checkpoint").write_text("x.pth")
+    with pytest.raises(InputError, match=f"x.pth holds no weights: .* got {found}"):
+        LongTailCheckpointer(torch.nn.Linear(1, 1), str(tmp_path)).resume_or_load(f"{tmp_path}/x.pth", resume=resume)
+
+
+@pytest.mark.parametrize("content", [[1], None, {}, {"model": 3}, {"model": {"weight": "x"}}, {"blobs": 3}, {"a": "b"}])
+def test_a_pickle_of_something_else(tmp_path, content):
+    (tmp_path / "x.pkl").write_bytes(pickle.dumps(content))
+    with pytest.raises(InputError, match=r"x.pkl holds no weights: expected tensors of numbers by name"):
+        LongTailCheckpointer(torch.nn.Linear(1, 1)).load(str(tmp_path / "x.pkl"))
+
+
+@pytest.mark.parametrize("bytes_", [b"", b"hello\n", b"<!DOCTYPE html>", b"PK\x03\x04" + bytes(300), bytes(300)])
+@pytest.mark.parametrize("name", ["x.pth", "x.pyth", "x"])
+def test_a_file_that_torch_did_not_write(tmp_path, bytes_, name):
+    (tmp_path / name).write_bytes(bytes_)
+    with pytest.raises(InputError, match=f"{tmp_path / name} is no (file of torch.save, or damaged|checkpoint of)"):
+        LongTailCheckpointer(torch.nn.Linear(1, 1)).load(str(tmp_path / name))
+
+
+def test_a_folder_is_no_file(tmp_path):
+    with pytest.raises(InputError, match=f"the weights {tmp_path} are not here: that is a folder"):
+        LongTailCheckpointer(torch.nn.Linear(1, 1)).load(str(tmp_path))
+
+
+def test_weights_that_are_no_numbers_are_a_line(tmp_path, caplog):
+    model = torch.nn.Linear(1, 1)
+    torch.save({"model": {"weight": WEIGHT / 0, "bias": torch.zeros(1)}}, tmp_path / "x.pth")
+    LongTailCheckpointer(model).load(str(tmp_path / "x.pth"))
+    assert "x.pth has NaN or infinite values in 1 of its tensors, weight first" in caplog.text

@@ -17,6 +17,8 @@ from eql_d2.engine.output_errors import (
     OutputError,
     explained_write_errors,
     guard_the_log,
+    said_at_the_end,
+    take_every_letter,
     without_escapes,
 )
 from eql_d2.evaluation.predictions import ImagePredictions, save, write_json
@@ -124,3 +126,20 @@ def test_a_log_has_colours_and_no_other_escape_sequence():
     record = logging.LogRecord("x", 20, "", 0, "a %s\n\tb", ("\x1b[36mc\x1b[0m \x1b]0;evil\x07\x1b[2J\r",), None)
     assert without_escapes(record)
     assert record.getMessage() == "a \x1b[36mc\x1b[0m \\x1b]0;evil\\x07\\x1b[2J\\r\n\tb"
+
+
+def test_detectron2s_traceback_of_a_full_disk_is_left_out():
+    def logged(error):
+        return said_at_the_end(logging.LogRecord("x", 40, "", 0, "Exception", (), (type(error), error, None)))
+
+    assert not logged(OSError(errno.ENOSPC, "full")) and not logged(OutputError("full"))
+    assert logged(OSError(errno.ENOENT, "no file")) and logged(KeyError("a bug"))
+    assert said_at_the_end(logging.LogRecord("x", 40, "", 0, "a line", (), None))
+
+
+def test_a_log_takes_letters_that_the_locale_lacks(tmp_path):
+    with open(tmp_path / "log.txt", "a", encoding="ascii") as file:
+        take_every_letter(file)
+        file.write("苹果 \udcff")
+    take_every_letter(file)  # closed, as a log that is rotated
+    assert (tmp_path / "log.txt").read_text(encoding="utf-8") == "苹果 \\udcff"
