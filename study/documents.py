@@ -22,10 +22,14 @@ Records = dict[str, dict[int, dict]]  # variant -> seed -> record
 def write_documents(results: Path, root: Path) -> list[Path]:
     """Fill every place of the documents below ``root`` anew; returns their paths."""
     records = load(results / RUNS)
-    paths = [root / name for name in DOCUMENTS]
+    return fill([root / name for name in DOCUMENTS], lambda name: table(name, records, results))
+
+
+def fill(paths: list[Path], table_of: Callable[[str], str]) -> list[Path]:
+    """Write the table of each place, by its name, into documents; returns them."""
     for path in paths:
         text = path.read_text()
-        path.write_text(PLACE.sub(lambda at: f"{at[1]}\n{table(at[2], records, results)}\n\n{at[3]}", text))
+        path.write_text(PLACE.sub(lambda at: f"{at[1]}\n{table_of(at[2])}\n\n{at[3]}", text))
     return paths
 
 

@@ -18,6 +18,7 @@ HARDLY = 0.05  # share of the objects that any detector should find
 NO_CATEGORY = 0.02  # share of the objects found that any detector should call by their category
 WITHOUT_DETECTION = 0.2  # share of the images with objects
 REPEATED = 0.01  # share of the detections
+_ODD = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio
 
 
 def mistakes(truth: GroundTruth, detections: Detections) -> list[str]:
@@ -149,9 +150,6 @@ def repeated(detections: Detections) -> str | None:
         f"{again} of {len(mixed)} detections are there already, with the same box, category and score, and count as "
         "false: write each image's detections once"
     )
-
-
-_ODD = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio
 
 
 def images_without_detections(truth: GroundTruth, detections: Detections) -> str | None:

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import orjson
 
-from eql_d2.data.json_files import without_garbage_collection
+from eql_d2.data.json_files import GZIP, without_garbage_collection
 from eql_d2.errors import InputError
 from eql_d2.evaluation.lvis_metrics import Detections
 from eql_d2.evaluation.packed_masks import PackedMasks
@@ -74,7 +74,7 @@ def pieces(path, size: int = PIECE) -> Iterator[list]:
 
 def _opened(path) -> BinaryIO:
     file = open(path, "rb")
-    if file.peek(2).startswith(b"\x1f\x8b"):
+    if file.peek(len(GZIP)).startswith(GZIP):
         file.close()
         return gzip.open(path)  # type: ignore[return-value]
     return file

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from eql_d2.losses import one_pass
 from eql_d2.losses.terms import Logistic, cross_entropy, focal
 
-BLOCK = 1 << 18  # numbers in a block: a few of its size, 0.5 MB in fp32, fit into the second-level cache of a core
+BLOCK = 1 << 18  # numbers in a block: a few of its size, 1 MB in fp32, fit into the second-level cache of a core
 
 # With AVX-512, torch's log1p has a load that is masked out for all numbers but -0.0. If its page of memory was never
 # touched, such a load is slow, and being masked out it does not touch it: until a -0.0 comes by, log1p takes 20 times

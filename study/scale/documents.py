@@ -7,7 +7,7 @@ from statistics import mean
 
 import matplotlib
 
-from study.documents import PLACE, markdown
+from study.documents import fill, markdown
 from study.record import RUNS, load
 from study.scale.correlation import Agreement, agreement, gains
 from study.scale.plan import PUBLISHED, SEEDS, SHORTENED, SOFTMAX, TUNING_SEED, published_gain
@@ -40,10 +40,7 @@ Records = dict[str, dict[int, dict]]  # method -> seed -> line
 def write_documents(results: Path, root: Path) -> list[Path]:
     """Fill the places of the documents below ``root`` anew, and draw the figure; returns the files."""
     records, docs = load(results), root / "docs"
-    paths = [root / name for name in DOCUMENTS]
-    for path in paths:
-        text = path.read_text()
-        path.write_text(PLACE.sub(lambda at: f"{at[1]}\n{TABLES[at[2]](records, docs) or NO_RUNS}\n\n{at[3]}", text))
+    paths = fill([root / name for name in DOCUMENTS], lambda name: TABLES[name](records, docs) or NO_RUNS)
     drawn = draw(untouched(records))
     if drawn is None:
         return paths

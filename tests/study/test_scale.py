@@ -10,6 +10,7 @@ from eql_d2 import CLS_LOSS_REGISTRY
 from eql_d2.engine import load_config
 from eql_d2.engine.checks import check_names
 from eql_d2.engine.settings import loss_name
+from study.documents import PLACE
 from study.record import load
 from study.runs import missing
 from study.scale import correlation, documents, plan, runs
@@ -177,7 +178,7 @@ class TestDocuments:
 
     def test_every_place_of_the_page_has_a_table(self):
         root = documents.Path(__file__).parents[2]
-        names = [m[2] for page in documents.DOCUMENTS for m in documents.PLACE.finditer((root / page).read_text())]
+        names = [m[2] for page in documents.DOCUMENTS for m in PLACE.finditer((root / page).read_text())]
         assert sorted(names) == sorted(documents.TABLES)
 
     def test_a_figure_of_what_there_is(self, results):
