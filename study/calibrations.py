@@ -1,10 +1,11 @@
 #!/usr/bin/env python
 """What correcting the scores of finished MiniLVIS runs gains: tuned on one half of the images, measured on the other.
 
-    python -m study.calibrations --output output/benchmark
+    python -m study.calibrations                     # the runs of `python -m study --studies calibration`
+    python -m study.calibrations --categories 1203   # those of `python -m study.scale` on seed 0
 
-Each result is a line of docs/benchmark/calibration.jsonl. What is there is not made again, so it goes on where it was
-stopped. The runs are those of `python -m study --studies calibration`.
+Each result is a line of calibration.jsonl in docs/benchmark or docs/benchmark_1203. What is there is not made again, so
+it goes on where it was stopped.
 """
 
 import argparse
@@ -17,7 +18,9 @@ from tabulate import tabulate
 from eql_d2.engine.sweep import Sweep
 from study.plan import studies
 
-RESULTS = Path(__file__).parents[1] / "docs" / "benchmark"
+DOCS = Path(__file__).parents[1] / "docs"
+FOLDERS = {90: "benchmark", 1203: "benchmark_1203"}  # categories -> of the results, and of the runs
+ON_1203 = ("softmax", "sigmoid", "EQL", "RFS")  # of seed 0
 FILE = "calibration.jsonl"
 # Name in the table -> calibration, its strengths, and further arguments.
 GRIDS = {
@@ -33,26 +36,34 @@ KEPT = ("metric", "strength", "none", "tuned", "gain", "low", "high", "verdict")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("output/benchmark"), help="of the runs")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="default: docs/benchmark")
+    parser.add_argument("--categories", type=int, choices=FOLDERS, default=90, help="of the set (default: 90)")
+    parser.add_argument("--output", type=Path, help="of the runs; default: output/benchmark, output/benchmark_1203")
+    parser.add_argument("--results", type=Path, help="default: docs/benchmark, docs/benchmark_1203")
     args = parser.parse_args()
-    for folder, variant, seed, name in missing(args.output, args.results):
+    output = args.output or Path("output", FOLDERS[args.categories])
+    results = args.results or DOCS / FOLDERS[args.categories]
+    for folder, variant, seed, name in missing(runs(args.categories), output, results):
         for line in measure(folder, variant, seed, name):
             print(line, flush=True)
-            with (args.results / FILE).open("a") as file:
+            with (results / FILE).open("a") as file:
                 file.write(json.dumps(line) + "\n")
+    print(f"results: {results / FILE}")
 
 
-def missing(output: Path, results: Path) -> Iterator[tuple[Path, str, int, str]]:
+def runs(categories: int) -> list[tuple[str, int]]:
+    """(variant, seed) whose scores are corrected."""
+    if categories == 1203:
+        return [(name, 0) for name in ON_1203]
+    return [(row.variant.name, seed) for row in studies()["calibration"] for seed in row.variant.seeds]
+
+
+def missing(runs: list[tuple[str, int]], output: Path, results: Path) -> Iterator[tuple[Path, str, int, str]]:
     """Finished runs and calibrations without a result."""
     done = {(line["variant"], line["seed"], line["calibration"]) for line in load(results)}
-    for row in studies()["calibration"]:
-        for seed in row.variant.seeds:
-            folder = output / row.variant.name / str(seed)
-            if (folder / "model_final.pth").exists():
-                yield from (
-                    (folder, row.variant.name, seed, n) for n in GRIDS if (row.variant.name, seed, n) not in done
-                )
+    for name, seed in runs:
+        folder = output / name / str(seed)
+        if (folder / "model_final.pth").exists():
+            yield from ((folder, name, seed, n) for n in GRIDS if (name, seed, n) not in done)
 
 
 def measure(folder: Path, variant: str, seed: int, name: str) -> list[dict]:

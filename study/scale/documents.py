@@ -7,10 +7,11 @@ from statistics import mean
 
 import matplotlib
 
+from study.calibrations import calibration_table
 from study.documents import fill, markdown
 from study.record import RUNS, load
 from study.scale.correlation import Agreement, agreement, gains
-from study.scale.plan import PUBLISHED, SEEDS, SHORTENED, SOFTMAX, TUNING_SEED, published_gain
+from study.scale.plan import CHANGES, PUBLISHED, SEEDS, SOFTMAX, TUNING_SEED, published_gain
 from study.scale.runs import CAPS
 from study.seeds import spread, values
 
@@ -64,7 +65,8 @@ def of_metric(records: Records, metric: str, cap: int = CAPS[0]) -> dict[str, di
 
 def methods_table(records: Records, _docs: Path) -> str:
     """Every method on the untouched seeds, the best first, beside what is published."""
-    records = {name: of for name, of in untouched(records).items() if not name.endswith(SHORTENED)}
+    endings = tuple(change.ending for change in CHANGES)
+    records = {name: of for name, of in untouched(records).items() if not name.endswith(endings)}
     rows = []
     for name in sorted(records, key=lambda n: -mean(values(records[n], str(CAPS[0]), "AP").values())):
         row = {"method": name, "seeds": len(records[name])}
@@ -154,13 +156,14 @@ def other_sets_table(records: Records, docs: Path) -> str:
     ours = {metric: of_metric(untouched(records), metric) for metric in ("AP", "APr")}
     small = load(docs / "benchmark" / RUNS)
     small = {name: small[theirs] for name, theirs in SMALL_NAMES.items() if theirs in small}
-    short = {name: records[name + SHORTENED] for name in PUBLISHED if name + SHORTENED in records}
     digits = json.loads((docs / "benchmark" / "digits.json").read_text())
     others = {
         "90 categories": {metric: of_metric(small, metric) for metric in ours},
         "long-tailed digits, accuracy": {metric: of_digits(digits, i) for i, metric in enumerate(ours)},
-        "1,203 categories, a third of the iterations": {metric: of_metric(untouched(short), metric) for metric in ours},
     }
+    for change in CHANGES:
+        changed = {n: records[n + change.ending] for n in change.only if n + change.ending in records}
+        others[f"1,203 categories, {change.label}"] = {m: of_metric(untouched(changed), m) for m in ours}
     rows = []
     for label, of_set in others.items():
         for metric, theirs in of_set.items():
@@ -211,6 +214,7 @@ TABLES: dict[str, Callable[[Records, Path], str]] = {
     "other-sets": other_sets_table,
     "published": published_table,
     "cost": cost_table,
+    "calibration": lambda _records, docs: calibration_table(docs / "benchmark_1203"),
 }
 
 

@@ -9,7 +9,7 @@ from study.runs import Workshop, train_variant
 from study.scale.plan import Method, methods
 
 CAPS = (300, 150)  # detections an image; 150 are to 6 objects an image what 300 are to LVIS's 13
-KEPT = ("model_final.pth", "log.txt", "benchmark_log.txt")
+KEPT = ("model_final.pth", "config.yaml", "log.txt", "benchmark_log.txt")
 
 
 def minutes_left(todo: list, results: Path, jobs: int) -> float | None:
@@ -34,7 +34,7 @@ def average_precisions(folder: Path) -> dict[str, dict[str, dict[str, float]]]:
 
 
 def clear(folder: Path) -> None:
-    """Leave the weights and the log: detections are 100 MB."""
+    """Leave the weights, the config and the log: detections are 100 MB."""
     for path in folder.iterdir():
         if path.name not in KEPT:
             shutil.rmtree(path) if path.is_dir() else path.unlink()

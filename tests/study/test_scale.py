@@ -10,6 +10,7 @@ from eql_d2 import CLS_LOSS_REGISTRY
 from eql_d2.engine import load_config
 from eql_d2.engine.checks import check_names
 from eql_d2.engine.settings import loss_name
+from eql_d2.mini_lvis.lvis_scale import MiniLVIS1203Spec
 from study.documents import PLACE
 from study.record import load
 from study.runs import missing
@@ -60,14 +61,22 @@ class TestPlan:
             if method.first_stage:
                 assert planned.index((method.first_stage, seed)) < planned.index((method.name, seed))
 
-    def test_the_shortened_have_a_third_of_the_iterations_in_both_stages(self):
+    def test_a_third_of_the_iterations_is_one_in_both_stages(self):
         known = plan.methods()
         for name, iterations in (("softmax", 2000), ("RFS", 3540), ("cRT", 2000), ("ECM-RFS", 3540)):
-            short = known[name + plan.SHORTENED]
+            short = known[f"{name}-third"]
             cfg = load_config(str(plan.CONFIG), short.overrides)
             assert cfg.SOLVER.MAX_ITER == iterations
             assert cfg.SOLVER.WARMUP_ITERS == (393 if name == "ECM-RFS" else 50)
         assert known["cRT-third"].first_stage == "softmax-third" and known["cRT"].first_stage == "softmax"
+
+    def test_a_change_of_the_set_keeps_epochs_and_what_is_repeated(self):
+        changed = plan.methods()["cosine-RFS-long-head"]
+        cfg = load_config(str(plan.CONFIG), changed.overrides)
+        images = MiniLVIS1203Spec(head_exponent=0.4).num_train_images
+        assert cfg.SOLVER.MAX_ITER / images == pytest.approx(10620 / 15483, rel=1e-4)
+        assert cfg.DATALOADER.REPEAT_THRESHOLD * images == pytest.approx(100)
+        assert changed.data == {"head_exponent": 0.4} and cfg.MODEL.ROI_BOX_HEAD.CLS_NORM.TEMPERATURE == 20
 
     def test_the_whole_model_trains_all_its_parts(self):
         cfg = load_config(str(plan.CONFIG), plan.methods()["softmax-whole"].overrides)
