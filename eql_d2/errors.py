@@ -2,8 +2,11 @@
 
 import difflib
 import errno
+import os
 import re
 from collections.abc import Iterable
+
+from eql_d2.streams import close_full_streams
 
 # Set to 1 it lets a tool's InputErrors through, for who wants to see where they came from.
 TRACEBACK_VARIABLE = "EQL_D2_TRACEBACK"
@@ -27,6 +30,28 @@ class InputError(ValueError):
 
     def __str__(self) -> str:
         return printable(super().__str__(), 4000)
+
+
+class WriteError(OSError):
+    """A file cannot be written; with ``errno``, ``strerror`` and ``filename``."""
+
+
+def what_to_say(error: BaseException) -> str:
+    """The one line that a tool shows of a mistake in the input, of a file that cannot be written, or of what is not
+    installed; "" of anything else, which is a bug, unless :data:`TRACEBACK_VARIABLE` asks for all."""
+    if os.getenv(TRACEBACK_VARIABLE):
+        return ""
+    if isinstance(error, InputError):
+        return str(error) or type(error).__name__
+    if isinstance(error, ModuleNotFoundError):
+        return how_to_install(error)
+    if not isinstance(error, OSError):
+        return ""
+    path = error.filename if isinstance(error, WriteError) else error.errno in CANNOT_WRITE and close_full_streams()
+    if not path:
+        return ""
+    reason = "there is no such folder" if error.errno == errno.ENOENT else error.strerror
+    return printable(f"cannot write {path}: {reason}. Give another path, or make room or the folder writable", 4000)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

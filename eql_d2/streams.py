@@ -1,4 +1,4 @@
-"""Standard streams as a program finds them: closed, or of an encoding that lacks letters."""
+"""Streams as a program finds them: closed, full, or of an encoding that lacks letters."""
 
 import io
 import os
@@ -9,8 +9,7 @@ def ready_standard_streams() -> None:
     """Let standard output and error take whatever is written.
 
     One that is closed (``>&-``, some schedulers) becomes /dev/null. Else the next file that is opened, a checkpoint
-    perhaps, would get its number, and with it what is written to standard error. Letters that a terminal's encoding
-    lacks are escaped.
+    perhaps, would get its number, and with it what is written to standard error.
     """
     number = os.open(os.devnull, os.O_RDWR)
     while number <= 2:  # the lowest that is free
@@ -18,6 +17,23 @@ def ready_standard_streams() -> None:
     os.close(number)
     sys.stdout = sys.stdout or open(1, "w", closefd=False)
     sys.stderr = sys.stderr or open(2, "w", closefd=False)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+    take_every_letter(sys.stdout)
+    take_every_letter(sys.stderr)
+
+
+def take_every_letter(stream) -> None:
+    """Whatever the locale: a file gets UTF-8, and a terminal escapes of the letters that it lacks."""
+    if isinstance(stream, io.TextIOWrapper) and not stream.closed:
+        encoding = None if stream in (sys.stdout, sys.stderr) else "utf-8"
+        stream.reconfigure(encoding=encoding, errors="backslashreplace")
+
+
+def close_full_streams() -> str:
+    """Let standard output or error end in /dev/null if it takes nothing any more; which of them does, "" for none."""
+    for name, stream in (("standard output", sys.stdout), ("standard error", sys.stderr)):
+        try:
+            print(file=stream, flush=True)
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # else the exit code tells of it once more
+            return name
+    return ""

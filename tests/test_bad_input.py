@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 from torch import nn
 
+from eql_d2.data.whole_files import written_whole
 from eql_d2.engine import Trainer, check_run, load_config, one_line_errors
 from eql_d2.engine.ignored_keys import check_model_reads
 from eql_d2.engine.settings import settings_of
@@ -251,8 +252,12 @@ def test_one_line_errors(capsys, monkeypatch):
     with pytest.raises(SystemExit, match="1"), one_line_errors():
         raise InputError("no key 'x'")
     assert capsys.readouterr().err == "error: no key 'x'\n"
-    for bug in (ZeroDivisionError, KeyError, ValueError):  # of ours or of a person's own code: with its traceback
-        with pytest.raises(bug), one_line_errors():
+    with pytest.raises(SystemExit, match="1"), one_line_errors(), written_whole("no/such/folder"):
+        pass
+    assert capsys.readouterr().err.startswith("error: cannot write no/such/folder: there is no such folder.")
+    # Of ours or of a person's own code: with its traceback.
+    for bug in (ZeroDivisionError(), KeyError(), ValueError(), FileNotFoundError(2, "No such file", "a/b")):
+        with pytest.raises(type(bug)), one_line_errors():
             raise bug
     monkeypatch.setenv("EQL_D2_TRACEBACK", "1")
     with pytest.raises(InputError), one_line_errors():

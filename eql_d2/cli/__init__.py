@@ -5,7 +5,6 @@ or None for 0. It imports what is heavy inside of ``run``, so that help needs ne
 """
 
 import argparse
-import errno
 import importlib
 import os
 import pkgutil
@@ -14,10 +13,8 @@ from collections.abc import Sequence
 from types import ModuleType
 
 from eql_d2 import __version__
-from eql_d2.errors import CANNOT_WRITE, TRACEBACK_VARIABLE, InputError, did_you_mean, how_to_install, printable
+from eql_d2.errors import TRACEBACK_VARIABLE, did_you_mean, what_to_say
 from eql_d2.streams import ready_standard_streams
-
-NO_SUCH_OUTPUT = (errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,29 +52,12 @@ def run_command(name: str, argv: Sequence[str]) -> int:
     except BrokenPipeError:  # `| head` has what it wants
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 141  # as a shell has it for SIGPIPE
-    except (InputError, ModuleNotFoundError, OSError) as error:
+    except Exception as error:
         message = what_to_say(error)
-        if not message or os.getenv(TRACEBACK_VARIABLE):
+        if not message:
             raise
         print(f"error: {message}", file=sys.stderr, flush=True)
         return 1
-
-
-def what_to_say(error: Exception) -> str:
-    """Of a mistake in the input, or an output that cannot be written; "" of anything else, which is a bug."""
-    if isinstance(error, InputError):
-        return str(error)
-    if isinstance(error, ModuleNotFoundError):
-        return how_to_install(error)
-    if not isinstance(error, OSError) or error.filename is None:
-        return ""
-    no_folder = error.errno == errno.ENOENT and not os.path.isdir(os.path.dirname(error.filename) or ".")
-    if error.errno not in (*CANNOT_WRITE, *NO_SUCH_OUTPUT) and not no_folder:
-        return ""
-    reason = "there is no such folder" if no_folder else error.strerror
-    return printable(
-        f"cannot write {error.filename}: {reason}. Give another path, or make room or the folder writable", 4000
-    )
 
 
 def names() -> list[str]:

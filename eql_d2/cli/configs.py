@@ -9,6 +9,7 @@ import argparse
 from pathlib import Path
 
 from eql_d2.config_files import ROOT, config_names, files_of, find_config, summary
+from eql_d2.data.whole_files import make_folder, naming
 from eql_d2.errors import InputError
 
 
@@ -50,6 +51,7 @@ def copy(config: Path, folder: Path) -> None:
     if existing := [str(target) for target in targets.values() if target.exists()]:
         raise InputError(f"there is already {', '.join(existing)}: give another folder, or remove it")
     for path, target in targets.items():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(path.read_bytes())
+        make_folder(target.parent)
+        with naming(target):
+            target.write_bytes(path.read_bytes())
     print(f"copied {len(targets)} files; train with --config-file {targets[config]}")

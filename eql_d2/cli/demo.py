@@ -12,6 +12,7 @@ import os
 import sys
 
 from eql_d2.config_files import config_path
+from eql_d2.data.whole_files import make_folder, naming
 from eql_d2.errors import InputError
 
 # Scores of a long-tailed detector are low, those of rare categories most of all: at the 0.5 of Detectron2's demo an
@@ -41,7 +42,6 @@ def run(args: argparse.Namespace) -> None:
     from PIL import Image
     from tqdm import tqdm
 
-    from eql_d2.data.whole_files import naming
     from eql_d2.drawing.names import drawable
     from eql_d2.engine.demo import Predictor, category_names, choose, draw, image_files, output_names, read_rgb
     from eql_d2.engine.settings import detecting_head
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> None:
     files = image_files(args.input)
     predictor = Predictor(cfg)
     names = category_names(cfg)
-    os.makedirs(args.output, exist_ok=True)
+    make_folder(args.output)
     if names is None:
         print("no dataset of the config has names for the categories: they are numbered")
         names = [str(i) for i in range(cfg.MODEL[detecting_head(cfg)].NUM_CLASSES)]

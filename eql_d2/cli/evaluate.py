@@ -13,6 +13,7 @@ import re
 import sys
 from pathlib import Path
 
+from eql_d2.data.whole_files import make_folder, written_whole
 from eql_d2.errors import InputError
 
 
@@ -110,10 +111,7 @@ def check(args: argparse.Namespace) -> None:
     for path in filter(None, (args.categories, args.json, args.report)):
         if Path(path).is_dir():
             raise InputError(f"{path} is a folder: name a file to write")
-        try:
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"{path} cannot be written: {error.strerror}") from error
+        make_folder(Path(path).parent)
 
 
 def distinct_names(paths: list) -> list[str]:
@@ -145,8 +143,6 @@ def intervals_table(names: list, drawings: dict) -> str:
 
 def write_categories(path, names: list, evaluated: list) -> None:
     """As CSV; of several results each in a file of its own, with its name before the suffix."""
-    from eql_d2.data.whole_files import written_whole
-
     path = Path(path)
     for name, each in zip(names, evaluated, strict=True):
         part = re.sub(r"[^\w.-]+", "_", name.removesuffix(".json"))
@@ -157,7 +153,6 @@ def write_categories(path, names: list, evaluated: list) -> None:
 
 
 def write_json(path, dataset, names: list, evaluated: list, drawings: dict | None) -> None:
-    from eql_d2.data.whole_files import written_whole
     from eql_d2.evaluation.tail_results import without_nan
 
     first = evaluated[0]

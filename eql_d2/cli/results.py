@@ -12,6 +12,7 @@ import os
 import sys
 from pathlib import Path
 
+from eql_d2.data.whole_files import make_folder, naming
 from eql_d2.errors import InputError
 
 
@@ -30,7 +31,6 @@ def run(args: argparse.Namespace) -> None:
     import eql_d2.registration  # noqa: F401  (runs on MiniLVIS are drawn, too)
     from eql_d2.data.frequencies import ClassFrequencies
     from eql_d2.data.registration import register_datasets
-    from eql_d2.data.whole_files import naming
     from eql_d2.drawing.panels import Panels
     from eql_d2.drawing.picture import rarest_images
     from eql_d2.evaluation.run_folder import read_run_config
@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> None:
     frequencies = ClassFrequencies.from_config(cfg)
     images = rarest_images(dicts, frequencies.image_count.numpy(), args.num_images)
     detections = read_detections(Path(args.run) / "inference" / dataset, images)
-    os.makedirs(args.output, exist_ok=True)
+    make_folder(args.output)
     panels = Panels(names, frequencies.groups)
     num_drawn = 0
     for place, (image_id, image) in enumerate(tqdm(images.items(), unit="image")):

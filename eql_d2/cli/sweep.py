@@ -15,6 +15,7 @@ import csv
 import sys
 from pathlib import Path
 
+from eql_d2.data.whole_files import make_folder, written_whole
 from eql_d2.errors import InputError
 
 CALIBRATIONS = (
@@ -83,9 +84,8 @@ def run(args: argparse.Namespace) -> None:
 
 def write_table(rows: list[dict], path: Path) -> None:
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    from eql_d2.data.whole_files import written_whole
 
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     with written_whole(path) as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()

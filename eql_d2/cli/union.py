@@ -11,6 +11,7 @@ import argparse
 import json
 from pathlib import Path
 
+from eql_d2.data.whole_files import make_folder, written_whole
 from eql_d2.errors import InputError
 
 
@@ -25,7 +26,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from eql_d2.data.union import union
-    from eql_d2.data.whole_files import written_whole
 
     outputs = [args.output / Path(path).name for path in args.annotations]
     if len(set(outputs)) < len(outputs):
@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> None:
     if any(len(pair) != 2 for pair in pairs):
         raise InputError(f"--same takes NAME=OTHER, got {args.same}")
     parts = union(args.annotations, pairs, args.leave_out)
-    args.output.mkdir(parents=True, exist_ok=True)
+    make_folder(args.output)
     for path, part in zip(outputs, parts, strict=True):
         with written_whole(path, "w") as file:
             json.dump(part, file)

@@ -50,10 +50,11 @@ def _classes(name: str, data: dict, counts_from_1: bool) -> tuple[list[str], dic
     if counts_from_1:
         order = {id: id - 1 for id in order}
     order = metadata.get("thing_dataset_id_to_contiguous_id", order)
+    K = len(classes)
     for category in data["categories"]:
         place = order.get(category["id"], -1)
-        known = classes[place] if 0 <= place < len(classes) else None
-        if known is None or class_key(known) != class_key(category["name"]):
+        known = classes[place] if 0 <= place < K else None
+        if known is None or class_key(known, K) != class_key(category["name"], K):
             raise InputError(
                 f"{metadata.json_file}: category {category['id']} is {category['name']!r}, and {known!r} for '{name}' "
                 f"as Detectron2 knows it: register a file of your own by DATASETS.REGISTER, or under another name"

@@ -15,7 +15,7 @@ import torch
 from eql_d2.data.counting import count_annotations
 from eql_d2.data.json_files import read_json
 from eql_d2.data.letters import frequency_letter
-from eql_d2.data.whole_files import naming
+from eql_d2.data.whole_files import make_folder, naming
 from eql_d2.errors import InputError, one_line
 
 COUNTS_KEY = "MODEL.ROI_BOX_HEAD.CLS_LOSS.COUNTS_FILE"
@@ -295,7 +295,7 @@ class ClassFrequencies:
             **extra,
         }
         path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
         with naming(path):
             temporary.write_text(json.dumps(content, separators=(",", ":")) + "\n", encoding="utf-8")

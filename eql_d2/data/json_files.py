@@ -27,6 +27,8 @@ def read_json(path, required=()) -> dict:
         raise
     except FileNotFoundError as error:
         raise InputError(f"there is no file {path}") from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not a JSON file: {error}") from error
     missing = [key for key in required if not isinstance(data, dict) or key not in data]

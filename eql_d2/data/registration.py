@@ -20,6 +20,7 @@ from eql_d2.data.json_files import read_json
 from eql_d2.errors import InputError
 
 KEY = "DATASETS.REGISTER"
+LVIS_V1_CLASSES = 1203
 
 
 def datasets_root() -> Path:
@@ -89,9 +90,9 @@ def order_classes(name: str, classes: Sequence[str]) -> None:
         classes: the names of the dataset's classes, which are all different, in the wanted order.
     """
     before = MetadataCatalog.get(name).as_dict()
-    place = {class_key(each): i for i, each in enumerate(classes)}
-    own = before["thing_classes"]
-    order = {i: place[class_key(own[k])] for i, k in before["thing_dataset_id_to_contiguous_id"].items()}
+    place = {key: i for i, key in enumerate(class_keys(classes))}
+    own = class_keys(before["thing_classes"])
+    order = {i: place[own[k]] for i, k in before["thing_dataset_id_to_contiguous_id"].items()}
     DatasetCatalog.remove(name)
     MetadataCatalog.remove(name)
     DatasetCatalog.register(name, lambda: load_dataset(before["json_file"], before["image_root"], order))
@@ -100,10 +101,18 @@ def order_classes(name: str, classes: Sequence[str]) -> None:
     MetadataCatalog.get(name).set(**after)
 
 
-def class_key(name: str) -> str:
-    """What two spellings of a class's name have in common: `Traffic_Light` and `traffic light` are one."""
+def class_keys(names: Sequence[str]) -> list[str]:
+    """:func:`class_key` of all classes of a dataset."""
+    return [class_key(name, len(names)) for name in names]
+
+
+def class_key(name: str, num_classes: int) -> str:
+    """What two spellings of a class's name have in common: `Traffic_Light` and `traffic light` are one.
+
+    And of LVIS v1 what its file calls bull, and Detectron2's metadata of it horned_cow.
+    """
     key = " ".join(name.casefold().replace("_", " ").split())
-    return "bull" if key == "horned cow" else key  # LVIS v1's file and Detectron2's metadata of it
+    return "bull" if key == "horned cow" and num_classes == LVIS_V1_CLASSES else key
 
 
 def is_lvis_format(json_file: str, data: dict) -> bool:

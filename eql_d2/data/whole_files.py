@@ -6,28 +6,37 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import IO
 
+from eql_d2.errors import WriteError
+
 UNFINISHED = ".tmp"  # ends the name of a file that is being written
 
 
 @contextmanager
 def naming(path):
-    """An OSError of what is written within names the file, as one of opening it does."""
+    """An OSError of what is written within is a WriteError that names the file; those of other files stay."""
     try:
         yield
     except (OSError, RuntimeError) as error:  # the latter is torch.save's, of a write that has failed
         reasons = [e for e in (error, error.__context__, error.__cause__) if isinstance(e, OSError)]
-        if not reasons:
+        if not reasons or reasons[0].filename not in (None, str(path), f"{path}{UNFINISHED}"):
             raise
-        if reasons[0].filename in (None, f"{path}{UNFINISHED}"):
-            reasons[0].filename = str(path)
-        raise reasons[0] from None
+        raise WriteError(reasons[0].errno, reasons[0].strerror or str(reasons[0]), str(path)) from None
+
+
+def make_folder(path) -> None:
+    """A folder to write into, with those above it, if it is not there yet."""
+    try:
+        os.makedirs(path, exist_ok=True)
+    except OSError as error:
+        reason = "that is a file" if isinstance(error, FileExistsError) else error.strerror
+        raise WriteError(error.errno, reason, error.filename) from None
 
 
 @contextmanager
 def folder_written_whole(folder) -> Iterator[str]:
     """A folder to write into; when all is complete its files move to ``folder``, and not at all if something fails."""
     unfinished = os.path.join(folder, UNFINISHED)
-    os.makedirs(unfinished, exist_ok=True)
+    make_folder(unfinished)
     try:
         with naming(folder):
             yield unfinished
@@ -45,7 +54,7 @@ def written_whole(path, mode: str = "w") -> Iterator[IO]:
         mode: "w" for text, as UTF-8, or "wb".
 
     Raises:
-        OSError: with ``path`` as its ``filename``, also where a library has made another error of it.
+        WriteError: with ``path`` as its ``filename``, also where a library has made another error of it.
     """
     unfinished = f"{path}{UNFINISHED}"
     try:

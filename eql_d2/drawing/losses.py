@@ -17,6 +17,7 @@ from detectron2.config import get_cfg
 from eql_d2.config import add_eql_config
 from eql_d2.data.frequencies import SHIPPED_COUNTS, ClassFrequencies
 from eql_d2.data.letters import GROUP_NAMES
+from eql_d2.data.whole_files import make_folder, naming
 from eql_d2.drawing.panels import GROUP_COLORS
 from eql_d2.losses import ClassificationLoss, build_cls_loss
 
@@ -243,11 +244,12 @@ def save(figure, path) -> None:
     """Write a PNG of 64 colours, a third of its size in full colour."""
     from PIL import Image
 
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    make_folder(Path(path).parent)
     figure.set_dpi(110)
     figure.canvas.draw()
     pixels = Image.fromarray(np.asarray(figure.canvas.buffer_rgba())).convert("RGB")
-    pixels.quantize(64, dither=Image.Dither.NONE).save(path, optimize=True)
+    with naming(path):
+        pixels.quantize(64, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
 @contextmanager

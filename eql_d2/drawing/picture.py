@@ -11,7 +11,7 @@ from detectron2.utils import comm
 
 from eql_d2.data import ClassFrequencies
 from eql_d2.data.letters import GROUP_NAMES
-from eql_d2.data.whole_files import written_whole
+from eql_d2.data.whole_files import make_folder, written_whole
 from eql_d2.drawing.panels import GROUP_COLORS, Panels, best_places
 
 logger = logging.getLogger(__name__)
@@ -71,7 +71,7 @@ class PredictionPicture(DatasetEvaluator):
         handles = [Patch(color=GROUP_COLORS[g], label=name) for g, name in GROUP_NAMES.items()]
         figure.legend(handles=handles, loc="lower center", ncols=3, frameon=False, fontsize=12)
         figure.tight_layout(rect=(0, 0.4 / figure.get_figheight(), 1, 1))
-        self._path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self._path.parent)
         with written_whole(self._path, "wb") as file:
             figure.savefig(file, format="png", dpi=80)
         plt.close(figure)

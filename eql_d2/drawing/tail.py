@@ -8,7 +8,7 @@ from tabulate import tabulate
 
 from eql_d2.data import ClassFrequencies, FrequenciesNotFound, TailRule, tail_ratio
 from eql_d2.data.letters import GROUP_NAMES
-from eql_d2.data.whole_files import written_whole
+from eql_d2.data.whole_files import make_folder, written_whole
 from eql_d2.drawing.panels import GROUP_COLORS
 
 INK = "#1c2430"
@@ -75,8 +75,7 @@ def plot_data(frequencies: ClassFrequencies, rules: Sequence[TailRule], path) ->
         right.text(0.5, 0.5, "lambda needs the number of annotated images,\nwhich is not known", ha="center")
     else:
         _draw_tail_ratio(right, frequencies, rules)
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(Path(path).parent)
     with written_whole(path, "wb") as file:
         figure.savefig(file, format="png", dpi=110)
     plt.close(figure)

@@ -9,7 +9,14 @@ from detectron2.utils.file_io import PathManager
 
 from eql_d2.data.annotations import Annotations, read_annotations, trained_objects
 from eql_d2.data.detectron2_sets import take_over
-from eql_d2.data.registration import categories_of, class_key, datasets_root, image_paths, is_lvis_format, order_classes
+from eql_d2.data.registration import (
+    categories_of,
+    class_keys,
+    datasets_root,
+    image_paths,
+    is_lvis_format,
+    order_classes,
+)
 from eql_d2.engine.settings import RunSettings
 from eql_d2.errors import InputError, did_you_mean
 
@@ -169,14 +176,14 @@ def agree(classes: Sequence[str], source: str, name: str, own: Sequence[str]) ->
     Raises:
         InputError: another name, or another order that cannot be changed.
     """
-    wanted, found = list(map(class_key, classes)), list(map(class_key, own))
+    wanted, found = class_keys(classes), class_keys(own)
     if wanted == found:
         return
     place, expected, got = next(
         (i, *pair) for i, pair in enumerate(zip(classes, own, strict=False)) if pair[0] != pair[1]
     )
     if sorted(wanted) != sorted(found):
-        strange = next((c for c in own if class_key(c) not in wanted), got)
+        strange = next((c for c, key in zip(own, found) if key not in wanted), got)
         raise InputError(
             f"{described(name)} has the class {strange!r}, which {source} has not: they are no data of one model. Give "
             f"classes that are the same the same `name`"

@@ -1,6 +1,5 @@
 """A disk that fills up while a run writes: one error with the file, the last good checkpoint and the cure."""
 
-import io
 import logging
 import re
 import sys
@@ -11,6 +10,7 @@ from detectron2.utils.events import EventWriter
 
 from eql_d2.data.whole_files import naming
 from eql_d2.errors import CANNOT_WRITE, InputError
+from eql_d2.streams import close_full_streams, take_every_letter
 
 
 class OutputError(InputError):
@@ -31,7 +31,8 @@ def explained_write_errors(folder: str, checkpointer=None):
     except OSError as error:
         if not is_full_disk(error):
             raise
-        raise OutputError(cannot_write(error.filename or folder, error.strerror or str(error), checkpointer)) from error
+        path = error.filename or close_full_streams() or folder
+        raise OutputError(cannot_write(path, error.strerror or str(error), checkpointer)) from error
     finally:
         threading.excepthook = before
 
@@ -89,13 +90,6 @@ def said_at_the_end(record: logging.LogRecord) -> bool:
     """False for Detectron2's traceback of a full disk, of which the last line of a run says all."""
     error = record.exc_info[1] if record.exc_info else None
     return not (isinstance(error, OutputError) or is_full_disk(error))
-
-
-def take_every_letter(stream) -> None:
-    """Whatever the locale: log.txt is UTF-8, and a terminal gets escapes of the letters that it lacks."""
-    if isinstance(stream, io.TextIOWrapper) and not stream.closed:
-        encoding = None if stream in (sys.stdout, sys.stderr) else "utf-8"
-        stream.reconfigure(encoding=encoding, errors="backslashreplace")
 
 
 def guard_the_log(*names: str) -> None:

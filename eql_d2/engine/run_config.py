@@ -77,13 +77,23 @@ def write_run_config(cfg, evaluates: bool, resumes: bool) -> str:
         LazyConfig.save(cfg, unfinished)
     try:
         if resumes and not evaluates and os.path.isfile(path) and os.path.isfile(unfinished):
-            check_changes(flatten(read_config(path)), flatten(read_config(unfinished)), path)
+            check_changes(flatten(config_before(path)), flatten(read_config(unfinished)), path)
     except InputError:
         os.unlink(unfinished)
         raise
     if os.path.isfile(unfinished):  # a LazyConfig with what YAML cannot hold is pickled beside, with Detectron2's line
         os.replace(unfinished, path)
     return path
+
+
+def config_before(path: str) -> dict:
+    """The config that the run was begun with."""
+    try:
+        return read_config(path)
+    except InputError as error:
+        raise InputError(
+            f"{error}. --resume compares the settings with those in it: restore the file, or remove it to go on without"
+        ) from error
 
 
 def check_changes(before: dict[str, str], now: dict[str, str], path: str) -> None:

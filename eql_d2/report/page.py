@@ -9,7 +9,7 @@ from markupsafe import Markup
 from plotly import io as plotly_io
 from plotly.offline import get_plotlyjs
 
-from eql_d2.data.whole_files import written_whole
+from eql_d2.data.whole_files import make_folder, written_whole
 from eql_d2.report.calibration import score_calibration
 from eql_d2.report.changes import biggest_changes
 from eql_d2.report.confusion import confusions
@@ -54,8 +54,7 @@ def write_results_report(comparison: Comparison, path, drawings: dict | None = N
 
 
 def write_page(path, html: str) -> None:
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(Path(path).parent)
     with written_whole(path) as file:
         file.write(html)
 

@@ -274,7 +274,7 @@ def test_mistakes_are_one_line_before_any_work(files, capsys):
         ([*inputs, "--max-unknown", "5"], "--max-unknown is a share"),
         ([inputs[0], *inputs], "is given twice"),
         ([*inputs, "--json", str(folder)], "is a folder: name a file"),
-        ([*inputs, "--report", str(folder / "truth.json" / "page.html")], "cannot be written"),
+        ([*inputs, "--report", str(folder / "truth.json" / "page.html")], "truth.json: that is a file"),
         (inputs[::-1], "results come first, annotations last"),
     ):
         assert main(["evaluate", *arguments]) == 1

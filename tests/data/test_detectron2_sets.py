@@ -130,6 +130,19 @@ def test_another_file_under_a_known_name(registered, small):
         check(name)
 
 
+def test_names_are_the_same_in_other_spellings(registered, small):
+    """And LVIS v1's bull is horned_cow in Detectron2's metadata of it, but a horned cow of other sets is none."""
+    metadata = {"thing_classes": ["CAT", "dog "], "thing_dataset_id_to_contiguous_id": {5: 0, 9: 1}}
+    check(registered("coco", small(), small().parent, metadata))
+
+    bull = small(lambda data: data["categories"][0].update(name="bull"))
+    metadata = {"thing_classes": ["horned_cow", "dog"], "thing_dataset_id_to_contiguous_id": {5: 0, 9: 1}}
+    with pytest.raises(InputError, match="category 5 is 'bull', and 'horned_cow'"):
+        check(registered("coco", bull, bull.parent, metadata))
+    metadata["thing_classes"] += [f"class {i}" for i in range(1201)]
+    take_over(registered("coco", bull, bull.parent, metadata))
+
+
 def test_ids_that_are_not_lvis_s(registered, small):
     name = registered("lvis_v1", small(), small().parent, {"thing_classes": ["a", "b"]})
     with pytest.raises(InputError, match="category 5 is 'cat', and None"):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from detectron2.utils.events import EventStorage, JSONWriter, TensorboardXWriter
 
+from eql_d2.cli import main
 from eql_d2.data.whole_files import folder_written_whole, naming, written_whole
 from eql_d2.engine import Trainer
 from eql_d2.engine.output_errors import (
@@ -18,10 +19,10 @@ from eql_d2.engine.output_errors import (
     explained_write_errors,
     guard_the_log,
     said_at_the_end,
-    take_every_letter,
     without_escapes,
 )
 from eql_d2.evaluation.predictions import ImagePredictions, save, write_json
+from eql_d2.streams import take_every_letter
 
 FULL = "/dev/full"  # Linux's, where any write fails
 
@@ -59,6 +60,19 @@ def test_a_folder_whose_files_are_whole(tmp_path):
     with folder_written_whole(tmp_path) as folder:
         (Path(folder) / "a").write_text("after")
     assert (tmp_path / "a").read_text() == "after" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_standard_output_on_a_full_disk(monkeypatch, capsys, tmp_path):
+    """In a run and in any command, as by `> /dev/full`."""
+    with open(FULL, "w") as full, open(FULL, "w") as another:
+        monkeypatch.setattr("sys.stdout", full)
+        with pytest.raises(OutputError, match="cannot write standard output: No space left on device"):
+            with explained_write_errors(str(tmp_path)):
+                print("a line", flush=True)
+        monkeypatch.setattr("sys.stdout", another)
+        assert main(["configs", "list"]) == 1
+    error = capsys.readouterr().err.lstrip()
+    assert error.startswith("error: cannot write standard output: No space left on device.") and error.count("\n") == 1
 
 
 def test_other_errors_stay_what_they_are(tmp_path):

@@ -81,6 +81,16 @@ def test_what_may_change_is_a_line_and_what_the_checkpoint_decides_another(tiny_
     assert len(lines) == 2
 
 
+@pytest.mark.parametrize("content", [b"MODEL: [", b"\xff\xfe", b"a text"])
+def test_a_config_that_is_broken_names_the_cure(tiny_cfg, content):
+    path = written(tiny_cfg())
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"config\.yaml .*restore the file, or remove it to go on without"):
+        written(tiny_cfg())
+    path.unlink()
+    assert read_run_config(written(tiny_cfg()).parent)["MODEL"]
+
+
 def test_keys_of_another_version_are_no_change(tiny_cfg, lines):
     path = written(tiny_cfg(), resumes=False)
     config = yaml.safe_load(path.read_text())
