@@ -4,6 +4,7 @@ import errno
 import logging
 import os
 import resource
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -64,13 +65,14 @@ def test_a_folder_whose_files_are_whole(tmp_path):
 
 def test_standard_output_on_a_full_disk(monkeypatch, capsys, tmp_path):
     """In a run and in any command, as by `> /dev/full`."""
-    with open(FULL, "w") as full, open(FULL, "w") as another:
-        monkeypatch.setattr("sys.stdout", full)
+    full = [open(FULL, "w") for _ in range(3)]
+    for file, within in zip(full, (nullcontext(), folder_written_whole(tmp_path))):
+        monkeypatch.setattr("sys.stdout", file)
         with pytest.raises(OutputError, match="cannot write standard output: No space left on device"):
-            with explained_write_errors(str(tmp_path)):
+            with explained_write_errors(str(tmp_path)), within:
                 print("a line", flush=True)
-        monkeypatch.setattr("sys.stdout", another)
-        assert main(["configs", "list"]) == 1
+    monkeypatch.setattr("sys.stdout", full[2])
+    assert main(["configs", "list"]) == 1
     error = capsys.readouterr().err.lstrip()
     assert error.startswith("error: cannot write standard output: No space left on device.") and error.count("\n") == 1
 
