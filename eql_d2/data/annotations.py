@@ -13,11 +13,11 @@ from collections.abc import Callable, Sequence
 from eql_d2.data.clipping import clip, reaches_out
 from eql_d2.data.json_files import read_json, without_garbage_collection
 from eql_d2.data.normalised import normalise
+from eql_d2.data.screening import NUMBERS, places_to_look_at
 from eql_d2.errors import InputError
 
 PARTS = ("images", "annotations", "categories")
 _STORED: dict[str, tuple] = {}  # what was read, by path: (stamp, Annotations)
-NUMBERS = {int, float}
 MANY = 100_000  # annotations
 
 
@@ -121,21 +121,28 @@ def _read(json_file: str) -> Annotations:
     if not categories:
         raise InputError(f"{json_file}: `categories` is empty; at least one category is expected")
     images = _checked(json_file, "image", data["images"], image_problem)
-    annotations = _checked(
-        json_file, "annotation", data["annotations"], lambda a: annotation_problem(a, images, categories)
+    annotations = data["annotations"]
+    places = places_to_look_at(annotations, images, categories)
+    _checked(
+        json_file, "annotation", [annotations[p] for p in places], lambda a: annotation_problem(a, images, categories)
     )
-    kept, lost = _within_images(list(annotations.values()), images, notes)
+    kept, lost = _within_images(annotations, places, images, notes)
     notes = [f"{json_file}: {note}" for note in [*notes, lost] if note]
     return Annotations({**data, "annotations": kept}, notes, lost and notes[-1])
 
 
-def _within_images(annotations: list[dict], images: dict, notes: list[str]) -> tuple[list[dict], str]:
-    """The objects that can be seen, cut to their images, which ``notes`` says; and a note on the others, or ""."""
-    kept: list[dict] = []
+def _within_images(annotations: list[dict], places: list[int], images: dict, notes: list) -> tuple[list[dict], str]:
+    """The objects that can be seen, cut to their images, which ``notes`` says; and a note on the others, or "".
+
+    Args:
+        places: of those that may be none, or reach out of their image.
+    """
     clipped: list[int] = []  # ids
     left_out: dict[str, list[int]] = {}  # ids by what is wrong
+    unseen: set[int] = set()  # places
     ignored = [a["id"] for a in annotations if a.get("ignore")]
-    for annotation in annotations:
+    for place in places:
+        annotation = annotations[place]
         image = images.get(annotation["image_id"])
         if image is None:
             problem = "of images that are not listed"
@@ -146,8 +153,7 @@ def _within_images(annotations: list[dict], images: dict, notes: list[str]) -> t
                 problem = "outside of their image"
         if problem:
             left_out.setdefault(problem, []).append(annotation["id"])
-        else:
-            kept.append(annotation)
+            unseen.add(place)
     if ignored:
         notes.append(
             f"{len(ignored)} of {len(annotations)} annotations (id {ignored[0]} first) are marked `ignore`, which only "
@@ -158,10 +164,10 @@ def _within_images(annotations: list[dict], images: dict, notes: list[str]) -> t
             f"clipped {len(clipped)} of {len(annotations)} annotations (id {clipped[0]} first), which reach out of "
             f"their image"
         )
-    if not left_out:
-        return kept, ""
-    return kept, (
-        f"left out {sum(map(len, left_out.values()))} of {len(annotations)} annotations (id "
+    if not unseen:
+        return annotations, ""
+    return [a for place, a in enumerate(annotations) if place not in unseen], (
+        f"left out {len(unseen)} of {len(annotations)} annotations (id "
         f"{next(iter(left_out.values()))[0]} first): "
         + ", ".join(f"{len(ids)} {problem}" for problem, ids in left_out.items())
         + ": mend them, or drop them from the file"

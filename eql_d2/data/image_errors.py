@@ -1,8 +1,8 @@
 """Images that cannot be read: which one it was, and of which dataset entry."""
 
-import PIL.Image
-from detectron2.data import DatasetMapper
-from detectron2.utils.file_io import PathManager
+from contextlib import contextmanager, nullcontext
+
+from detectron2.data import DatasetMapper, detection_utils
 from PIL import ImageMode
 
 from eql_d2.errors import InputError, one_line
@@ -42,12 +42,12 @@ class ExplainedMapper:
     def __init__(self, mapper):
         require_image_format(getattr(mapper, "image_format", None), "the mapper's image_format")
         self._mapper = mapper
+        self._is_detectron2_s = isinstance(mapper, DatasetMapper)  # another may read images of 16 bits rightly
 
     def __call__(self, dataset_dict: dict):
         try:
-            if isinstance(self._mapper, DatasetMapper):  # one of the user's own may read such images rightly
-                require_eight_bits(dataset_dict["file_name"])
-            return self._mapper(dataset_dict)
+            with eight_bits_alone() if self._is_detectron2_s else nullcontext():
+                return self._mapper(dataset_dict)
         except Exception as error:
             reason = (one_line(error) or type(error).__name__).rstrip(".")
             raise UnreadableImage(
@@ -56,14 +56,26 @@ class ExplainedMapper:
             ) from error
 
 
-def require_eight_bits(file_name: str) -> None:
+CONVERT = detection_utils.convert_PIL_to_numpy
+
+
+@contextmanager
+def eight_bits_alone():
+    """Within this context Detectron2 refuses to read an image of floats, or of integers beyond 255.
+
+    Pillow's conversion to RGB would make all of them white. The error is an InputError.
     """
-    Raises:
-        InputError: an image of floats, or of integers beyond 255, all of which Pillow's conversion to RGB makes white.
-    """
-    with PathManager.open(file_name, "rb") as file, PIL.Image.open(file) as image:
-        if image.mode.startswith("F") or (image.mode.startswith("I") and image.getextrema()[1] > 255):
-            raise InputError(
-                f"it has pixels of more than 8 bits (Pillow's mode {image.mode}), and would be read as white or black: "
-                f"save it with 8 bits, scaled by its own range"
-            )
+    detection_utils.convert_PIL_to_numpy = convert_eight_bits
+    try:
+        yield
+    finally:
+        detection_utils.convert_PIL_to_numpy = CONVERT
+
+
+def convert_eight_bits(image, format):
+    if image.mode.startswith("F") or (image.mode.startswith("I") and image.getextrema()[1] > 255):
+        raise InputError(
+            f"it has pixels of more than 8 bits (Pillow's mode {image.mode}), and would be read as white or black: "
+            f"save it with 8 bits, scaled by its own range"
+        )
+    return CONVERT(image, format)

@@ -11,6 +11,7 @@ from detectron2.data.detection_utils import check_metadata_consistency
 from eql_d2.data.annotations import forget_annotations
 from eql_d2.data.federated import get_checked_dataset_dicts
 from eql_d2.data.json_files import without_garbage_collection
+from eql_d2.data.packed_list import Disposable
 from eql_d2.data.samplers import SOURCE
 from eql_d2.errors import InputError
 
@@ -22,7 +23,7 @@ def load_training_dicts(cfg) -> list[dict]:
     ``CLS_LOSS.IMAGE_LABELS`` it says which categories it was checked for. Python's search for cycles, which slows the
     making of millions of objects, is paused. And where neither ``MODEL.MASK_ON`` nor copy-paste reads them, the objects
     have no `segmentation`: long polygons are most of what a data loader holds in memory, and of its work on an image's
-    dict. Pass the result to the loader as ``dataset``.
+    dict. Pass the result to the loader as ``dataset``; it is emptied there.
     """
     with_labels = cfg.MODEL.ROI_BOX_HEAD.CLS_LOSS.IMAGE_LABELS
     read = get_checked_dataset_dicts if with_labels else get_detection_dataset_dicts
@@ -40,7 +41,7 @@ def load_training_dicts(cfg) -> list[dict]:
             for i, image in enumerate(dicts):  # copied: the list of a registered dataset may be its owner's
                 dicts[i] = without_segmentation(image)
     forget_files(cfg.DATASETS.TRAIN, kept=cfg.DATASETS.TEST)
-    return dicts
+    return Disposable(dicts) if isinstance(dicts, list) else dicts
 
 
 @contextmanager

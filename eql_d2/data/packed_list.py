@@ -7,18 +7,27 @@ from collections.abc import Iterable
 import torch
 
 
+class Disposable(list):
+    """Items that nobody else needs: who packs them lets go of each, which is quick while it is in the cache."""
+
+
 class PackedList:
     """Each item pickled into one tensor, as Detectron2's serialized list has it, but made without a second copy of all.
 
     Args:
-        items: what to pack; to be given to Detectron2's ``DatasetFromList`` as ``serialize``.
+        items: what to pack. A :class:`Disposable` list has only None when that is done.
+
+    Give the class to Detectron2's ``DatasetFromList`` as ``serialize``.
     """
 
     def __init__(self, items: Iterable):
         buffer, ends = io.BytesIO(), [0]
-        for item in items:
+        disposable = isinstance(items, Disposable)
+        for place, item in enumerate(items):
             pickle.dump(item, buffer, protocol=pickle.HIGHEST_PROTOCOL)
             ends.append(buffer.tell())
+            if disposable:
+                items[place] = None  # type: ignore[index]
         self._ends = torch.tensor(ends)
         self._bytes = torch.frombuffer(buffer.getbuffer(), dtype=torch.uint8) if len(ends) > 1 else torch.empty(0)
 

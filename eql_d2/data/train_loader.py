@@ -52,7 +52,7 @@ class TrainLoader:
     loader with at most one worker and the same sampler.
 
     Args:
-        dataset: dataset dicts as a list, or a map-style dataset of them.
+        dataset: dataset dicts as a list, or a map-style dataset of them. A :class:`Disposable` list is emptied.
         mapper: from a dataset dict to the model's input. Where it returns None, another image of the dataset is drawn.
         sampler: as of Detectron2's loader, an endless stream of indices of ``dataset``: one of Detectron2's samplers,
             which is given the loader's seed, or another that starts anew each time it is iterated over, and then
@@ -101,9 +101,9 @@ class TrainLoader:
         self.batches = 0  # that were handed out by this process
         self.rejected_images = 0  # by the mapper, in this process
         self.seed = comm.shared_random_seed() if seed is None else seed
-        self.sampler = self.make_sampler(dataset, self.seed)
-        # Serialized, so that worker processes share it; the sampler may read all of it, which is slow from there.
         is_list = isinstance(dataset, list)
+        self.sampler = self.make_sampler([*dataset] if is_list else dataset, self.seed)  # it may keep what it is given
+        # Serialized, so that worker processes share it; the sampler may read all of it, which is slow from there.
         self.dataset = DatasetFromList(dataset, copy=False, serialize=PackedList) if is_list else dataset
 
     @classmethod

@@ -16,7 +16,7 @@ from detectron2.modeling import build_model
 from detectron2.structures import Instances
 from PIL import UnidentifiedImageError
 
-from eql_d2.data.image_errors import require_eight_bits
+from eql_d2.data.image_errors import eight_bits_alone
 from eql_d2.drawing.panels import best_places
 from eql_d2.engine.checkpoint import LongTailCheckpointer
 from eql_d2.engine.settings import detecting_head
@@ -118,8 +118,8 @@ def read_rgb(file: str) -> np.ndarray:
         OSError: it cannot be read as an image.
     """
     try:
-        require_eight_bits(file)
-        return read_image(file, format="RGB")
+        with eight_bits_alone():
+            return read_image(file, format="RGB")
     except UnidentifiedImageError as error:
         raise OSError("it is no image that Pillow knows") from error
     except OSError:

@@ -16,6 +16,7 @@ from torch import nn
 
 from eql_d2.data.image_errors import ExplainedMapper
 from eql_d2.data.loading import check_masks, forget_files
+from eql_d2.data.packed_list import Disposable
 from eql_d2.data.train_loader import TrainLoader, sampler_of_configs
 from eql_d2.engine.extras import explained_missing_package, require_shapely
 from eql_d2.engine.settings import settings_of
@@ -70,8 +71,10 @@ def build_train_loader(cfg: DictConfig):
     run = settings_of(cfg)
     forget_files(run.train_sets, kept=run.test_sets)
     mapper = arguments["mapper"]
-    if getattr(mapper, "use_instance_mask", False) and isinstance(arguments["dataset"], list):
-        check_masks(arguments["dataset"], mapper.instance_mask_format)
+    if isinstance(arguments["dataset"], list):
+        if getattr(mapper, "use_instance_mask", False):
+            check_masks(arguments["dataset"], mapper.instance_mask_format)
+        arguments["dataset"] = Disposable(arguments["dataset"])
     arguments["mapper"] = ExplainedMapper(arguments["mapper"])
     arguments.setdefault("seed", run.seed)
     if arguments.get("sampler") is None:

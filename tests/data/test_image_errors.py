@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from detectron2.config import get_cfg
 from detectron2.data import DatasetMapper
+from detectron2.data.detection_utils import read_image
 from PIL import Image
 from torch.utils.data import DataLoader
 
@@ -42,5 +43,16 @@ def test_the_image_is_named(dataset_dict, mapper, how, num_workers, tmp_path):
     assert "\n" not in str(error.value) and "Traceback" not in str(error.value)
 
 
-def test_a_good_image_is_mapped(dataset_dict, mapper):
+def test_a_good_image_is_mapped_and_opened_once(dataset_dict, mapper, monkeypatch):
+    opened = []
+    of_pillow = Image.open
+    monkeypatch.setattr(Image, "open", lambda *args: opened.append(args) or of_pillow(*args))
     assert mapper(dataset_dict)["image"].shape[0] == 3
+    assert len(opened) == 1
+
+
+def test_sixteen_bits_are_refused_by_the_mapper_alone(dataset_dict, mapper):
+    Image.fromarray(np.full((32, 32), 4000, np.uint16)).save(dataset_dict["file_name"])
+    with pytest.raises(UnreadableImage, match="more than 8 bits"):
+        mapper(dataset_dict)
+    assert read_image(dataset_dict["file_name"], "RGB").max() == 255

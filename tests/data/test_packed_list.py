@@ -3,7 +3,7 @@ import pickle
 import pytest
 from detectron2.data import DatasetFromList
 
-from eql_d2.data.packed_list import PackedList
+from eql_d2.data.packed_list import Disposable, PackedList
 
 ITEMS = [{"a": [1.5, 2]}, {}, {"b": "text" * 1000}]
 
@@ -12,6 +12,11 @@ def test_it_is_detectron2_s_serialized_list():
     ours = DatasetFromList(ITEMS, copy=False, serialize=PackedList)
     assert list(ours) == list(DatasetFromList(ITEMS, copy=False)) == ITEMS
     assert ours[1] is not ITEMS[1]
+
+
+def test_a_disposable_list_is_let_go_of():
+    items = Disposable(ITEMS)
+    assert [*PackedList(items)] == ITEMS and items == [None] * len(ITEMS)
 
 
 def test_it_goes_to_another_process_and_may_be_empty():
