@@ -293,6 +293,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=3, help="rounds that count (default: 3)")
     parser.add_argument("--output", help="JSON file to write the rows to")
     parser.add_argument("--plot", help="file to draw the section `losses` to")
+    parser.add_argument(
+        "--before", help="folder of a checkout of another version, which the section `files` measures too"
+    )
     parser.add_argument("--peak-memory", nargs=3, metavar=("SECTION", "CASE", "VARIANT"), help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -307,7 +310,8 @@ def main(args):
         raise SystemExit("--plot draws the section losses: add it to --sections")
     rows = []
     for section in args.sections:
-        rows_of_section = SECTIONS[section](args.repeats)
+        extra = [args.before] if section == "files" else []
+        rows_of_section = SECTIONS[section](args.repeats, *extra)
         print(tabulate(rows_of_section, headers="keys", floatfmt=".4g"), end="\n\n", flush=True)
         rows += rows_of_section
     if args.plot:

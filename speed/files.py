@@ -1,7 +1,8 @@
-"""Section `files` of python -m speed: reading annotation files of LVIS's size, from the start to the first batch.
+"""Section `files` of python -m speed: reading annotation files of LVIS's size.
 
 Of the training set: Detectron2's loader of it, or this package's checks of it and its loader, with repeat factor
-sampling, up to the first batch. Of the test set: a loader of it, and what the evaluator reads. A process each.
+sampling, up to the first batch. Of the test set: checks, a loader of it, and an evaluation in which nothing was
+detected. A process each. `--before` gives a checkout of another version of this package, to be measured too.
 """
 
 import os
@@ -23,13 +24,12 @@ MOST_LINKS = 30_000  # to one file; file systems have a limit
 BEFORE = """
 import ctypes, logging, sys, time
 import torch
-from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_test_loader, build_detection_train_loader
 from detectron2.data.datasets.lvis import get_lvis_instances_meta, register_lvis_instances
-from eql_d2.data.annotations import read_truth
+from detectron2.evaluation import LVISEvaluator
+from detectron2.structures import Boxes, Instances
 from eql_d2.engine import Trainer, check_run
 from eql_d2.engine.setup import default_config
-from eql_d2.evaluation.lvis_metrics import GroundTruth
 import eql_d2.data.train_loader, lvis, numpy, pycocotools.coco
 torch.set_num_threads(1)
 logging.disable()
@@ -43,32 +43,44 @@ cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ((name,), ()) if {train} else ((), (name
 cfg.MODEL.MASK_ON, cfg.MODEL.DEVICE, cfg.MODEL.ROI_HEADS.NUM_CLASSES = True, "cpu", 1203
 cfg.DATALOADER.SAMPLER_TRAIN, cfg.DATALOADER.REPEAT_THRESHOLD = "RepeatFactorTrainingSampler", 0.001
 cfg.DATALOADER.NUM_WORKERS, cfg.INPUT.MIN_SIZE_TRAIN = 0, (64,)
+cfg.OUTPUT_DIR = images + "/output"
+nothing = Instances((64, 64), pred_boxes=Boxes(torch.zeros(0, 4)), scores=torch.zeros(0))
+nothing.pred_classes, nothing.pred_masks = torch.zeros(0, dtype=torch.int64), torch.zeros(0, 64, 64, dtype=torch.bool)
+def evaluated(evaluator):
+    evaluator.reset()
+    evaluator.process([dict(image_id=0)], [dict(instances=nothing)])
+    evaluator.evaluate()
 def resident(which):
     with open("/proc/self/status") as f:
         return next(int(line.split()[1]) for line in f if line.startswith(which)) / 1024
 held, start = resident("VmRSS:"), time.process_time()
 """
 AFTER = """
-print(len([1 for _ in opened]), time.process_time() - start, resident("VmHWM:") - held, resident("VmRSS:") - held)
+print(len(opened), time.process_time() - start, resident("VmHWM:") - held, resident("VmRSS:") - held)
 """
-MEASURED = {
-    "train": {
-        "detectron2": "loader = build_detection_train_loader(cfg)\nnext(iter(loader))",
-        "eql_d2": "check_run(cfg, train=True)\nloader = Trainer.build_train_loader(cfg)\nnext(iter(loader))",
-    },
-    "val": {
-        "detectron2": "loader = build_detection_test_loader(cfg, name)\ntruth = lvis.LVIS(file)",
-        "eql_d2": """
+OURS = {
+    "train": "check_run(cfg, train=True)\nloader = Trainer.build_train_loader(cfg)\nnext(iter(loader))",
+    "val": """
 check_run(cfg, train=False)
 loader = Trainer.build_test_loader(cfg, name)
-truth = GroundTruth.load(read_truth(file))
+evaluated(evaluator := Trainer.build_evaluator(cfg, name))
 """,
-    },
+}
+DETECTRON2 = {
+    "train": "loader = build_detection_train_loader(cfg)\nnext(iter(loader))",
+    "val": "loader = build_detection_test_loader(cfg, name)\nevaluated(evaluator := LVISEvaluator(name))",
 }
 
 
-def benchmark_files(repeats: int) -> list[dict]:
-    """One row for each file and reader; of each file the first is what the other is compared with."""
+def benchmark_files(repeats: int, before: str | None = None) -> list[dict]:
+    """One row for each file and reader; of each file the first is what the others are compared with.
+
+    Args:
+        before: the folder of a checkout of another version of this package.
+    """
+    variants = {"detectron2": (DETECTRON2, "."), "eql_d2": (OURS, ".")}
+    if before is not None:
+        variants["eql_d2, before"] = (OURS, before)
     rows = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -77,8 +89,8 @@ def benchmark_files(repeats: int) -> list[dict]:
             write_annotations(file, num_images, num_objects)
             link_images(folder / "train2017", num_images)
             first = None
-            for variant, code in MEASURED[split].items():
-                runs = [measure(split, code, file, folder) for _ in range(repeats)]
+            for variant, (code, tree) in variants.items():
+                runs = [measure(split, code[split], tree, file, folder) for _ in range(repeats)]
                 parsed, seconds, peak, held = (statistics.median(values) for values in zip(*runs))
                 first = first or (seconds, peak)
                 rows.append(
@@ -98,10 +110,11 @@ def benchmark_files(repeats: int) -> list[dict]:
     return rows
 
 
-def measure(split: str, code: str, file: Path, images: Path) -> list[float]:
+def measure(split: str, code: str, tree: str, file: Path, images: Path) -> list[float]:
     program = BEFORE.format(train=split == "train") + code + AFTER
     command = [sys.executable, "-W", "ignore", "-c", program, str(file), str(images)]
-    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    environment = {**os.environ, "PYTHONPATH": os.path.abspath(tree)}
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=tree, env=environment).stdout
     return list(map(float, output.split()[-4:]))
 
 
