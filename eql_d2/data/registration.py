@@ -157,7 +157,7 @@ def load_dataset(json_file: str, image_root: str, order: dict[int, int]) -> list
         raise InputError(f"{json_file} lists no images (`images` is empty): nothing to train on or to evaluate")
     objects = defaultdict(list)
     for a in data["annotations"]:
-        objects[a["image_id"]].append(as_object(a, order))
+        objects[a["image_id"]].append(a)
     images = sorted(data["images"], key=lambda image: image["id"])
     try:
         paths = image_paths(images, image_root)
@@ -169,7 +169,7 @@ def load_dataset(json_file: str, image_root: str, order: dict[int, int]) -> list
             "file_name": path,
             "image_id": image["id"],
             **{key: image[key] for key in kept if key in image},
-            "annotations": objects[image["id"]],
+            "annotations": [as_object(a, order) for a in objects[image["id"]]],
         }
         for image, path in zip(images, paths)
     ]

@@ -23,30 +23,29 @@ def places_to_look_at(annotations: list, images: dict[int, dict], categories: di
         annotations: as in a file: each may be anything.
         images: by id, without problems; ``categories`` too.
     """
-    if not _have_ids(annotations):
-        return list(range(len(annotations)))
     listed = {i: row for row, i in enumerate(images)}
     sizes = np.array([*((image["width"], image["height"]) for image in images.values()), NOT_LISTED], dtype=float)
     places: list[int] = []
+    ids = []
     for start in range(0, len(annotations), AT_ONCE):
         some = annotations[start : start + AT_ONCE]
         try:
+            ids.append(_ids_of(some))
             limits = sizes[[listed.get(annotation["image_id"], -1) for annotation in some]] + SLACK
             with np.errstate(all="ignore"):
                 passes = _pass(some, limits, categories)
         except ODD:
             passes = np.zeros(len(some), dtype=bool)
         places += (start + np.flatnonzero(~passes)).tolist()
-    return places
+    have_ids = len(np.unique(np.concatenate(ids))) == len(annotations) if ids else not annotations
+    return places if have_ids else list(range(len(annotations)))
 
 
-def _have_ids(annotations: list) -> bool:
-    """Whether each has an id of its own, which fits into 64 bits."""
-    try:
-        ids = [annotation["id"] for annotation in annotations]
-        return {*map(type, ids)} <= {int} and len(np.unique(np.array(ids, dtype=np.int64))) == len(ids)
-    except ODD:
-        return False
+def _ids_of(annotations: list[dict]) -> np.ndarray:
+    """Their ids, or one of ODD where one has none that fits into 64 bits."""
+    ids = [annotation["id"] for annotation in annotations]
+    _require({*map(type, ids)} <= {int})
+    return np.array(ids, dtype=np.int64)
 
 
 def _pass(annotations: list[dict], limits: np.ndarray, categories: dict[int, dict]) -> np.ndarray:
