@@ -76,6 +76,21 @@ def test_what_a_page_links_exists(page):
             assert anchor in anchors, link
 
 
+def test_the_keys_of_the_page_for_other_projects_are_taken():
+    page = (ROOT / "docs" / "coming_from.md").read_text()
+    found = re.findall(r"`((?:MODEL|CLS_LOSS|DATALOADER|TEST)\.[\w.]+) ([^`]+)`", page)
+    assert len(found) > 12
+    for key, value in found:
+        load_config("", [f"MODEL.ROI_BOX_HEAD.{key}" if key.startswith("CLS_LOSS.") else key, value])
+
+
+@pytest.mark.parametrize("page", DOCS, ids=lambda page: page.name)
+def test_the_tests_that_a_page_names_are_there(page):
+    for path, names in re.findall(r"`((?:[a-z]+/)*test_\w+\.py)::([\w, ]+)`", page.read_text()):
+        for name in names.split(", "):
+            assert re.search(rf"^def test_{name}\(", (ROOT / "tests" / path).read_text(), re.MULTILINE), (path, name)
+
+
 def test_pictures_are_small():
     pictures = list((ROOT / "docs" / "figures" / "losses").glob("*.png"))
     assert len(pictures) >= len(LOSSES) + 1

@@ -8,6 +8,7 @@ import logging
 import os
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from eql_d2.cli import main
 from eql_d2.drawing.names import drawable
 from eql_d2.engine import LongTailCheckpointer, load_config
 from eql_d2.engine.checkpoint import CheckpointError, require_writable
+from eql_d2.engine.setup import setup
 from eql_d2.errors import InputError, one_line
 from eql_d2.evaluation.run_folder import read_config
 
@@ -180,3 +182,10 @@ def test_an_override_without_its_value():
     """yacs asserts it, which `python -O` leaves out."""
     with pytest.raises(InputError, match="pairs of KEY VALUE, and 'SEED' has no value"):
         load_config("", ["SEED"])
+
+
+@pytest.mark.parametrize("opts", [["SEED", "1", "--resume"], ["SEED", "1", "--num-gpus", "2"]])
+@pytest.mark.parametrize("config", ["", "recipe.py"])
+def test_an_option_behind_the_overrides(opts, config):
+    with pytest.raises(InputError, match=f"{opts[2]} stands behind the overrides"):
+        setup(Namespace(config_file=config, opts=opts, eval_only=False, resume=False))

@@ -110,6 +110,10 @@ def setup(args):
         InputError: a config that is none; a folder that cannot be written, or that another training writes to; a
             resumed run with a setting that must stay (:mod:`eql_d2.engine.run_config`).
     """
+    if behind := [word for word in args.opts if str(word).startswith("--")]:
+        raise InputError(
+            f"{behind[0]} stands behind the overrides, which end the command line: put it in front of them"
+        )
     is_lazy = args.config_file.endswith(".py")
     cfg = (load_lazy_config if is_lazy else load_config)(args.config_file, args.opts)
     output_dir = settings_of(cfg).output_dir

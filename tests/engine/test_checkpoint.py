@@ -229,6 +229,29 @@ def test_an_empty_or_missing_tag(small, tmp_path, caplog):
     assert "model_0000005.pth is there, but no file last_checkpoint" in caplog.text
 
 
+@pytest.mark.parametrize("content", [b"../model_0000001.pth", b"\xff\x00\x1b[2J", b"x" * 3000, b"a\nb"])
+def test_a_tag_that_is_no_name_of_a_file_beside_it(small, tmp_path, caplog, content):
+    (tmp_path / "last_checkpoint").write_bytes(content)
+    assert resume(small) == 5
+    assert "which is no name of a file beside it" in caplog.text and "\x1b" not in caplog.text
+
+
+def test_links_that_a_person_made_are_followed(small, tmp_path):
+    """The folder, to a larger disk, and a checkpoint in it, to an archive, of which the original stays."""
+    (tmp_path / "disk").mkdir()
+    for name in ("model_0000005.pth", "last_checkpoint"):
+        (tmp_path / name).rename(tmp_path / "disk" / name)
+    (tmp_path / "run").symlink_to(tmp_path / "disk")
+    (tmp_path / "disk" / "model_0000003.pth").symlink_to(tmp_path / "model_0000003.pth")
+    linked = LongTailCheckpointer(small.model, str(tmp_path / "run"))
+    assert resume(linked) == 5
+    truncate(tmp_path / "disk" / "model_0000005.pth")
+    assert resume(linked) == 3
+    linked.save("model_0000003", iteration=3)  # a file takes the link's place
+    assert not (tmp_path / "disk" / "model_0000003.pth").is_symlink()
+    assert torch.load(tmp_path / "model_0000003.pth", weights_only=True)["iteration"] == 3
+
+
 class FullDisk:
     """A file that fails after some bytes, as on a full disk."""
 
