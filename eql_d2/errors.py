@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Iterable
 
-from eql_d2.streams import close_full_streams
+from eql_d2.streams import full_stdout
 
 # Set to 1 it lets a tool's InputErrors through, for who wants to see where they came from.
 TRACEBACK_VARIABLE = "EQL_D2_TRACEBACK"
@@ -47,7 +47,7 @@ def what_to_say(error: BaseException) -> str:
         return how_to_install(error)
     if not isinstance(error, OSError):
         return ""
-    path = error.filename if isinstance(error, WriteError) else error.errno in CANNOT_WRITE and close_full_streams()
+    path = error.filename if isinstance(error, WriteError) else error.errno in CANNOT_WRITE and full_stdout()
     if not path:
         return ""
     reason = "there is no such folder" if error.errno == errno.ENOENT else error.strerror

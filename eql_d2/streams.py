@@ -28,12 +28,11 @@ def take_every_letter(stream) -> None:
         stream.reconfigure(encoding=encoding, errors="backslashreplace")
 
 
-def close_full_streams() -> str:
-    """Let standard output or error end in /dev/null if it takes nothing any more; which of them does, "" for none."""
-    for name, stream in (("standard output", sys.stdout), ("standard error", sys.stderr)):
-        try:
-            print(file=stream, flush=True)
-        except OSError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # else the exit code tells of it once more
-            return name
+def full_stdout() -> str:
+    """ "standard output" if that takes nothing any more, else ""; it ends in /dev/null from then on."""
+    try:
+        print(flush=True)  # the only way to know: what has failed is not kept
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the exit code tells of it once more
+        return "standard output"
     return ""

@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from typing import IO
 
 from eql_d2.errors import WriteError
-from eql_d2.streams import close_full_streams
+from eql_d2.streams import full_stdout
 
 UNFINISHED = ".tmp"  # ends the name of a file that is being written
 
@@ -21,7 +21,7 @@ def naming(path):
         reasons = [e for e in (error, error.__context__, error.__cause__) if isinstance(e, OSError)]
         if not reasons or reasons[0].filename not in (None, str(path), f"{path}{UNFINISHED}"):
             raise
-        where = close_full_streams() if reasons[0].filename is None else ""  # what is printed meanwhile
+        where = full_stdout() if reasons[0].filename is None else ""  # what is printed meanwhile
         raise WriteError(reasons[0].errno, reasons[0].strerror or str(reasons[0]), where or str(path)) from None
 
 

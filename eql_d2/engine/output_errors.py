@@ -10,7 +10,7 @@ from detectron2.utils.events import EventWriter
 
 from eql_d2.data.whole_files import naming
 from eql_d2.errors import CANNOT_WRITE, InputError
-from eql_d2.streams import close_full_streams, take_every_letter
+from eql_d2.streams import full_stdout, take_every_letter
 
 
 class OutputError(InputError):
@@ -31,7 +31,7 @@ def explained_write_errors(folder: str, checkpointer=None):
     except OSError as error:
         if not is_full_disk(error):
             raise
-        path = error.filename or close_full_streams() or folder
+        path = error.filename or full_stdout() or folder
         raise OutputError(cannot_write(path, error.strerror or str(error), checkpointer)) from error
     finally:
         threading.excepthook = before

@@ -7,17 +7,13 @@ for all strengths.
 """
 
 import itertools
-import json
-import pickle
 from collections.abc import Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-import yaml
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import GeneralizedRCNN
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
@@ -42,8 +38,6 @@ from eql_d2.evaluation.tail_results import percent
 from eql_d2.evaluation.thresholds import halves
 from eql_d2.modeling.calibration import CALIBRATIONS, LogitStatistics
 from eql_d2.modeling.predictors import predictors_of
-
-UNREADABLE = (ValueError, KeyError, OSError, yaml.YAMLError, RuntimeError, EOFError, TypeError, pickle.UnpicklingError)
 
 
 @dataclass(frozen=True)
@@ -281,9 +275,8 @@ def config_of_run(folder: Path):
 
 def model_of_run(cfg, folder: Path) -> GeneralizedRCNN:
     """The model with the run's final weights, in evaluation mode."""
-    model, weights = Trainer.build_model(cfg), folder / "model_final.pth"
-    with readable(weights):
-        LongTailCheckpointer(model).resume_or_load(str(weights), resume=False)
+    model = Trainer.build_model(cfg)
+    LongTailCheckpointer(model).resume_or_load(str(folder / "model_final.pth"), resume=False)
     return model.eval()
 
 
@@ -300,30 +293,12 @@ def check_saved_suffice(run: RunSettings, limits: list, thresholds: list) -> Non
 
 def saved_detections(folder: Path, dataset_name: str, task: str) -> Detections:
     """The predictions that the run's last evaluation has left, in the dataset's ids."""
-    inference = folder / "inference" / dataset_name
-    if check_evaluator_type(dataset_name) == "lvis":
-        path = inference / "instances_predictions.pth"
-        with readable(path):
-            mapping = MetadataCatalog.get(dataset_name).get("thing_dataset_id_to_contiguous_id")
-            detections = as_detections([p.with_dataset_ids(mapping) for p in load(str(path))])
-    else:
-        path = inference / "coco_instances_results.json"
-        with readable(path):
-            detections = Detections.from_results(json.loads(path.read_text(encoding="utf-8")), task)
+    mapping = MetadataCatalog.get(dataset_name).get("thing_dataset_id_to_contiguous_id")
+    images = load(folder / "inference" / dataset_name)
+    detections = as_detections([image.with_dataset_ids(mapping) for image in images])
     if task == "segm" and detections.segmentation is None:
-        raise InputError(f"{path} has no masks: give --task bbox")
+        raise InputError(f"its saved predictions on {dataset_name} have no masks: give --task bbox")
     return detections
-
-
-@contextmanager
-def readable(path: Path):
-    """Whatever goes wrong in reading a file that was not written to its end is an InputError that names it."""
-    if not path.is_file():
-        raise InputError(f"there is no {path}: did it run to its end?")
-    try:
-        yield
-    except UNREADABLE as error:
-        raise InputError(f"{path} cannot be read, perhaps it was not written to its end: {one_line(error)}") from error
 
 
 def sweep_runs(folders: Sequence, sweep: Sweep) -> tuple[list[dict], list[dict], dict[str, str]]:

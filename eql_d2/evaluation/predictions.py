@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from collections.abc import Sequence
 from json.encoder import encode_basestring_ascii
 from typing import NamedTuple
@@ -10,13 +11,15 @@ import numpy as np
 import orjson
 import torch
 from detectron2.structures import BoxMode, Instances
-from detectron2.utils.file_io import PathManager
 from pycocotools.mask import encode
 
 from eql_d2.data.whole_files import written_whole
+from eql_d2.errors import InputError, one_line
 from eql_d2.evaluation.lvis_metrics import Detections, best_of_each
 
 logger = logging.getLogger(__name__)
+
+FILE_NAME = "instances_predictions.pth"  # in an evaluation's folder
 
 
 class ImagePredictions(NamedTuple):
@@ -55,6 +58,22 @@ class ImagePredictions(NamedTuple):
             score=scores,
             mask_size=rles[0]["size"] if rles else None,
             mask_counts=None if rles is None else [rle["counts"] for rle in rles],
+        )
+
+    @classmethod
+    def of_saved(cls, image: dict) -> "ImagePredictions":
+        """Of a dict of tensors and lists, or Detectron2's that has a dict for each detection."""
+        if "instances" not in image:
+            return cls(**{k: v.numpy() if torch.is_tensor(v) else v for k, v in image.items()})
+        results = image["instances"]
+        rles = [result["segmentation"] for result in results if "segmentation" in result]
+        return cls(
+            image_id=image["image_id"],
+            category_id=np.array([result["category_id"] for result in results], dtype=np.int64),
+            bbox=np.array([result["bbox"] for result in results]).reshape(-1, 4),
+            score=np.array([result["score"] for result in results]),
+            mask_size=rles[0]["size"] if rles else None,
+            mask_counts=[rle["counts"] for rle in rles] if rles else None,
         )
 
     def with_dataset_ids(self, mapping: dict | None) -> "ImagePredictions":
@@ -123,7 +142,7 @@ class Masks(Sequence):
 
 
 def save(predictions: list, path: str) -> None:
-    """instances_predictions.pth: a dict of tensors and lists for each image, with the model's category indices."""
+    """:data:`FILE_NAME`: a dict of tensors and lists for each image, with the model's category indices."""
     tensors = [
         {k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in p._asdict().items()}
         for p in predictions
@@ -132,15 +151,19 @@ def save(predictions: list, path: str) -> None:
         torch.save(tensors, file)
 
 
-def load(path: str) -> list:
-    """What :func:`save` wrote, as a list of :class:`ImagePredictions`."""
-    with PathManager.open(path, "rb") as file:
-        images = torch.load(file, weights_only=True)
-    predictions = []
-    for image in images:
-        fields: dict = {k: v.numpy() if torch.is_tensor(v) else v for k, v in image.items()}
-        predictions.append(ImagePredictions(**fields))
-    return predictions
+def load(folder) -> list[ImagePredictions]:
+    """What an evaluation has saved in its folder: :func:`save`, or Detectron2's evaluators.
+
+    Raises:
+        InputError: no such file, or one that is half-written or of another format.
+    """
+    path = os.path.join(folder, FILE_NAME)
+    if not os.path.isfile(path):
+        raise InputError(f"there are no predictions at {path}: was the run evaluated to its end?")
+    try:
+        return [ImagePredictions.of_saved(image) for image in torch.load(path, weights_only=True)]
+    except Exception as error:  # torch.load of a cut file raises RuntimeError, UnpicklingError, EOFError, ...
+        raise InputError(f"{path} is half-written or of another format: {one_line(error)}") from error
 
 
 def write_json(predictions: list, path: str) -> None:

@@ -7,9 +7,8 @@ from typing import NamedTuple
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from eql_d2.errors import InputError, one_line
-
-FILE_NAME = "instances_predictions.pth"
+from eql_d2.errors import InputError
+from eql_d2.evaluation.predictions import ImagePredictions, load
 
 
 class SavedDetections(NamedTuple):
@@ -19,32 +18,16 @@ class SavedDetections(NamedTuple):
     scores: torch.Tensor  # (n,)
     classes: torch.Tensor  # (n,) int64, the model's category indices
 
+    @classmethod
+    def of(cls, image: ImagePredictions) -> "SavedDetections":
+        boxes = torch.tensor(image.bbox, dtype=torch.float32)
+        boxes[:, 2:] += boxes[:, :2]  # from x, y, width, height
+        return cls(boxes, torch.tensor(image.score, dtype=torch.float32), torch.tensor(image.category_id))
+
 
 def read_detections(folder: Path, image_ids: Collection) -> dict[object, SavedDetections]:
-    """image id -> detections, from the `instances_predictions.pth` in an evaluation's folder.
-
-    Both forms are read: LVISEvaluator's dict of tensors per image, and Detectron2's dict per detection.
-
-    Raises:
-        InputError: no such file, or one that is half-written or of another format.
-    """
-    path = Path(folder) / FILE_NAME
-    if not path.is_file():
-        raise InputError(f"there are no predictions at {path}")
-    try:
-        images = torch.load(path, weights_only=True)
-        return {image["image_id"]: _unpack(image) for image in images if image["image_id"] in image_ids}
-    except Exception as error:  # torch.load of a cut file raises RuntimeError, UnpicklingError, EOFError, ...
-        raise InputError(f"{path} is half-written or of another format: {one_line(error)}") from error
-
-
-def _unpack(image: dict) -> SavedDetections:
-    if "instances" in image:
-        image = {key: [r[key] for r in image["instances"]] for key in ("bbox", "score", "category_id")}
-    boxes = torch.as_tensor(image["bbox"], dtype=torch.float32).reshape(-1, 4).clone()
-    boxes[:, 2:] += boxes[:, :2]  # from x, y, width, height
-    scores = torch.as_tensor(image["score"], dtype=torch.float32)
-    return SavedDetections(boxes, scores, torch.as_tensor(image["category_id"], dtype=torch.int64))
+    """image id -> detections, of the evaluation in a folder; see :func:`eql_d2.evaluation.predictions.load`."""
+    return {p.image_id: SavedDetections.of(p) for p in load(folder) if p.image_id in image_ids}
 
 
 def load_dataset(name: str) -> tuple[list[dict], list[str]]:

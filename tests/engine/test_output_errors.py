@@ -73,7 +73,7 @@ def test_standard_output_on_a_full_disk(monkeypatch, capsys, tmp_path):
                 print("a line", flush=True)
     monkeypatch.setattr("sys.stdout", full[2])
     assert main(["configs", "list"]) == 1
-    error = capsys.readouterr().err.lstrip()
+    error = capsys.readouterr().err
     assert error.startswith("error: cannot write standard output: No space left on device.") and error.count("\n") == 1
 
 

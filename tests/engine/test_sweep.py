@@ -110,11 +110,11 @@ def test_runs_that_are_not_whole_are_named_and_the_others_reported(run, datasets
     rows, _, skipped = sweep_runs(runs, Sweep(strengths=[0]))
     assert {row["run"] for row in rows} == {"half_predictions", "run"}
     assert "there is no" in skipped[str(broken["no_weights"])]
-    assert "perhaps it was not written to its end" in skipped[str(broken["half_weights"])]
+    assert "or damaged" in skipped[str(broken["half_weights"])]
     assert "no config.yaml" in skipped[str(broken["not_there"])]
     rows, _, skipped = sweep_runs(runs, Sweep())
     assert {row["run"] for row in rows} == {"no_weights", "half_weights", "run"}
-    assert "instances_predictions.pth cannot be read" in skipped[str(broken["half_predictions"])]
+    assert "instances_predictions.pth is half-written" in skipped[str(broken["half_predictions"])]
 
 
 @pytest.mark.parametrize("asked", [{"detections": [61]}, {"detections": [-1]}, {"thresholds": [0.001]}])
