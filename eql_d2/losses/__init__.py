@@ -19,6 +19,7 @@ from eql_d2.losses.equalization_loss import EqualizationLoss
 from eql_d2.losses.equalization_loss_v2 import EqualizationLossV2
 from eql_d2.losses.equalized_focal_loss import EqualizedFocalLoss
 from eql_d2.losses.federated_loss import FederatedLoss
+from eql_d2.losses.foreground_classification_balance_loss import ForegroundClassificationBalanceLoss
 from eql_d2.losses.gumbel_loss import GumbelLoss
 from eql_d2.losses.influence_balanced_loss import InfluenceBalancedLoss
 from eql_d2.losses.iterations import CountsSteps, LateStart
@@ -54,6 +55,7 @@ __all__ = [
     "EqualizationLossV2",
     "EqualizedFocalLoss",
     "FederatedLoss",
+    "ForegroundClassificationBalanceLoss",
     "GumbelLoss",
     "InfluenceBalancedLoss",
     "LDAMLoss",

@@ -121,6 +121,8 @@ def more_second_stages(softmax: Method) -> Iterator[Method]:
     crt = (*BOX_HEAD, "MODEL.NEW_CLASSIFIER", True, *CLASSES_ALIKE)
     yield softmax.but("cRT-on-RFS", *crt, first_stage=RFS)
     yield softmax.but("meta-cRT", *crt, f"{HEAD}.META_REWEIGHT.ENABLED", True, first_stage=SOFTMAX)
+    fcbl = (f"{LOSS}.NAME", "ForegroundClassificationBalanceLoss", *BOX_HEAD, "MODEL.NEW_CLASSIFIER", True)
+    yield Method("FCBL-stage-2", fcbl, first_stage=SOFTMAX)
     balanced = (f"{LOSS}.NAME", "BalancedSoftmaxLoss", "MODEL.FREEZE", [*BOX_HEAD[1], "*.bbox_pred"])
     yield Method("BALMS", (*balanced, "SOLVER.MAX_ITER", ITERATIONS // 4), first_stage="sigmoid")
 

@@ -25,7 +25,14 @@ RANDOM = {
     "FederatedLoss",
     "SoftmaxEqualizationLoss",
 }
-COUNTING = {"EqualizationLossV2", "EqualizedFocalLoss", "InfluenceBalancedLoss", "LDAMLoss", "SeesawLoss"}
+COUNTING = {
+    "EqualizationLossV2",
+    "EqualizedFocalLoss",
+    "ForegroundClassificationBalanceLoss",
+    "InfluenceBalancedLoss",
+    "LDAMLoss",
+    "SeesawLoss",
+}
 every_loss = pytest.mark.parametrize("name", sorted(name for name, _ in CLS_LOSS_REGISTRY))
 
 

@@ -40,6 +40,7 @@ SERVED = {
     "EqualizationLossV2",
     "EqualizedFocalLoss",
     "FederatedLoss",
+    "ForegroundClassificationBalanceLoss",
     "GumbelLoss",
     "SigmoidCrossEntropy",
     "SigmoidFocalLoss",
