@@ -159,7 +159,7 @@ class ClassificationLoss(nn.Module):
             )
         gt_classes = gt_classes.long()
         device = gt_classes.device.type
-        if not len(gt_classes) or fused.is_transformed() or device not in ("cpu", "cuda"):
+        if gt_classes.shape[0] == 0 or device not in ("cpu", "cuda") or fused.is_transformed():
             return gt_classes
         background = int(logits.shape[1] == self.num_logits)  # (R, K) logits of plain classification have none
         low, high = gt_classes.aminmax()

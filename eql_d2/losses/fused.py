@@ -7,6 +7,7 @@ own ones are put in by index. On a CPU this goes by blocks of RoIs, so that what
 Under ``torch.compile`` and the transforms of ``torch.func`` the same sums are left to autograd.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -75,9 +76,20 @@ class SigmoidSum:
             logits: (R, K) float32 or float64, R > 0.
             gt_classes: (R,) int64 in [0, K].
         """
+        self._cast(logits.dtype)
         if is_transformed():
             return self._by_autograd(logits, gt_classes)
         return with_gradient_of(partial(self._made, gt_classes=gt_classes), logits)
+
+    def _cast(self, dtype: torch.dtype) -> None:
+        """Tensors of one number a category to the logits' type: once, not in each block."""
+        self.arguments = tuple(a.to(dtype) if torch.is_tensor(a) else a for a in self.arguments)
+        if torch.is_tensor(self.positive_weight):
+            self.positive_weight = self.positive_weight.to(dtype)
+        if self.negative_weight is not None:
+            self.negative_weight = self.negative_weight.to(dtype)
+        if self.tail is not None:
+            self.tail = self.tail.to(dtype)
 
     # ---- value and gradient by hand ----
 
@@ -88,16 +100,14 @@ class SigmoidSum:
             if made is not None:
                 return made
         column, foreground = own_entry(gt_classes, logits.shape[1])
-        own = self._own_entries(logits, column, foreground)
-        gradient = torch.empty_like(logits) if with_gradient or self.sums_by_category else None
         unknown = None if self.negatives is None else ~self.negatives
-        by_row = logits, gradient, unknown, column, foreground, *own
-        blocks = list(blocks_of_rows(logits))
-        if len(blocks) == 1:
-            total = self._block(None, *by_row)
-        else:
-            memory = torch.empty_like(logits[blocks[0]])  # one for all, so that it stays in the cache
-            total = torch.cat([self._block(memory, *(x if x is None else x[b] for x in by_row)) for b in blocks])
+        own_loss, own_slope = self._own_entries(logits, column, foreground, unknown)
+        gradient = torch.empty_like(logits) if with_gradient or self.sums_by_category else None
+        blocks = list(in_blocks(logits, gradient, unknown, foreground, column, own_loss))
+        memory = torch.empty_like(blocks[0][0])  # one for all, so that it stays in the cache
+        total = torch.cat([self._block(memory[: len(block[0])], *block) for block in blocks])
+        if gradient is not None:
+            gradient.scatter_(1, column, own_slope)
         if self.row_weight is not None:
             total = total * self.row_weight
             if gradient is not None:
@@ -106,40 +116,30 @@ class SigmoidSum:
             self.pulls = self._pulls(gradient, column, foreground)
         return total, gradient
 
-    def _block(self, memory, z, gradient, unknown, column, foreground, own_loss, own_slope):
-        """(r,) sums of some rows, and their slopes into ``gradient``; weighted by all but the rows' own weight.
+    def _block(self, memory, z, gradient, unknown, foreground, column, own_loss):
+        """(r,) sums of some rows, and the slopes of negatives into ``gradient``; without the rows' own weight.
 
         Args:
-            memory: for the losses, of as many rows or more; None: of its own.
+            memory: like z, for the losses.
         """
         if self.tail is not None:  # -inf, in effect: no loss, no slope, and no mask
             lowest = torch.finfo(z.dtype).min
-            z = torch.addcmul(z, foreground.to(z.dtype), self.tail.to(z.dtype), value=lowest, out=gradient)
-        memory = memory if memory is None else memory[: len(z)]
-        loss, slope = self.term(Logistic(z, memory, gradient), *self._arguments(z))
-        if self.negative_weight is not None:
-            weight = self.negative_weight.to(z.dtype)
-            loss, slope = loss.mul_(weight), slope.mul_(weight)
-        loss.scatter_(1, column, own_loss)
+            z = torch.addcmul(z, foreground.to(z.dtype), self.tail, value=lowest, out=gradient)
+        loss, slope = self.term(Logistic(z, memory, gradient), *self.arguments)
         if unknown is not None:
-            loss.masked_fill_(unknown, 0)
+            loss, slope = loss.masked_fill_(unknown, 0), slope.masked_fill_(unknown, 0)
+        if gradient is not None and slope is not gradient:
+            gradient.copy_(slope)
+        if self.negative_weight is None:
+            return loss.scatter_(1, column, own_loss).sum(dim=1)
         if gradient is not None:
-            if slope is not gradient:
-                gradient.copy_(slope)
-            gradient.scatter_(1, column, own_slope)
-            if unknown is not None:
-                gradient.masked_fill_(unknown, 0)
-        return loss.sum(dim=1)
+            gradient.mul_(self.negative_weight)
+        return torch.addmv(own_loss[:, 0], loss.scatter_(1, column, 0), self.negative_weight)
 
-    def _arguments(self, z, column=None) -> list:
-        """Those of the term, (K,) tensors as a row, or at the (R, 1) columns of own entries."""
-        arguments = [a.to(z.dtype) if torch.is_tensor(a) else a for a in self.arguments]
-        return [a[column] if torch.is_tensor(a) and column is not None else a for a in arguments]
-
-    def _own_entries(self, logits, column, foreground):
+    def _own_entries(self, logits, column, foreground, unknown):
         """(R, 1) loss and slope: of a foreground RoI a positive's, of background the last column's, a negative's."""
         own = logits.gather(1, column)
-        arguments = self._arguments(own, column)
+        arguments = [a[column] if torch.is_tensor(a) else a for a in self.arguments]
         if self.positive_term is None:
             loss, slope = self.term(Logistic(torch.where(foreground, -own, own)), *arguments)
         else:
@@ -150,16 +150,19 @@ class SigmoidSum:
                 )
             )
         slope = torch.where(foreground, -slope, slope)
-        if self.negative_weight is None and isinstance(self.positive_weight, float) and self.positive_weight == 1:
-            return loss, slope
-        weights = (self._at(weight, own, column) for weight in (self.positive_weight, self.negative_weight))
-        weight = torch.where(foreground, *weights)
-        return loss * weight, slope * weight
+        if self.negative_weight is not None or torch.is_tensor(self.positive_weight) or self.positive_weight != 1:
+            weights = (self._at(weight, own, column) for weight in (self.positive_weight, self.negative_weight))
+            weight = torch.where(foreground, *weights)
+            loss, slope = loss * weight, slope * weight
+        if unknown is not None:
+            own_unknown = unknown.gather(1, column)
+            loss, slope = loss.masked_fill(own_unknown, 0), slope.masked_fill(own_unknown, 0)
+        return loss, slope
 
     @staticmethod
     def _at(weight: float | torch.Tensor | None, own, column) -> torch.Tensor:
         if torch.is_tensor(weight):
-            return weight.to(own.dtype)[column]
+            return weight[column]
         return own.new_full((), 1.0 if weight is None else weight)
 
     @staticmethod
@@ -178,11 +181,10 @@ class SigmoidSum:
     def _by_autograd(self, logits, gt_classes):
         K = logits.shape[1]
         label = torch.arange(K, device=logits.device) == gt_classes[:, None]
-        arguments = self._arguments(logits)
         if self.positive_term is None:
-            loss, slope = self.term(Logistic(torch.where(label, -logits, logits)), *arguments)
+            loss, slope = self.term(Logistic(torch.where(label, -logits, logits)), *self.arguments)
         else:
-            negative, positive = self.term(Logistic(logits), *arguments), self.positive_term(Logistic(-logits))
+            negative, positive = self.term(Logistic(logits), *self.arguments), self.positive_term(Logistic(-logits))
             loss, slope = (torch.where(label, own, other) for own, other in zip(positive, negative, strict=True))
         weight = self.weight(label, gt_classes, logits)
         if self.sums_by_category:
@@ -197,11 +199,10 @@ class SigmoidSum:
             label: (R, K) bool, y.
         """
         dtype, K = logits.dtype, logits.shape[1]
-        weight = torch.ones_like(label, dtype=dtype) if self.negative_weight is None else self.negative_weight.to(dtype)
+        weight = torch.ones_like(label, dtype=dtype) if self.negative_weight is None else self.negative_weight
         if self.tail is not None:
-            weight = weight - (gt_classes[:, None] < K) * self.tail.to(dtype) * weight
-        positive = self.positive_weight
-        weight = torch.where(label, positive.to(dtype) if torch.is_tensor(positive) else positive, weight)
+            weight = weight - (gt_classes[:, None] < K) * self.tail * weight
+        weight = torch.where(label, self.positive_weight, weight)
         if self.row_weight is not None:
             weight = weight * self.row_weight[:, None]
         return weight if self.negatives is None else weight * self.negatives
@@ -223,11 +224,11 @@ def softmax_cross_entropy_without(left_out, logits, gt_classes) -> torch.Tensor:
     def formula(logits, with_gradient):
         gradient = torch.empty_like(logits) if with_gradient else None
         log_p = []
-        for rows in blocks_of_rows(logits):
+        for z, spared, column, slope in in_blocks(logits, left_out, own_column, gradient):
             # -inf, in effect. masked_fill would branch at every entry, and a random mask is hard to predict.
-            z = torch.add(logits[rows], left_out[rows].to(logits.dtype), alpha=lowest)
-            p = torch.softmax(z, dim=1, out=None if gradient is None else gradient[rows])
-            log_p.append(own_log_probability(z, p, own_column[rows]))
+            z = torch.add(z, spared.to(z.dtype), alpha=lowest)
+            p = torch.softmax(z, dim=1, out=slope)
+            log_p.append(own_log_probability(z, p, column))
         if gradient is not None:
             gradient.scatter_add_(1, own_column, gradient.new_full(own_column.shape, -1))
         return -torch.cat(log_p)[:, 0], gradient
@@ -256,11 +257,19 @@ def own_and_others(logits, own_column):
 def blocks_of_rows(x: torch.Tensor) -> Iterator[slice]:
     """Slices that together are the rows of ``x``; on a GPU, where every operation costs a launch, one of all."""
     R = len(x)
-    if R == 0:
-        return
-    number = math.ceil(x.numel() / BLOCK) if x.device.type == "cpu" else 1
-    size = math.ceil(R / number)
+    size = _rows_of_a_block(x)
     yield from (slice(start, start + size) for start in range(0, R, size))
+
+
+def in_blocks(x: torch.Tensor, *others: torch.Tensor | None) -> Iterator[tuple]:
+    """``x`` and other tensors of its rows, block by block as of :func:`blocks_of_rows`; None stays None."""
+    size = _rows_of_a_block(x)
+    return zip(x.split(size), *(itertools.repeat(None) if other is None else other.split(size) for other in others))
+
+
+def _rows_of_a_block(x: torch.Tensor) -> int:
+    number = math.ceil(x.numel() / BLOCK) if x.device.type == "cpu" else 1
+    return max(1, math.ceil(len(x) / max(1, number)))
 
 
 def own_entry(gt_classes: torch.Tensor, num_classes: int):

@@ -26,9 +26,11 @@ def rows_and_gradient(losses, logits, gt_classes) -> tuple[torch.Tensor, torch.T
     function = _compiled(losses.term, *losses.arguments)
     if function.broken:
         return None
-    positive_weight = logits.new_full((), losses.positive_weight)
-    tail = None if losses.tail is None else losses.tail.to(logits.dtype)
-    inputs = logits, gt_classes.int(), tail, positive_weight, losses.row_weight, losses.negatives
+    positive_weight = losses.positive_weight
+    if not torch.is_tensor(positive_weight):
+        positive_weight = logits.new_full((), positive_weight)
+    weights = losses.tail, positive_weight, losses.negative_weight, losses.row_weight, losses.negatives
+    inputs = logits, gt_classes.int(), *weights
     if function.works:
         return function(*inputs)
     try:
@@ -64,14 +66,14 @@ class _Function:
 
 @cache
 def _compiled(term: Callable, *arguments) -> _Function:
-    def function(logits, gt_classes, tail, positive_weight, row_weight, negatives):
+    def function(logits, gt_classes, tail, positive_weight, negative_weight, row_weight, negatives):
         K = logits.shape[1]
         label = gt_classes[:, None]
         own = torch.arange(K, dtype=torch.int32, device=logits.device) == label
         loss, slope = term(OneExponential(torch.where(own, -logits, logits)), *arguments)
-        weight = torch.ones_like(label, dtype=logits.dtype)
+        weight = torch.ones_like(label, dtype=logits.dtype) if negative_weight is None else negative_weight
         if tail is not None:
-            weight = weight - (label < K) * tail
+            weight = weight - (label < K) * tail * weight
         weight = torch.where(own, positive_weight, weight)
         if row_weight is not None:
             weight = weight * row_weight[:, None]

@@ -34,10 +34,13 @@ def step(name, compiled, logits, gt_classes, **weights):
     return value.detach(), logits.grad
 
 
-def weights_for(R):
+def weights_for(R, by_category):
+    """With numbers for all categories, as most losses have them, or of each, as ClassWeightedLoss has."""
+    of_category = torch.arange(1, K + 1) / 64  # the same in fp32
+    of_positives = {"positive_weight": of_category, "negative_weight": 1 - of_category}
     return {
+        **(of_positives if by_category else {"positive_weight": 1 / 3}),
         "tail": TAIL,
-        "positive_weight": 1 / 3,
         "row_weight": torch.arange(1, R + 1) / 64,  # the same in fp32
         "negatives": torch.arange(R * K).view(R, K) % 5 > 0,
     }
@@ -45,16 +48,16 @@ def weights_for(R):
 
 @needs_compiler
 @pytest.mark.parametrize(
-    "name, dtype, tolerance",
-    [("cross-entropy", torch.float64, 1e-12), ("focal", torch.float32, 1e-6)],
+    "name, by_category, dtype, tolerance",
+    [("cross-entropy", False, torch.float64, 1e-12), ("focal", True, torch.float32, 1e-6)],
 )
-def test_compiled_equals_eager_for_any_number_of_rois(name, dtype, tolerance, fresh):
+def test_compiled_equals_eager_for_any_number_of_rois(name, by_category, dtype, tolerance, fresh):
     compiles = torch._dynamo.utils.counters["stats"]
     before = compiles["unique_graphs"]
     for R in (40, 7, 129):
         logits = torch.randn(R, K, dtype=dtype) * 5
         logits[0, :4] = torch.tensor([1e4, -1e4, 60, -60])
-        gt_classes, weights = torch.arange(R) % (K + 1), weights_for(R)
+        gt_classes, weights = torch.arange(R) % (K + 1), weights_for(R, by_category)
         value, gradient = step(name, True, logits, gt_classes, **weights)
         expected, expected_gradient = step(name, False, logits.double(), gt_classes, **weights)
         assert abs(value - expected) < tolerance * expected
