@@ -26,9 +26,9 @@ def add_eql_config(cfg: CfgNode) -> None:
     # Tell a sigmoid loss which categories each training image was checked for (LVIS): the others then take no part.
     losses.IMAGE_LABELS = False
     # Whether a step is compiled (torch.compile): of SigmoidCrossEntropy, SigmoidFocalLoss, EqualizationLoss, DropLoss,
-    # and ClassBalancedLoss with a sigmoid or focal base; an error with others. A third to a half faster
-    # (docs/speed.md). The first step takes 5 to 50 s longer; where nothing can be compiled, it runs as without the
-    # key, and says so.
+    # and ClassBalancedLoss and ClassWeightedLoss with a sigmoid or focal base; an error with others. A third to a half
+    # faster (docs/speed.md). The first step takes 5 to 50 s longer; where nothing can be compiled, it runs as without
+    # the key, and says so.
     losses.COMPILE = False
     for name, loss_class in CLS_LOSS_REGISTRY:
         losses[name] = config_node(loss_class)

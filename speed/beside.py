@@ -27,7 +27,7 @@ BCE = "BCE, prebuilt target"
 
 
 def serve(R: int, K: int) -> None:
-    """Tell where the package is and the names of the losses; then read "number name" and answer the seconds of so many steps."""
+    """Tell where the package and what the losses are; then read "number name", answer the seconds of such a step."""
     import eql_d2  # of the checkout that is first on the path
 
     torch.set_num_threads(1)

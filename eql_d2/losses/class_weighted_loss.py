@@ -38,7 +38,7 @@ class ClassWeightedLoss(ScoredByAnother):
         prior_prob: score every category starts with, of the sigmoid and focal bases (default 0.01, that of RetinaNet).
     """
 
-    compiled: bool | None = None
+    compiled: bool | None = False
     scoring: ClassificationLoss  # what the base decides besides the loss: width, prior and scores
     class_weight: torch.Tensor  # (K + 1,) float64 of the softmax base, else (K,)
 
@@ -64,9 +64,10 @@ class ClassWeightedLoss(ScoredByAnother):
         self.base, self.gamma = base, gamma
         if base == "softmax":
             self.scoring = SoftmaxLoss(num_classes)
+            self.compiled = None
         else:
             self.scoring = SigmoidLoss(num_classes, prior_prob=prior_prob)
-            self.uses_negatives, self.compiled = True, False
+            self.uses_negatives = True
         self.prior_prob = self.scoring.prior_prob
         given = read_json(weights_file) if weights_file else weights
         weight = self._checked(given, weights_file or "weights")

@@ -264,6 +264,8 @@ def blocks_of_rows(x: torch.Tensor) -> Iterator[slice]:
 def in_blocks(x: torch.Tensor, *others: torch.Tensor | None) -> Iterator[tuple]:
     """``x`` and other tensors of its rows, block by block as of :func:`blocks_of_rows`; None stays None."""
     size = _rows_of_a_block(x)
+    if size >= len(x):
+        return iter([(x, *others)])
     return zip(x.split(size), *(itertools.repeat(None) if other is None else other.split(size) for other in others))
 
 
