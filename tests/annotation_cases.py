@@ -130,6 +130,10 @@ def spelt_category_ids(data):
     each("annotations", category_id=lambda a: str(a["category_id"]))(data)
 
 
+def spelt_references(data):
+    each("annotations", image_id=lambda a: str(a["image_id"]), category_id=lambda a: str(a["category_id"]))(data)
+
+
 def text_category_ids(data):
     each("categories", id=lambda c: f"class {c['id']}")(data)
     each("annotations", category_id=lambda a: f"class {a['category_id']}")(data)
@@ -308,6 +312,8 @@ CASES = {
     "text image ids": both(text_image_ids, logged=("train.json: numbered 3 images whose ids are texts",)),
     "spelt image ids": both(spelt_image_ids),
     "spelt category ids": both(spelt_category_ids),
+    "spelt references": both(spelt_references),
+    "spelt sizes": both(each("images", width=lambda i: str(i["width"]), height=lambda i: str(i["height"]))),
     "text category ids": both(text_category_ids, logged=("val.json: numbered 3 categories whose ids are texts",)),
     "whole floats": both(whole_floats),
     "no crowd key": both(without("annotations", "iscrowd")),

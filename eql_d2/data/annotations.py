@@ -67,13 +67,17 @@ def read_truth(json_file) -> Annotations:
     A file that :func:`read_annotations` refuses is normalised alone, as the APIs of COCO and LVIS take it.
 
     Raises:
-        InputError: no such file, no JSON, or no ``images`` or ``categories``.
+        InputError: no such file, no JSON, no ``images`` or ``categories``, or an object with an odd id, box or area.
     """
     try:
         return read_annotations(json_file)
     except InputError:
         raw = read_json(json_file, required=("images", "categories"))
         notes = normalise(raw)
+        for annotation in raw.get("annotations", ()):
+            problem = object_problem(annotation) if isinstance(annotation, dict) and "bbox" in annotation else None
+            if problem:
+                raise InputError(f"{json_file}: annotation {_shown(annotation.get('id'))} {problem}") from None
         return Annotations({"annotations": [], **raw}, [f"{json_file}: {note}" for note in notes])
 
 
@@ -223,23 +227,36 @@ def image_problem(image: dict) -> str | None:
 
 
 def annotation_problem(annotation: dict, images: dict, categories: dict) -> str | None:
-    if type(annotation.get("image_id")) is not int:
-        return f"must have a whole number as its `image_id`, got {_shown(annotation.get('image_id'))}"
-    category = annotation.get("category_id")
-    if type(category) is not int or category not in categories:
-        return f"has the category id {_shown(category)}, which `categories` does not list"
-    box = annotation.get("bbox")
-    if not (type(box) is list and len(box) == 4 and are_numbers(box) and box[2] >= 0 and box[3] >= 0):
-        return f"must have a `bbox` of four finite numbers x, y, width, height (>= 0), got {_shown(box)}"
-    area = annotation.get("area", 0)
-    if type(area) not in NUMBERS or not 0 <= area <= sys.float_info.max:
-        return f"must have a finite number of at least 0 as its `area`, got {_shown(area)}"
+    problem = object_problem(annotation)
+    if problem:
+        return problem
+    if annotation["category_id"] not in categories:
+        return _without_category(annotation)
     if annotation.get("iscrowd", 0) not in (0, 1):
         return f"must have an `iscrowd` of 0 or 1, got {_shown(annotation['iscrowd'])}"
     image = images.get(annotation["image_id"])
     if image is None:  # it will be left out
         return None
     return segmentation_problem(annotation.get("segmentation"), image)
+
+
+def object_problem(annotation: dict) -> str | None:
+    """Of what every evaluation needs."""
+    if type(annotation.get("image_id")) is not int:
+        return f"must have a whole number as its `image_id`, got {_shown(annotation.get('image_id'))}"
+    if type(annotation.get("category_id")) is not int:
+        return _without_category(annotation)
+    box = annotation.get("bbox")
+    if not (type(box) is list and len(box) == 4 and are_numbers(box) and box[2] >= 0 and box[3] >= 0):
+        return f"must have a `bbox` of four finite numbers x, y, width, height (>= 0), got {_shown(box)}"
+    area = annotation.get("area", 0)
+    if type(area) not in NUMBERS or not 0 <= area <= sys.float_info.max:
+        return f"must have a finite number of at least 0 as its `area`, got {_shown(area)}"
+    return None
+
+
+def _without_category(annotation: dict) -> str:
+    return f"has the category id {_shown(annotation.get('category_id'))}, which `categories` does not list"
 
 
 def segmentation_problem(segmentation, image: dict) -> str | None:

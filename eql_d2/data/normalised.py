@@ -1,8 +1,8 @@
 """What export tools write otherwise than the format has it, made as the format has it.
 
-CVAT and Datumaro leave optional keys there and empty, some write whole numbers as floats, Roboflow and Label Studio
-count objects from 0, which the evaluations of COCO and LVIS never match, camera traps call images by texts, and Windows
-writes backslashes.
+CVAT and Datumaro leave optional keys there and empty, some write whole numbers as floats or texts, Roboflow and Label
+Studio count objects from 0, which the evaluations of COCO and LVIS never match, camera traps call images by texts, and
+Windows writes backslashes.
 """
 
 from typing import Any
@@ -68,12 +68,18 @@ def _make_whole(entries: list[dict], keys: tuple[str, ...]) -> None:
     for entry in entries:
         for key in keys:
             value = entry.get(key)
-            if type(value) is float and value.is_integer():
+            if type(value) is int or value is None:
+                continue
+            if (type(value) is float and value.is_integer()) or (type(value) is str and _spells_a_number(value)):
                 entry[key] = int(value)
 
 
+def _spells_a_number(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) < 19 and str(int(text)) == text
+
+
 def _number(kind: str, entries: list[dict], annotations: list[dict], key: str) -> list[str]:
-    """Whole numbers for ids that are texts: those that they spell, or else 1, 2, ... in the file's order.
+    """Whole numbers, 1, 2, ... in the file's order, for ids of which one at least is a text.
 
     Args:
         kind: what the entries are, for the message.
@@ -82,16 +88,13 @@ def _number(kind: str, entries: list[dict], annotations: list[dict], key: str) -
     ids: list[Any] = [entry.get("id") for entry in entries]
     if not _are_texts(ids):
         return []
-    spelt = all(isinstance(i, str) and i.isascii() and i.isdigit() and str(int(i)) == i for i in ids)
-    numbers = {i: int(i) if spelt else place for place, i in enumerate(ids, start=1)}
+    numbers = {i: place for place, i in enumerate(ids, start=1)}
     for entry in entries:
         entry["id"] = numbers[entry["id"]]
     for annotation in annotations:
         reference = annotation.get(key)
-        if isinstance(reference, str) or (type(reference) is int and not spelt):
+        if type(reference) in (int, str):
             annotation[key] = numbers.get(reference, NOT_LISTED)
-    if spelt:
-        return []
     return [f"numbered {len(ids)} {kind} whose ids are texts ({ids[0]!r} is 1, in written results too)"]
 
 

@@ -11,7 +11,7 @@ from detectron2.structures import Boxes, Instances
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eql_d2.data.annotations import read_annotations
+from eql_d2.data.annotations import read_annotations, read_truth
 from eql_d2.data.clipping import clip_polygon
 from eql_d2.data.normalised import normalise
 from eql_d2.data.registration import load_dataset, register_dataset
@@ -23,7 +23,7 @@ from tests.annotation_cases import CASES, FAR, HEIGHT, OUTSIDE, POINT, WIDTH, ea
 
 SIZE = (HEIGHT, WIDTH)
 AS_VALID = ("url empty", "url zero", "ids from zero", "text annotation ids", "spelt image ids", "spelt category ids")
-AS_VALID += ("whole floats", "null crowd")
+AS_VALID += ("whole floats", "null crowd", "spelt references", "spelt sizes")
 FAR_INSIDE = {"bbox": [40, 0, 24, 48], "area": 24 * 48}
 
 
@@ -63,6 +63,28 @@ def test_names_that_are_numbers_and_frequencies_that_are_not_lvis_s(tmp_path):
     path.write_text(json.dumps({**data, "annotations": None}))
     read = read_annotations(path)
     assert read["categories"] == [{"id": i, "name": str(i)} for i in (1, 2, 3)] and read["annotations"] == []
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"bbox": None}, "`bbox` of four finite numbers"),
+        ({"bbox": [26, 6, -22, 30]}, "`bbox` of four finite numbers"),
+        ({"category_id": [1]}, r"the category id \[1\]"),
+        ({"image_id": "camera 1"}, "whole number as its `image_id`"),
+        ({"area": "large"}, "as its `area`"),
+    ],
+)
+def test_the_truth_of_an_evaluation_may_lack_names_but_no_object_its_place(change, said, lvis, tmp_path):
+    data = valid(lvis)
+    del data["categories"][0]["name"]
+    path = tmp_path / "file.json"
+    path.write_text(json.dumps(data))
+    assert len(read_truth(path)["annotations"]) == 6
+    data["annotations"][1].update(change)
+    path.write_text(json.dumps(data))
+    with pytest.raises(InputError, match=f"file.json: annotation 2 .*{said}"):
+        read_truth(path)
 
 
 def test_why_objects_are_left_out_is_counted(lvis, tmp_path):
