@@ -23,6 +23,18 @@ FIGURE = "figures/benchmark/lvis_scale.png"
 NO_RUNS = "*Too few runs are finished.*"
 METRICS = ("AP", "APr", "APc", "APf")
 SUMMARY = (SOFTMAX, "sigmoid", "EQL", "RFS", "EQLv2", "Seesaw")  # the README's rows
+# What to do first, second, third: the step, its method, and what it costs beside a training with softmax.
+STEPS = (
+    ("nothing", SOFTMAX, ""),
+    ("**1.** repeat factor sampling", "RFS", "1.77 times the iterations"),
+    ("**2.** correct the scores of that by NorCal", "NorCal-RFS", "no training"),
+    ("**3.** or train with sampling and a loss for the tail, ECM", "ECM-RFS", "1.77 times the iterations"),
+    ("or with sampling and a cosine classifier", "cosine-RFS", "1.77 times the iterations"),
+    ("without a longer training: Seesaw", "Seesaw", ""),
+    ("without a longer training: EQL v2", "EQLv2", ""),
+    ("softmax is trained: BAGS in a second stage", "BAGS", "its classifier once more"),
+    ("softmax is trained: cRT in a second stage", "cRT", "its classifier once more"),
+)
 # Methods of the 90-category benchmark (docs/benchmark.md) with published figures.
 SMALL_NAMES = {
     SOFTMAX: "SoftmaxCrossEntropy",
@@ -74,6 +86,19 @@ def methods_table(records: Records, _docs: Path) -> str:
         row |= {f"{m} − softmax's": signed(gain_of(records, name, m)) for m in ("AP", "APr")}
         row |= {f"published, {m}": signed(published_or_none(name, m)) for m in ("AP", "APr")}
         rows.append(row | {"half": half(name)})
+    return markdown(rows)
+
+
+def steps_table(records: Records, _docs: Path) -> str:
+    """What one would do about the tail, in order, and what it gave."""
+    records = untouched(records)
+    rows = []
+    for step, name, cost in STEPS:
+        if name in records:
+            of = {metric: values(records[name], str(CAPS[0]), metric) for metric in METRICS}
+            rows.append(
+                {"step": step, **{m: spread(v) for m, v in of.items()}, "costs": cost, "seeds": len(records[name])}
+            )
     return markdown(rows)
 
 
@@ -209,6 +234,7 @@ def cost_table(records: Records, _docs: Path) -> str:
 TABLES: dict[str, Callable[[Records, Path], str]] = {
     "summary": summary_table,
     "methods": methods_table,
+    "steps": steps_table,
     "correlation": correlation_table,
     "figure": figure_link,
     "other-sets": other_sets_table,
