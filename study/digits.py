@@ -25,5 +25,7 @@ def train_digits(results: Path) -> None:
 
 
 def digits_table(results: Path) -> str:
+    if not digits_file(results).exists():
+        return "*Not run yet.*"
     accuracies = json.loads(digits_file(results).read_text())
     return runpy.run_path(str(EXAMPLE))["table"]({name: np.array(values) for name, values in accuracies.items()})
