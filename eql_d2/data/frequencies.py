@@ -5,6 +5,7 @@ Shape shorthand: K is the number of foreground categories, in the order of Detec
 
 import json
 import os
+import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,7 @@ def whole_numbers(values, name: str) -> torch.Tensor:
     """int64 of a sequence of whole numbers; floats must be whole."""
     tensor = torch.as_tensor(values)
     if tensor.dtype.is_floating_point and not (tensor == tensor.round()).all():
-        raise InputError(f"{name} must be whole numbers, got {values!r}")
+        raise InputError(f"{name} must be whole numbers, got {reprlib.repr(values)}")
     return tensor.to(torch.int64)
 
 
@@ -141,22 +142,26 @@ class ClassFrequencies:
 
     @classmethod
     def of(cls, counts) -> "ClassFrequencies":
-        """``counts`` as they are, or made of a sequence of samples of each class, as in plain classification.
+        """``counts`` as they are, read from a counts file, or made of a sequence of samples of each class.
 
-        There an image has one object, so one number counts both.
+        In plain classification an image has one object, so there one number counts both.
 
         Raises:
-            InputError: neither of the two.
+            InputError: none of these.
         """
         if isinstance(counts, cls):
             return counts
+        if isinstance(counts, str | os.PathLike):
+            return cls.from_counts_file(counts)
         try:
             samples = whole_numbers(counts, "frequencies")
-            total = int(samples.sum())
-        except (TypeError, RuntimeError) as error:
+            total = sum(samples.tolist())
+        except InputError:
+            raise
+        except (TypeError, RuntimeError, ValueError) as error:
             raise InputError(
-                f"frequencies must be ClassFrequencies, or a sequence of the number of samples of each class, got "
-                f"{counts!r}"
+                f"frequencies must be ClassFrequencies, the path of a counts file, or a sequence of the number of "
+                f"samples of each class, got {reprlib.repr(counts)}"
             ) from error
         return cls(samples, samples, num_images=max(total, 1))
 
@@ -415,7 +420,7 @@ def _check_tail_value(kind: str, value) -> None:
 LVIS_TAIL = TailRule()  # rare and common
 
 # What a loss takes for its counts and its tail: see ClassFrequencies.of and TailRule.of
-Counts: TypeAlias = ClassFrequencies | Sequence[int] | torch.Tensor
+Counts: TypeAlias = ClassFrequencies | str | os.PathLike | Sequence[int] | torch.Tensor
 Tail: TypeAlias = TailRule | int | float | str
 
 

@@ -11,6 +11,8 @@ Shape shorthand of this package:
 import copy
 import logging
 import math
+import operator
+import reprlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -24,6 +26,8 @@ from eql_d2.errors import InputError
 from eql_d2.losses import fused
 from eql_d2.losses.hyper_parameters import arguments_from_config, defaults
 from eql_d2.losses.once import log_once
+
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 class RoIs(NamedTuple):
@@ -72,13 +76,13 @@ class ClassificationLoss(nn.Module):
 
     def extra_repr(self) -> str:
         arguments = {"num_classes": self.num_classes, **defaults(type(self)), **self._arguments}
-        return ", ".join(f"{name}={value}" for name, value in arguments.items())
+        return ", ".join(f"{name}={_shown(value)}" for name, value in arguments.items())
 
     def __init__(self, num_classes: int):
         super().__init__()
-        if num_classes < 1:
-            raise InputError(f"num_classes must be at least 1, got {num_classes}")
-        self.num_classes = num_classes
+        if not hasattr(num_classes, "__index__") or num_classes < 1:
+            raise InputError(f"num_classes must be a whole number of at least 1, got {num_classes!r}")
+        self.num_classes = operator.index(num_classes)
         self._no_frequencies: FrequenciesNotFound | None = None
 
     @classmethod
@@ -116,10 +120,10 @@ class ClassificationLoss(nn.Module):
             The loss, at least fp32. Without RoIs it is zero, with a gradient path (DDP needs one).
 
         Raises:
-            InputError: logits of another width than :attr:`num_logits`, labels of another number than RoIs or out of
-                range, no negatives where the loss needs them, or a loss that cannot train because its class
-                frequencies were not found. On a GPU, where a question costs a wait, labels out of range are a
-                device-side assertion instead.
+            InputError: logits of another width than :attr:`num_logits`, labels, features or negatives of another number
+                than RoIs, types that are none of these, labels out of range, no negatives where the loss needs them, or
+                a loss that cannot train because its class frequencies were not found. On a GPU, where a question costs
+                a wait, labels out of range are a device-side assertion instead.
         """
         logits, rois = self.checked(logits, RoIs(gt_classes, features, negatives, generator), reduction)
         if len(logits) == 0:
@@ -137,21 +141,35 @@ class ClassificationLoss(nn.Module):
         """What a call is given, as :meth:`compute` takes it, or an InputError; see :meth:`forward`."""
         if reduction not in ("mean", "sum", "none"):
             raise InputError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}")
+        name, K = type(self).__name__, self.num_classes
+        if not isinstance(logits, torch.Tensor) or logits.dim() != 2 or not logits.is_floating_point():
+            raise InputError(
+                f"{name} takes logits as a tensor (R, {self.num_logits}) of a float type, got {_kind(logits)}"
+            )
         rois = rois._replace(gt_classes=self._checked_labels(logits, rois.gt_classes))
         logits = at_least_fp32(self.checked_width(logits))
         self.require_frequencies()
-        if self.needs_negatives and rois.negatives is None:
+        if rois.features is not None and rois.features.shape[:1] != logits.shape[:1]:
+            raise InputError(f"{name} takes features of each of {len(logits)} RoIs, got {_kind(rois.features)}")
+        if rois.negatives is None:
+            if self.needs_negatives:
+                raise InputError(
+                    f"{name} as it is set needs negatives: call it with the (R, K) bool tensor of what is known"
+                )
+        elif rois.negatives.dtype != torch.bool or rois.negatives.shape != (logits.shape[0], K):
             raise InputError(
-                f"{type(self).__name__} as it is set needs negatives: call it with the (R, K) bool tensor of what is "
-                f"known"
+                f"{name} takes negatives as a bool tensor ({len(logits)}, {K}) of what is known, got "
+                f"{_kind(rois.negatives)}"
             )
         return logits, rois
 
     def _checked_labels(self, logits, gt_classes) -> torch.Tensor:
         """(R,) int64 labels of (R, C) logits, or an InputError."""
         K = self.num_classes
-        if gt_classes.dtype.is_floating_point or gt_classes.dtype == torch.bool:
-            raise InputError(f"{type(self).__name__} takes gt_classes of an integer type, got {gt_classes.dtype}")
+        if not isinstance(gt_classes, torch.Tensor) or gt_classes.dtype not in INTEGERS:
+            raise InputError(
+                f"{type(self).__name__} takes gt_classes as a tensor of an integer type, got {_kind(gt_classes)}"
+            )
         if gt_classes.shape != logits.shape[:1]:
             raise InputError(
                 f"{type(self).__name__} takes one label for each row of logits: logits are {tuple(logits.shape)}, "
@@ -364,6 +382,16 @@ class SoftmaxLoss(ClassificationLoss):
         if logits.shape[1] == self.num_classes:
             scores = torch.cat([scores, scores.new_zeros(len(scores), 1)], dim=1)
         return scores
+
+
+def _shown(value) -> str:
+    """An argument for the repr; of a sequence of a number for each category the first ones."""
+    return reprlib.repr(value) if isinstance(value, list | tuple) else str(value)
+
+
+def _kind(x) -> str:
+    """Type and shape of a tensor, or the type of anything else."""
+    return f"{x.dtype} {tuple(x.shape)}" if isinstance(x, torch.Tensor) else type(x).__name__
 
 
 def at_least_fp32(x: torch.Tensor) -> torch.Tensor:

@@ -1,5 +1,7 @@
 """Equalization Loss v2 (EQLv2)."""
 
+import math
+
 import torch
 
 from eql_d2.errors import InputError
@@ -52,6 +54,8 @@ class EqualizationLossV2(BackgroundSigmoidLoss):
         super().__init__(num_classes, prior_prob=prior_prob)
         if not 0 < gamma < float("inf"):
             raise InputError(f"gamma must be in (0, inf), got {gamma}")
+        if not math.isfinite(mu):
+            raise InputError(f"mu must be finite, got {mu}")
         if not 0 <= alpha < float("inf"):
             raise InputError(f"alpha must be in [0, inf), got {alpha}")
         self.gamma = gamma

@@ -1,6 +1,6 @@
 """Every loss with torch as it is: its function transforms, checkpointing, meta device, averages, wrong labels.
 
-What torch.compile makes of them takes minutes, and is in tests/slow.
+What torch.compile makes of them takes minutes, and is in tests/slow. ``table_of_battery.py`` tabulates both.
 """
 
 import copy
@@ -74,13 +74,14 @@ def test_the_sums_left_to_autograd_are_those_made_by_hand(make, name, monkeypatc
 
 
 @every_loss
-def test_grad_of_torch_func(make, name):
+def test_grad_of_torch_func(make, name, record_property):
     loss = make(name)
     logits, gt_classes, features = a_batch(loss)
     grad = torch.func.grad(lambda z: loss(z, gt_classes, features))
     if name in COUNTING:
         with pytest.raises(InputError, match=r"torch\.func.*call \.eval\(\)"):
             grad(logits)
+        record_property("result", "after `.eval()`")
         loss.eval()
     torch.manual_seed(1)
     actual = grad(logits)
@@ -99,7 +100,7 @@ def test_vmap(make, name):
 
 @every_loss
 @pytest.mark.parametrize("use_reentrant", [False, True])
-def test_activation_checkpointing_is_right_or_refused(make, name, use_reentrant):
+def test_activation_checkpointing_is_right_or_refused(make, name, use_reentrant, record_property):
     loss, plain = make(name), make(name)
     logits, gt_classes, features = a_batch(loss)
     expected = step(plain, logits, gt_classes, features)[1]
@@ -110,6 +111,7 @@ def test_activation_checkpointing_is_right_or_refused(make, name, use_reentrant)
         value.backward()
     except InputError as error:
         assert name in COUNTING and "activation checkpointing" in str(error)
+        record_property("result", "error")
         return
     torch.testing.assert_close(logits.grad, expected)
     for buffer, of_other in zip(loss.state_dict().values(), plain.state_dict().values(), strict=True):
@@ -178,7 +180,8 @@ def test_reductions(make, name):
         ([0] * (R - 1) + [K + 1], r"labels in \[0, 7\] \(7: background\), got 0 to 8"),
         ([0] * (R - 1) + [-1], "got -1 to 0"),
         ([-100] * R, "got -100 to -100"),
-        ([0.0] * R, "an integer type, got torch.float32"),
+        ([0.0] * R, r"an integer type, got torch.float32 \(24,\)"),
+        ([True] * R, "an integer type, got torch.bool"),
     ],
 )
 def test_wrong_labels_are_refused(make, name, labels, message):
@@ -188,6 +191,24 @@ def test_wrong_labels_are_refused(make, name, labels, message):
     with pytest.raises(InputError, match=message):
         loss(logits, torch.tensor(labels), features)
     assert all(torch.equal(a, b) for a, b in zip(before.values(), loss.state_dict().values(), strict=True))
+
+
+@every_loss
+def test_what_is_no_tensor_of_its_kind_is_refused(make, name):
+    loss = make(name)
+    logits, gt_classes, features = a_batch(loss)
+    known = torch.ones(R, K, dtype=torch.bool)
+    for wrong, message in [
+        ((logits.numpy(), gt_classes, features), "logits as a tensor .* of a float type, got ndarray"),
+        ((logits[0], gt_classes, features), r"of a float type, got torch.float64 \("),
+        ((logits.long(), gt_classes, features), "of a float type, got torch.int64"),
+        ((logits, gt_classes.tolist(), features), "gt_classes as a tensor of an integer type, got list"),
+        ((logits, gt_classes, features[:1]), r"features of each of 24 RoIs, got torch.float64 \(1, 16\)"),
+        ((logits, gt_classes, features, known[0]), r"negatives as a bool tensor \(24, 7\) .* got torch.bool \(7,\)"),
+        ((logits, gt_classes, features, known.float()), r"got torch.float32 \(24, 7\)"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            loss(*wrong)
 
 
 @every_loss
@@ -215,9 +236,31 @@ def test_missing_counts_are_told_when_it_is_made(name):
         loss_class(2, frequencies=ClassFrequencies([1, 2]))
     with pytest.raises(InputError, match=r"frequencies must be whole numbers, got \[1\.5, 2\.0\]"):
         loss_class(2, frequencies=[1.5, 2.0])
-    with pytest.raises(InputError, match="ClassFrequencies, or a sequence"):
-        loss_class(2, frequencies={"cat": 1})
+    for wrong in ({"cat": 1}, ["3", "4"], [[3], [4]], 5):
+        with pytest.raises(InputError, match="ClassFrequencies, the path of a counts file, or a sequence"):
+            loss_class(2, frequencies=wrong)
     loss_class(2, frequencies=[3, 4])  # samples of each class
+
+
+def test_counts_may_be_a_file_of_them(tmp_path):
+    file = str(tmp_path / "counts.json")
+    ClassFrequencies([1, 2, 3], [2, 3, 4], num_images=9).save(file)
+    loss = CLS_LOSS_REGISTRY.get("WeightedCrossEntropy")(3, frequencies=file)
+    torch.testing.assert_close(
+        1 / loss.class_weight[:3], torch.tensor([2, 3, 4]) * loss.class_weight[0].reciprocal() / 2
+    )
+
+
+@pytest.mark.parametrize("number", [0, 2.5, "3", None])
+def test_a_number_of_classes_that_cannot_be(number):
+    with pytest.raises(InputError, match="num_classes must be a whole number of at least 1, got"):
+        CLS_LOSS_REGISTRY.get("SoftmaxCrossEntropy")(number)
+
+
+def test_a_number_for_each_of_many_categories_is_shown_short():
+    counts = list(range(1, 1204))
+    loss = CLS_LOSS_REGISTRY.get("LogitAdjustedLoss")(1203, frequencies=counts)
+    assert repr(loss) == "LogitAdjustedLoss(num_classes=1203, tau=1.0, frequencies=[1, 2, 3, 4, 5, 6, ...])"
 
 
 def test_tails_as_plain_values():

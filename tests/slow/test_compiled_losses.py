@@ -40,7 +40,7 @@ LATE = ["late EqualizationLossV2", "late LDAMLoss"]
 
 
 @pytest.mark.parametrize("name", sorted(name for name, _ in CLS_LOSS_REGISTRY) + LATE)
-def test_in_a_compiled_step(name):
+def test_in_a_compiled_step(name, record_property):
     """Equal to eager, state included, with at most two compilations in 20 steps of different numbers of RoIs."""
     torch._dynamo.reset()
     counters = torch._dynamo.utils.counters
@@ -65,6 +65,7 @@ def test_in_a_compiled_step(name):
         torch.testing.assert_close(actual, expected, rtol=1e-8, atol=1e-12)
     if name not in RANDOM:
         torch.testing.assert_close(loss.state_dict(), eager.state_dict(), rtol=1e-8, atol=1e-12)
+    record_property("result", counters["stats"]["unique_graphs"])
     assert counters["stats"]["unique_graphs"] <= 2
     assert not counters["graph_break"]
 
