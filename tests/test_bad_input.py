@@ -443,6 +443,19 @@ def test_hyper_parameters_of_another_loss_are_said(run_cfg, monkeypatch):
     assert said == [f"{gamma[0]} is 3.0, but the loss is EqualizationLoss, which does not read it"]
 
 
+def test_keys_of_another_detector_are_said(run_cfg, monkeypatch):
+    said = []
+    monkeypatch.setattr("eql_d2.engine.ignored_keys.logger.warning", lambda text, *values: said.append(text % values))
+    check_run(run_cfg("MODEL.FCOS.NUM_CONVS", 2), train=True)
+    assert said == ["MODEL.FCOS.NUM_CONVS is 2, but the detector is GeneralizedRCNN, which does not read it"]
+
+
+def test_a_rate_of_what_is_off(run_cfg):
+    key = "MODEL.ROI_BOX_HEAD.META_REWEIGHT"
+    with pytest.raises(InputError, match=f"{key}.LR is 0.5, but {key}.ENABLED is False"):
+        check_run(run_cfg(f"{key}.LR", 0.5), train=True)
+
+
 @pytest.mark.parametrize(
     "key, value, loss, others",
     [

@@ -20,6 +20,7 @@ from eql_d2.errors import InputError
 from eql_d2.losses import CLS_LOSS_REGISTRY, ClassificationLoss, losses_of
 from eql_d2.losses.hyper_parameters import NODE
 from eql_d2.modeling.dense import LongTailDenseMixin
+from eql_d2.modeling.fcos import LongTailFCOS
 from eql_d2.modeling.long_tail import target_of
 
 logger = logging.getLogger(__name__)
@@ -27,7 +28,8 @@ logger = logging.getLogger(__name__)
 ARCHITECTURE_KEY, HEAD_KEY = "MODEL.META_ARCHITECTURE", "MODEL.ROI_HEADS.NAME"
 OUR_DETECTORS = {"RetinaNet": "LongTailRetinaNet"}  # Detectron2's -> ours
 OUR_HEADS = "LongTailROIHeads, LongTailCascadeROIHeads or LongTailRes5ROIHeads"
-CALIBRATION = "MODEL.ROI_BOX_HEAD.CALIBRATION"
+CALIBRATION, META_REWEIGHT = "MODEL.ROI_BOX_HEAD.CALIBRATION", "MODEL.ROI_BOX_HEAD.META_REWEIGHT"
+FCOS_KEYS = "MODEL.FCOS."
 # Key -> the calibrations that read it.
 CALIBRATION_KEYS = {
     "STRENGTH": ("LogitAdjustment", "NorCal", "FRACAL", "LogN"),
@@ -39,7 +41,7 @@ READ_BY_OUR_PREDICTOR = (
     NODE,
     CALIBRATION,
     "MODEL.ROI_BOX_HEAD.THRESHOLDS_FILE",
-    "MODEL.ROI_BOX_HEAD.META_REWEIGHT",
+    META_REWEIGHT,
     "MODEL.ROI_BOX_HEAD.CLS_SCALE",
     "MODEL.ROI_BOX_HEAD.CLS_NORM",
     "MODEL.ROI_HEADS.LAMBDA",
@@ -84,9 +86,22 @@ def check_no_ignored_key(cfg: CfgNode, loss_name: str) -> None:
                 f"which does not read it: name {' or '.join(owners)}"
             )
     for key, value in changed.items():
+        if key.startswith(f"{META_REWEIGHT}.") and not cfg.MODEL.ROI_BOX_HEAD.META_REWEIGHT.ENABLED:
+            raise InputError(f"{key} is {value}, but {META_REWEIGHT}.ENABLED is False, so that nothing reads it")
         owner = key.removeprefix(f"{NODE}.").split(".")[0]
         if owner in CLS_LOSS_REGISTRY and owner != loss_name:
             logger.warning("%s is %r, but the loss is %s, which does not read it", key, value, loss_name)
+    warn_of_another_detector(cfg)
+
+
+def warn_of_another_detector(cfg: CfgNode) -> None:
+    """Keys of FCOS, which are ours, are a warning elsewhere, as are those of a loss that is not chosen."""
+    architecture = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)
+    is_a_users = not (is_detectron2s(architecture) or architecture.__module__.startswith("eql_d2."))
+    if is_a_users or issubclass(architecture, LongTailFCOS):
+        return
+    for key, value in changed_in(cfg, FCOS_KEYS).items():
+        logger.warning("%s is %r, but the detector is %s, which does not read it", key, value, architecture.__name__)
 
 
 def check_dense(cfg: CfgNode, changed: dict[str, object]) -> None:
@@ -161,19 +176,21 @@ def is_detectron2s(part: type) -> bool:
 
 def changed_keys(cfg: CfgNode) -> dict[str, object]:
     """The keys of :data:`READ_BY_OUR_PREDICTOR` that are not as by default, and a head whose name is a loss's."""
-    defaults = get_cfg()
-    add_eql_config(defaults)
-    by_default = dict(leaves(defaults))
-    changed = {
-        key: value
-        for key, value in leaves(cfg)
-        if key.startswith(READ_BY_OUR_PREDICTOR)
-        and key != COUNTS_KEY  # counts are also for sampling and for reports
-        and value != by_default.get(key, value)
-    }
+    changed = changed_in(cfg, *READ_BY_OUR_PREDICTOR)
+    changed.pop(COUNTS_KEY, None)  # counts are also for sampling and for reports
     if getattr(ROI_HEADS_REGISTRY.get(cfg.MODEL.ROI_HEADS.NAME), "loss_name", None):
         changed[HEAD_KEY] = cfg.MODEL.ROI_HEADS.NAME
     return changed
+
+
+def changed_in(cfg: CfgNode, *sections: str) -> dict[str, object]:
+    """The keys whose names begin so, and that are not as by default."""
+    defaults = get_cfg()
+    add_eql_config(defaults)
+    by_default = dict(leaves(defaults))
+    return {
+        key: value for key, value in leaves(cfg) if key.startswith(sections) and value != by_default.get(key, value)
+    }
 
 
 def leaves(cfg: CfgNode, prefix: str = "") -> Iterator[tuple[str, object]]:
