@@ -56,7 +56,7 @@ def shipped_counts(category_ids: Sequence[int], letters: str) -> TrainingCounts 
     """LVIS's own of v0.5 or v1, if these are its categories: the same ids and letters."""
     for path in SHIPPED:
         counts = read_json(path)
-        if counts["groups"] == letters and counts["category_ids"] == list(category_ids):
+        if counts["groups"] == letters and list(category_ids) == list(range(1, len(letters) + 1)):  # LVIS's ids
             return _of_counts(counts, category_ids, counts["source"])
     return None
 
