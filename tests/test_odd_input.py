@@ -105,9 +105,10 @@ def test_a_tag_that_names_no_file(tmp_path, tag, caplog):
     assert "no name of a file beside it" in caplog.text and "\x1b" not in caplog.text
 
 
-def test_a_folder_with_a_question_mark(tmp_path):
-    with pytest.raises(CheckpointError, match="OUTPUT_DIR"):
-        require_writable(str(tmp_path / "what?"))
+def test_a_folder_that_is_none(tmp_path):
+    for folder in (str(tmp_path / "what?"), "~/run", ""):
+        with pytest.raises(CheckpointError, match="OUTPUT_DIR"):
+            require_writable(folder)
     assert not list(tmp_path.iterdir())
 
 

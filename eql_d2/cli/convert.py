@@ -1,6 +1,7 @@
-"""Convert weights of mmdetection (Mask R-CNN, Seesaw), eqlv2 or BAGS to weights of a Detectron2 model with our losses.
+"""Convert weights of mmdetection (Mask R-CNN, Seesaw), eqlv2, BAGS, or a ResNet of torchvision or timm to Detectron2's.
 
     eql-d2 convert mask_rcnn_r50_fpn_seesaw_lvis.pth seesaw.pth
+    eql-d2 convert resnet50-11ad3fa6.pth backbone.pth
     eql-d2 convert gs_mask_rcnn_r50_fpn_1x_lvis.pth bags.pth --counts lvis_v0.5_train
 
 It prints the config keys that the weights need (docs/coming_from.md).
@@ -27,11 +28,13 @@ def run(args: argparse.Namespace) -> None:
     converted = convert(read_state_dict(args.weights), args.num_classes, frequencies)
     with written_whole(args.output, "wb") as file:
         torch.save({"model": converted.weights}, file)
-    print(f"wrote {args.output}: {len(converted.weights)} tensors, {converted.num_classes} categories")
-    print(
-        f"the loss is {' or '.join(converted.losses)}: MODEL.ROI_BOX_HEAD.CLS_LOSS.NAME {converted.losses[0]} "
-        f"{converted.keys} MODEL.WEIGHTS {args.output}"
-    )
+    keys = f"{converted.keys} MODEL.WEIGHTS {args.output}"
+    if converted.losses:
+        print(f"wrote {args.output}: {len(converted.weights)} tensors, {converted.num_classes} categories")
+        loss = converted.losses[0]
+        print(f"the loss is {' or '.join(converted.losses)}: MODEL.ROI_BOX_HEAD.CLS_LOSS.NAME {loss} {keys}")
+    else:
+        print(f"wrote {args.output}: {len(converted.weights)} tensors of a backbone; train from it with {keys}")
 
 
 def read_counts(name: str):

@@ -27,6 +27,8 @@ from eql_d2.modeling.predictors import Predictor
 
 logger = logging.getLogger(__name__)
 
+# What others wrap a model in: DistributedDataParallel, torch.compile, Lightning's modules.
+WRAPPERS = re.compile(r"((module|_orig_mod|model)\.)+")
 NUMBERED = r"model_\d{7}\.pth"  # the checkpoint of an iteration
 
 
@@ -164,6 +166,8 @@ class LongTailCheckpointer(DetectionCheckpointer):
                     "starts anew. If that is not meant, stop, and write the name into that file",
                     earlier[0],
                 )
+            else:
+                logger.warning("there is no checkpoint in %s to resume from: the run starts anew", self.save_dir)
             return None
         last = self.get_checkpoint_file()
         before = [path for path in earlier if path < last or not re.search(NUMBERED, last)]
@@ -195,6 +199,9 @@ class LongTailCheckpointer(DetectionCheckpointer):
             self._torch_load(filename)  # Detectron2's reading would run what is in it
         loaded = super()._load_file(filename)
         require_weights(loaded["model"], filename)
+        for name in loaded:
+            if "ema" in name.lower():
+                logger.warning("%s has weights under model and under %s: the former are read", filename, name)
         return loaded
 
     def _torch_load(self, f):
@@ -207,7 +214,7 @@ class LongTailCheckpointer(DetectionCheckpointer):
         return loaded
 
     def _load_model(self, checkpoint):
-        weights = checkpoint["model"]
+        weights = checkpoint["model"] = unwrapped(checkpoint["model"], self.model)
         if self.new_classifier:
             drop_classifier(weights)
         for name, module in self.model.named_modules():
@@ -221,7 +228,8 @@ class LongTailCheckpointer(DetectionCheckpointer):
         return incompatible
 
     def _require_fit(self, names: list[str], incompatible) -> None:
-        """An InputError where the weights ``names`` leave the model random: all of it, or a part that will not train.
+        """An InputError where the weights ``names`` leave the model random: nearly all of it, or a part that will not
+        train.
 
         Args:
             incompatible: what loading has returned.
@@ -231,16 +239,19 @@ class LongTailCheckpointer(DetectionCheckpointer):
         missing = [
             name for name in parameters if name in unset and not (self.new_classifier and is_of_classifier(name))
         ]
-        if not missing or (len(missing) < len(parameters) and not self.whole_model):
+        used = len(names) - len(incompatible.unexpected_keys) - len(incompatible.incorrect_shapes)
+        hardly_any = len(parameters) - len(missing) <= len(parameters) // 10 and used <= len(names) // 10
+        if not missing or not (self.whole_model or hardly_any):
             return
         if self.resumes:
             raise InputError(self._other_model(missing, incompatible))
-        foreign = any(name.startswith(("roi_head.", "neck.", "bbox_head.")) for name in names)
+        foreign = any(name.startswith(("roi_head.", "neck.", "bbox_head.", "layer1.0.")) for name in names)
+        convert = ". These are names of mmdetection or of a ResNet: convert them by `eql-d2 convert`"
         raise InputError(
             f"the weights do not fit the model: {len(missing)} of its {len(parameters)} parameters are not among their "
             f"{len(names)} names, or have another shape there: {', '.join(missing[:3])}, ... (theirs: "
             f"{', '.join(names[:3])}, ...)"
-            f"{'. These are names of mmdetection: convert them by `eql-d2 convert`' if foreign else ''}. Choose the "
+            f"{convert if foreign else ''}. Choose the "
             f"config that they were trained with, or other MODEL.WEIGHTS (in a LazyConfig train.init_checkpoint)"
         )
 
@@ -263,8 +274,10 @@ def require_writable(folder: str) -> None:
     Raises:
         CheckpointError: it cannot be written: no room, no permission, a path that is no folder.
     """
-    if "?" in folder:  # begins a query in Detectron2's paths, which is cut off
-        raise CheckpointError(f"{folder} has a '?' in it: set OUTPUT_DIR (in a LazyConfig train.output_dir) to another")
+    odd = {"": "is no folder", "?": "has a '?' in it", "~": "begins with a '~', which stands for nothing here"}
+    kind = "~" if folder.startswith("~") else "?" * ("?" in folder)  # "?" begins a query in Detectron2's paths
+    if not folder or kind:
+        raise CheckpointError(f"{folder!r} {odd[kind]}: set OUTPUT_DIR (in a LazyConfig train.output_dir) to another")
     probe = os.path.join(folder, f"writable{UNFINISHED}")
     try:
         os.makedirs(folder, exist_ok=True)
@@ -474,6 +487,14 @@ def require_file(path: str) -> None:
     raise InputError(f"the weights {path} are not here: {reason}. {cure[0].upper()}{cure[1:]}")
 
 
+def unwrapped(weights: dict, model) -> dict:
+    """Weights without a prefix of :data:`WRAPPERS` that all names share, and none of the model's own."""
+    prefix = WRAPPERS.match(os.path.commonprefix(list(weights)))
+    if prefix is None or any(name.startswith(prefix[0]) for name in model.state_dict()):
+        return weights
+    return {name[prefix.end() :]: value for name, value in weights.items()}
+
+
 def drop_classifier(weights: dict) -> None:
     """Take ``cls_score`` and ``cls_scale``, the learnt factors of its logits, out of ``weights``, in place."""
     dropped = [name for name in weights if is_of_classifier(name)]
@@ -506,7 +527,6 @@ def fit_cls_score(weights: dict, name: str, predictor: Predictor) -> None:
     Raises:
         InputError: the number of rows is neither the model's, nor that with or without background.
     """
-    name = name if name in weights else f"module.{name}"  # saved from a DistributedDataParallel model
     if name not in weights:
         return
     rows = torch.as_tensor(weights[name])

@@ -1,5 +1,7 @@
 """Weights of mmdetection's Faster and Mask R-CNN, and of the projects built on it, as those of Detectron2's models.
 
+And of a ResNet of torchvision or timm, whose names mmdetection's backbone has.
+
 By name, and for the layers that have a part for each class by the place of the parts:
 
 ======================================== ==================================== =====================================
@@ -61,13 +63,13 @@ class Converted:
     """
     Args:
         weights: by our names.
-        num_classes: K.
-        losses: those of ours that the classifier's width may be of.
+        num_classes: K; None of a backbone alone.
+        losses: those of ours that the classifier's width may be of; () of a backbone.
         keys: of the config that the weights need.
     """
 
     weights: dict[str, torch.Tensor]
-    num_classes: int
+    num_classes: int | None
     losses: tuple[str, ...]
     keys: str
 
@@ -88,6 +90,8 @@ def convert(
     Raises:
         InputError: names of another model, a width of no layout above, or what is missing.
     """
+    if "layer1.0.conv1.weight" in weights:
+        return backbone(weights)
     legacy = any(name.startswith("bbox_head.") for name in weights)  # mmdetection 1 has no roi_head
     ours, unknown = {}, []
     for name, value in weights.items():
@@ -112,6 +116,15 @@ def convert(
         ours[f"{BOX_HEAD}.cls_loss.group"] = group_of_each(frequencies, bounds)  # type: ignore[arg-type]
     keys = f"MODEL.ROI_HEADS.NAME LongTailROIHeads MODEL.ROI_HEADS.NUM_CLASSES {K} {COMMON_KEYS}"
     return Converted(ours, K, losses, f"{keys} {LEGACY_KEYS}" if legacy else keys)
+
+
+def backbone(weights: dict[str, torch.Tensor]) -> Converted:
+    """A ResNet of torchvision or timm, without its classifier of whole images."""
+    ours = {name: our_name(f"backbone.{name}") for name in weights if not name.startswith("fc.")}
+    unknown = [name for name, new in ours.items() if new is None and not name.endswith("num_batches_tracked")]
+    if unknown:
+        raise InputError(f"these are not the weights of a plain ResNet: {unknown[0]!r} has no place in Detectron2's")
+    return Converted({new: weights[name] for name, new in ours.items() if new}, None, (), COMMON_KEYS)
 
 
 def our_name(name: str) -> str | None:

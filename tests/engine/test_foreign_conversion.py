@@ -94,6 +94,19 @@ def features():
     return torch.randn(R, D)
 
 
+def test_a_resnet_of_torchvision(model, tmp_path, capsys):
+    """And of timm, which has the same names; a training starts from it."""
+    theirs = torchvision.models.resnet50(weights=None).state_dict()
+    torch.save(theirs, tmp_path / "theirs.pth")
+    assert main(["convert", str(tmp_path / "theirs.pth"), str(tmp_path / "ours.pth")]) == 0
+    assert "MODEL.RESNETS.STRIDE_IN_1X1 False MODEL.WEIGHTS" in capsys.readouterr().out
+    converted = read_state_dict(str(tmp_path / "ours.pth"))
+    backbone = {f"backbone.bottom_up.{name}": value for name, value in model.backbone.bottom_up.state_dict().items()}
+    assert {name: value.shape for name, value in converted.items()} == {k: v.shape for k, v in backbone.items()}
+    with pytest.raises(InputError, match=r"not the weights of a plain ResNet: 'layer1\.0\.se"):
+        convert({**theirs, "layer1.0.se.fc1.weight": torch.zeros(1)})
+
+
 def test_eql_v2(features):
     theirs = only_the_head(mask_rcnn(K + 1))
     p = logits_of_theirs(theirs, features).sigmoid()

@@ -87,6 +87,39 @@ def test_a_part_that_is_missing(tmp_path):
     assert (model.weight == 1).all()
 
 
+def test_weights_of_which_hardly_any_fit(tmp_path):
+    """One of 20, as of torchvision's detectors, is no start for a training; a backbone, or a part alone, is."""
+    model = torch.nn.ModuleDict({name: torch.nn.Linear(3, 2) for name in ("backbone", *map(str, range(9)))})
+    theirs = {f"body.{i}": torch.ones(2) for i in range(30)}
+    path = str(tmp_path / "c.pth")
+    for fits, enough in ((theirs, False), ({}, True), ({**theirs, "backbone.bias": torch.ones(2)}, True)):
+        torch.save({**fits, "0.weight": torch.ones(2, 3), "backbone.weight": torch.ones(2, 3)}, path)
+        checkpointer = LongTailCheckpointer(model, trainer=torch.nn.Identity())
+        if enough:
+            checkpointer.resume_or_load(path, resume=False)
+        else:
+            with pytest.raises(InputError, match="18 of its 20 parameters"):
+                checkpointer.resume_or_load(path, resume=False)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "model.", "_orig_mod.", "module._orig_mod."])
+def test_what_a_model_was_wrapped_in(tmp_path, prefix, caplog):
+    """DistributedDataParallel, Lightning, torch.compile; and averages beside the weights are said not to be read."""
+    model, path = torch.nn.Linear(3, 2), str(tmp_path / "c.pth")
+    weights = {f"{prefix}{name}": torch.full_like(value, 3) for name, value in model.state_dict().items()}
+    torch.save({"model": weights, "model_ema": weights}, path)
+    LongTailCheckpointer(model).resume_or_load(path, resume=False)
+    own = torch.nn.ModuleDict({"model": torch.nn.Linear(3, 2)})  # of that name
+    torch.save(own.state_dict(), path)
+    LongTailCheckpointer(own).resume_or_load(path, resume=False)
+    assert (model.weight == 3).all() and "under model and under model_ema: the former are read" in caplog.text
+
+
+def test_a_resume_that_finds_nothing_says_so(tmp_path, caplog):
+    LongTailCheckpointer(torch.nn.Linear(1, 1), str(tmp_path)).resume_or_load("", resume=True)
+    assert f"there is no checkpoint in {tmp_path} to resume from" in caplog.text
+
+
 def test_only_a_training_removes_unfinished_files(tmp_path):
     live = tmp_path / "model_0000001.pth.tmp"
     live.touch()
