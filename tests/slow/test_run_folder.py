@@ -112,7 +112,8 @@ def test_two_processes_stop_together_by_a_signal_to_the_launcher(arguments, tmp_
     two = ("--num-gpus", "2", "--dist-url", "auto")
     with open(tmp_path / "console", "w") as console:
         line = command(*two, arguments=arguments)
-        training = subprocess.Popen(line, env=env, stdout=console, stderr=console)
+        heard = lambda: signal.signal(signum, signal.SIG_DFL)  # also where the tests run under nohup
+        training = subprocess.Popen(line, env=env, stdout=console, stderr=console, preexec_fn=heard)
     metrics = tmp_path / "run" / "metrics.json"
     while not (metrics.exists() and metrics.read_text()):  # some iterations are done
         assert training.poll() is None, (tmp_path / "console").read_text()[-3000:]
