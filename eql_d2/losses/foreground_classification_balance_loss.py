@@ -65,28 +65,27 @@ class ForegroundClassificationBalanceLoss(BackgroundSigmoidLoss):
 
     def compute(self, logits, rois):
         with torch.no_grad():
-            rows, own = self._objects(rois.gt_classes)
-            margin = self.margin(own, logits.dtype) * (rois.gt_classes[rows] < self.num_classes)[:, None]
-            margin = as_it_is_now(F.pad(margin, (0, 1)))
+            rows, own, foreground = self._objects(rois.gt_classes)
+            objects = logits[rows]
+            margin = as_it_is_now(F.pad(self.margin(own, logits.dtype) * foreground[:, None], (0, 1)))
             trained = torch.ones_like(logits, dtype=torch.bool)
-            trained[rows] = self.competes(logits[rows], own)
-            trained |= (rois.gt_classes == self.num_classes)[:, None]
+            trained[rows] = self.competes(objects, own) | ~foreground[:, None]
             if rois.negatives is not None:
                 trained &= with_known_background(rois.negatives)
             if self.training:
-                self.count(logits, rois.gt_classes)
+                self.count(objects, own, foreground)
         return fused.sigmoid_cross_entropy(logits.index_add(0, rows, margin), rois.gt_classes, negatives=trained)
 
-    def _objects(self, gt_classes) -> tuple[torch.Tensor, torch.Tensor]:
-        """Which RoIs are foreground, and their categories. A GPU would wait for the answer: there it is all RoIs, and
-        background has the last category.
+    def _objects(self, gt_classes) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Which RoIs are foreground, their categories, and whether they are. A GPU would wait for the answer: there it
+        is all RoIs, and background has the last category.
         """
         own, foreground = fused.own_entry(gt_classes, self.num_classes)
         if gt_classes.device.type == "cpu" and not fused.is_transformed():
             rows = foreground[:, 0].nonzero()[:, 0]
         else:
             rows = torch.arange(len(own), device=own.device)
-        return rows, own[rows, 0]
+        return rows, own[rows, 0], foreground[rows, 0]
 
     def margin(self, classes, dtype=torch.float64) -> torch.Tensor:
         """(R, K) alpha log(C_yj / C_jy) of (R,) categories y."""
@@ -104,22 +103,22 @@ class ForegroundClassificationBalanceLoss(BackgroundSigmoidLoss):
         return F.pad(competes, (0, 1), value=True)
 
     @torch.no_grad()
-    def count(self, logits, gt_classes) -> None:
-        """Add the foreground RoIs of all processes to the sums."""
+    def count(self, logits, classes, foreground) -> None:
+        """Add RoIs of all processes to the sums: (R, K + 1) logits, (R,) categories, and (R,) bool, which count."""
         check_counts_once(type(self).__name__)
-        rows, own = self._objects(gt_classes)
-        scores = logits[rows, : self.num_classes].double().softmax(dim=1)
-        counted = (gt_classes[rows] < self.num_classes) & scores.isfinite().all(dim=1)
+        scores = logits[:, : self.num_classes].double().softmax(dim=1)
+        counted = foreground & scores.isfinite().all(dim=1)
         alone = world_size() == 1
         confused, counts = (
             (self.confused, self.counts) if alone else map(torch.zeros_like, (self.confused, self.counts))
         )
-        confused.index_add_(0, own, torch.where(counted[:, None], scores, 0))
-        counts.index_add_(0, own, counted.double())
+        confused.index_add_(0, classes, torch.where(counted[:, None], scores, 0))
+        counts.index_add_(0, classes, counted.double())
         if not alone:
             self.confused += sum_over_processes(confused)
             self.counts += sum_over_processes(counts)
 
     def without_rois(self):
         if self.training:
-            self.count(self.counts.new_zeros(0, self.num_logits), self.counts.new_zeros(0, dtype=torch.int64))
+            none = self.counts.new_zeros(0)
+            self.count(self.counts.new_zeros(0, self.num_logits), none.long(), none.bool())
