@@ -23,10 +23,9 @@ from tabulate import tabulate
 
 from eql_d2.data.train_loader import TrainLoader
 from eql_d2.engine.setup import load_config
-from speed.mask_rcnn import Parts
+from speed.mask_rcnn import SIDES, Parts
 
 CONFIG = "configs/LVISv1/eql_mask_rcnn_R_50_FPN_1x.yaml"
-SIDES = ("detectron2", "eql_d2")
 MASK_SIZE = 28  # of the mask head
 
 

@@ -49,10 +49,14 @@ class Variant:
 
     def arguments(self, seed: int, datasets: Path, output: Path) -> list[str]:
         """Those of tools/train_net.py for ``<output>/<name>/<seed>``, whose data are made in ``datasets`` first."""
-        name = "_".join(["mini_lvis", *(f"{key}_{value}" for key, value in self.data.items()), f"seed_{seed}"])
-        data = registered(MiniLVISSpec(seed=seed, **self.data), datasets / name)
+        data = registered(MiniLVISSpec(seed=seed, **self.data), datasets / dataset_name("mini_lvis", self.data, seed))
         overrides = ["TEST.FIXED_AP_DETECTIONS_PER_IMAGE", -1, *self.overrides, *data, *places(self, seed, output)]
         return ["--config-file", str(CONFIGS / self.config), "--resume", *map(str, overrides)]
+
+
+def dataset_name(base: str, changed: dict[str, float], seed: int) -> str:
+    """Of a set that differs in ``changed`` from the one that ``base`` names."""
+    return "_".join([base, *(f"{key}_{value}" for key, value in changed.items()), f"seed_{seed}"])
 
 
 def places(variant, seed: int, output: Path) -> list:

@@ -72,6 +72,11 @@ def of_metric(records: Records, metric: str, cap: int = CAPS[0]) -> dict[str, di
     return {name: values(of, str(cap), metric) for name, of in records.items()}
 
 
+def spreads(of_seeds: dict[int, dict]) -> dict[str, str]:
+    """The cells of a method: metric -> mean and deviation over its seeds."""
+    return {metric: spread(values(of_seeds, str(CAPS[0]), metric)) for metric in METRICS}
+
+
 # ---- the tables ----
 
 
@@ -82,7 +87,7 @@ def methods_table(records: Records, _docs: Path) -> str:
     rows = []
     for name in sorted(records, key=lambda n: -mean(values(records[n], str(CAPS[0]), "AP").values())):
         row = {"method": name, "seeds": len(records[name])}
-        row |= {metric: spread(values(records[name], str(CAPS[0]), metric)) for metric in METRICS}
+        row |= spreads(records[name])
         row |= {f"{m} − softmax's": signed(gain_of(records, name, m)) for m in ("AP", "APr")}
         row |= {f"published, {m}": signed(published_or_none(name, m)) for m in ("AP", "APr")}
         rows.append(row | {"half": half(name)})
@@ -95,10 +100,7 @@ def steps_table(records: Records, _docs: Path) -> str:
     rows = []
     for step, name, cost in STEPS:
         if name in records:
-            of = {metric: values(records[name], str(CAPS[0]), metric) for metric in METRICS}
-            rows.append(
-                {"step": step, **{m: spread(v) for m, v in of.items()}, "costs": cost, "seeds": len(records[name])}
-            )
+            rows.append({"step": step, **spreads(records[name]), "costs": cost, "seeds": len(records[name])})
     return markdown(rows)
 
 

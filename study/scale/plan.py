@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from eql_d2 import CLS_LOSS_REGISTRY
 from eql_d2.mini_lvis.lvis_scale import MiniLVIS1203Spec
-from study.plan import places, registered
+from study.plan import dataset_name, places, registered
 
 CONFIG = Path(__file__).parents[2] / "configs" / "MiniLVIS" / "Base-MiniLVIS-1203.yaml"
 HEAD = "MODEL.ROI_BOX_HEAD"
@@ -48,7 +48,7 @@ class Method:
 
     def arguments(self, seed: int, datasets: Path, output: Path) -> list[str]:
         """Those of tools/train_net.py for ``<output>/<name>/<seed>``, whose data are made in ``datasets`` first."""
-        name = "_".join(["mini_lvis_1203", *(f"{key}_{value}" for key, value in self.data.items()), f"seed_{seed}"])
+        name = dataset_name("mini_lvis_1203", self.data, seed)
         data = registered(MiniLVIS1203Spec(seed=seed, **self.data), datasets / name)
         overrides = [*self.overrides, *data, *places(self, seed, output)]
         how = "--eval-only" if self.scores_only else "--resume"
@@ -81,6 +81,8 @@ SHORT = {  # of the losses that have published figures
 }
 BOX_HEAD = ("MODEL.FREEZE", ["backbone", "proposal_generator", "roi_heads.box_head"])
 CLASSES_ALIKE = ("DATALOADER.SAMPLER_TRAIN", "ClassAwareSampler")
+NEW_CLASSIFIER = (*BOX_HEAD, "MODEL.NEW_CLASSIFIER", True)
+CRT = (*NEW_CLASSIFIER, *CLASSES_ALIKE)
 
 
 def with_loss(name: str) -> Method:
@@ -118,10 +120,9 @@ def samplers(losses: list[Method]) -> Iterator[Method]:
 
 def more_second_stages(softmax: Method) -> Iterator[Method]:
     """Without published figures of this schedule."""
-    crt = (*BOX_HEAD, "MODEL.NEW_CLASSIFIER", True, *CLASSES_ALIKE)
-    yield softmax.but("cRT-on-RFS", *crt, first_stage=RFS)
-    yield softmax.but("meta-cRT", *crt, f"{HEAD}.META_REWEIGHT.ENABLED", True, first_stage=SOFTMAX)
-    fcbl = (f"{LOSS}.NAME", "ForegroundClassificationBalanceLoss", *BOX_HEAD, "MODEL.NEW_CLASSIFIER", True)
+    yield softmax.but("cRT-on-RFS", *CRT, first_stage=RFS)
+    yield softmax.but("meta-cRT", *CRT, f"{HEAD}.META_REWEIGHT.ENABLED", True, first_stage=SOFTMAX)
+    fcbl = (f"{LOSS}.NAME", "ForegroundClassificationBalanceLoss", *NEW_CLASSIFIER)
     yield Method("FCBL-stage-2", fcbl, first_stage=SOFTMAX)
     balanced = (f"{LOSS}.NAME", "BalancedSoftmaxLoss", "MODEL.FREEZE", [*BOX_HEAD[1], "*.bbox_pred"])
     yield Method("BALMS", (*balanced, "SOLVER.MAX_ITER", ITERATIONS // 4), first_stage="sigmoid")
@@ -129,11 +130,10 @@ def more_second_stages(softmax: Method) -> Iterator[Method]:
 
 def second_stages(softmax: Method) -> Iterator[Method]:
     """As in configs/LVISv1/stage2_*.yaml: on a softmax model, with the features as they are."""
-    new = ("MODEL.NEW_CLASSIFIER", True)
-    yield softmax.but("cRT", *BOX_HEAD, *new, *CLASSES_ALIKE, first_stage=SOFTMAX)
+    yield softmax.but("cRT", *CRT, first_stage=SOFTMAX)
     frozen = ("MODEL.FREEZE", [*BOX_HEAD[1], "*.cls_score", "*.bbox_pred"])
     yield softmax.but("LWS", *frozen, f"{HEAD}.CLS_SCALE", True, *CLASSES_ALIKE, first_stage=SOFTMAX)
-    yield Method("BAGS", (f"{LOSS}.NAME", "BalancedGroupSoftmaxLoss", *BOX_HEAD, *new), first_stage=SOFTMAX)
+    yield Method("BAGS", (f"{LOSS}.NAME", "BalancedGroupSoftmaxLoss", *NEW_CLASSIFIER), first_stage=SOFTMAX)
 
 
 def published() -> list[Method]:
