@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from eql_d2.losses import EqualizedFocalLoss, SigmoidFocalLoss
+from tests.losses.reference_steps import steps_equal_to
 
 K = 7
 
@@ -58,12 +59,7 @@ def batches(num_classes=K, steps=3, R=20):
 @pytest.mark.parametrize("num_classes", [K, 1])
 def test_three_steps_equal_the_formula(num_classes, arguments):
     loss, reference = EqualizedFocalLoss(num_classes, **arguments), Reference(num_classes, **arguments)
-    for logits, gt_classes in batches(num_classes):
-        expected, expected_gradient = reference.step(logits.detach(), gt_classes)
-        value = loss(logits, gt_classes)
-        value.backward()
-        assert value.item() == pytest.approx(expected, rel=1e-7)
-        torch.testing.assert_close(logits.grad, expected_gradient, rtol=1e-6, atol=1e-10)
+    for _ in steps_equal_to(reference, loss, batches(num_classes), rel=1e-7, rtol=1e-6, atol=1e-10):
         sums = loss.focal_gradients
         assert sums.positive.tolist() == pytest.approx(reference.positive, rel=1e-6, abs=1e-9)
         assert sums.negative.tolist() == pytest.approx(reference.negative, rel=1e-6)
