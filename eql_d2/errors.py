@@ -17,6 +17,7 @@ CHOSEN_BY_THE_USER = ("torch", "torchvision", "detectron2")
 EXTRAS = {
     "train": ("fvcore", "iopath", "lvis", "matplotlib", "contourpy", "PIL", "tqdm"),
     "report": ("jinja2", "markupsafe", "plotly"),
+    "vit": ("shapely", "timm"),
 }
 
 

@@ -5,6 +5,7 @@ it may have is :data:`eql_d2.engine.settings.LAZY_DEFAULTS`.
 """
 
 import copy
+import importlib
 import logging
 
 import torch
@@ -18,7 +19,6 @@ from eql_d2.data.image_errors import ExplainedMapper
 from eql_d2.data.loading import check_masks, forget_files
 from eql_d2.data.packed_list import Disposable
 from eql_d2.data.train_loader import TrainLoader, sampler_of_configs
-from eql_d2.engine.extras import explained_missing_package, require_shapely
 from eql_d2.engine.settings import settings_of
 from eql_d2.modeling.activation_checkpoint import checkpoint_activations
 from eql_d2.modeling.long_tail import described, target_of
@@ -38,8 +38,7 @@ def build_model(cfg: DictConfig) -> nn.Module:
     backbones = [n for n in config_nodes(node) if n.get("use_act_checkpoint")]
     for backbone in backbones:
         backbone.use_act_checkpoint = False
-    with explained_missing_package():
-        model = instantiate(node)
+    model = instantiate(node)
     if backbones:
         checkpoint_activations(model)
     return model.to(settings_of(cfg).device)
@@ -66,7 +65,8 @@ def build_train_loader(cfg: DictConfig):
         return instantiate(node)
     if target is not TrainLoader:
         logger.info("dataloader.train: TrainLoader in the place of %s, so that the run can be resumed", described(node))
-    require_shapely_for(node.mapper)
+    if crops_polygons(node.mapper):
+        importlib.import_module("shapely")  # or Detectron2 would miss it image by image
     arguments = {name: instantiate(value) for name, value in node.items() if name != "_target_"}
     run = settings_of(cfg)
     forget_files(run.train_sets, kept=run.test_sets)
@@ -109,13 +109,11 @@ def build_test_loader(cfg: DictConfig, dataset_name: str):
     return build_detection_test_loader(**arguments | {"mapper": ExplainedMapper(arguments["mapper"])})
 
 
-def require_shapely_for(mapper: DictConfig) -> None:
+def crops_polygons(mapper: DictConfig) -> bool:
     if not (isinstance(mapper, DictConfig) and mapper.get("use_instance_mask")):
-        return
-    if mapper.get("instance_mask_format", "polygon") == "polygon":
-        for augmentation in mapper.get("augmentations") or ():
-            if described(augmentation) in CROPS:
-                require_shapely(described(augmentation))
+        return False
+    crops = any(described(augmentation) in CROPS for augmentation in mapper.get("augmentations") or ())
+    return crops and mapper.get("instance_mask_format", "polygon") == "polygon"
 
 
 def config_nodes(node) -> list[DictConfig]:

@@ -1,5 +1,6 @@
 """The parts of a run that a YAML config asks for; :mod:`eql_d2.engine.lazy_parts` has the same for a LazyConfig."""
 
+import importlib
 from collections.abc import Callable
 
 import detectron2.data.transforms as T
@@ -16,7 +17,6 @@ from eql_d2.data.copy_paste import CopyPasteMapper
 from eql_d2.data.image_errors import ExplainedMapper
 from eql_d2.data.loading import check_masks, load_training_dicts
 from eql_d2.data.train_loader import TrainLoader
-from eql_d2.engine.extras import explained_missing_package, require_shapely
 from eql_d2.engine.optimizer import classifier_lr_factor
 from eql_d2.engine.unknown_values import explained
 from eql_d2.errors import InputError
@@ -26,8 +26,7 @@ __all__ = ["build_lr_scheduler", "build_model", "build_optimizer", "build_test_l
 
 @explained
 def build_model(cfg: CfgNode) -> torch.nn.Module:
-    with explained_missing_package():
-        return build_detectron2_model(cfg)
+    return build_detectron2_model(cfg)
 
 
 @explained
@@ -79,7 +78,7 @@ def training_mapper(cfg: CfgNode) -> Callable[[dict], dict | None]:
     if own is not None:
         return own(cfg)
     if cfg.INPUT.LSJ.SIZE and cfg.MODEL.MASK_ON and cfg.INPUT.MASK_FORMAT == "polygon":
-        require_shapely("INPUT.LSJ")
+        importlib.import_module("shapely")  # or Detectron2 would miss it image by image
     return DatasetMapper(**mapper_arguments(cfg))
 
 

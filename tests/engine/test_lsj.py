@@ -1,19 +1,16 @@
 """Large-scale jitter by YAML keys, and the packages that it and the transformers need."""
 
-import builtins
-import importlib.util
+import sys
 
 import pytest
 import torch
 from detectron2.config import LazyConfig
-from detectron2.modeling import ViT
 
 from eql_d2 import get_config_file
 from eql_d2.engine import Trainer
-from eql_d2.engine.extras import explained_missing_package
-from eql_d2.engine.lazy_parts import require_shapely_for
+from eql_d2.engine.lazy_parts import crops_polygons
 from eql_d2.engine.yaml_parts import build_train_loader, large_scale_jitter, training_mapper
-from eql_d2.errors import InputError
+from eql_d2.errors import InputError, what_to_say
 
 
 @pytest.fixture
@@ -55,30 +52,24 @@ def test_what_makes_no_sense(lsj_cfg, overrides, message):
 
 
 def test_without_shapely(lsj_cfg, monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
-    with pytest.raises(InputError, match=r"INPUT.LSJ, .* needs shapely, which is not installed: pip install shapely"):
+    monkeypatch.setitem(sys.modules, "shapely", None)
+    with pytest.raises(ModuleNotFoundError) as error:
         training_mapper(lsj_cfg("MODEL.MASK_ON", True))
+    assert what_to_say(error.value) == "shapely is needed, of the extra `vit`: pip install 'eql_d2[vit]'"
     training_mapper(lsj_cfg())
     training_mapper(lsj_cfg("MODEL.MASK_ON", True, "INPUT.MASK_FORMAT", "bitmask"))
-    cfg = LazyConfig.load(get_config_file("lazy/LVISv1/mask_rcnn_R_50_FPN_100ep_LSJ.py"))
-    with pytest.raises(InputError, match="FixedSizeCrop, .* needs shapely"):
-        require_shapely_for(cfg.dataloader.train.mapper)
+    mapper = LazyConfig.load(get_config_file("lazy/LVISv1/mask_rcnn_R_50_FPN_100ep_LSJ.py")).dataloader.train.mapper
+    assert crops_polygons(mapper)
+    mapper.instance_mask_format = "bitmask"
+    assert not crops_polygons(mapper)
 
 
 def test_without_timm(monkeypatch):
-    real = builtins.__import__
-
-    def without(name, *args, **kwargs):
-        if name.partition(".")[0] == "timm":
-            raise ModuleNotFoundError("No module named 'timm'", name="timm")
-        return real(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(InputError, match=r"needs timm, which is not installed: pip install timm, or .*\[vit\]"):
-        with explained_missing_package():
-            ViT(img_size=32, embed_dim=8, depth=1, num_heads=1)
-    with pytest.raises(ModuleNotFoundError), explained_missing_package():
-        raise ModuleNotFoundError("No module named 'other'", name="other")
+    monkeypatch.setitem(sys.modules, "timm.models.layers", None)
+    cfg = LazyConfig.load(get_config_file("lazy/mini_lvis_vitdet_sigmoid.py"))
+    with pytest.raises(ModuleNotFoundError) as error:
+        Trainer.build_model(cfg)
+    assert what_to_say(error.value) == "timm is needed, of the extra `vit`: pip install 'eql_d2[vit]'"
 
 
 def test_activation_checkpointing_needs_no_fairscale():
