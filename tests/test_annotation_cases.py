@@ -13,7 +13,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from eql_d2.cli import main as command
 from eql_d2.drawing.picture import PredictionPicture
-from eql_d2.engine import Trainer, load_config
+from eql_d2.engine import Trainer, launch, load_config
 from eql_d2.engine.checkpoint import LongTailCheckpointer
 from eql_d2.engine.main import main
 from tests.annotation_cases import (
@@ -49,7 +49,7 @@ def run(folder: Path, eval_only: bool, overrides=(), weights="") -> str:
     given = (*SMALL, "DATASETS.REGISTER", register, "DATASETS.TRAIN", (TRAIN,), "DATASETS.TEST", (VAL,))
     opts = [str(word) for word in (*given, "MODEL.WEIGHTS", weights, "OUTPUT_DIR", output, *overrides)]
     try:
-        main(Namespace(config_file=BASE, resume=False, eval_only=eval_only, num_gpus=1, num_machines=1, opts=opts))
+        launch.run(main, Namespace(config_file=BASE, resume=False, eval_only=eval_only, opts=opts))
     finally:
         forget()
     return (output / "log.txt").read_text()
