@@ -205,13 +205,7 @@ class LongTailCheckpointer(DetectionCheckpointer):
         return loaded
 
     def _torch_load(self, f):
-        """Load tensors and plain Python only: a checkpoint with other objects could run any code."""
-        loaded = load_plain(f)
-        if not isinstance(loaded, dict):
-            raise no_weights(f, type(loaded).__name__)
-        if "model" not in loaded and isinstance(loaded.get("state_dict"), dict):
-            return {"model": loaded["state_dict"]}  # as mmengine and Lightning save it
-        return loaded
+        return load_plain(f)
 
     def _load_model(self, checkpoint):
         weights = checkpoint["model"] = unwrapped(checkpoint["model"], self.model)
@@ -380,15 +374,11 @@ def require_uncompressed(path: str) -> None:
         )
 
 
-def load_plain(path: str):
-    """What ``torch.save`` wrote, of tensors and plain Python only, on the CPU.
-
-    Raises:
-        InputError: a file that is damaged, has anything else in it, or compressed members.
-    """
+def load_plain(path: str) -> dict:
+    """What ``torch.save`` wrote, on the CPU. Tensors and plain Python only: other objects could run any code."""
     try:
         require_uncompressed(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise not_plain(path, error) from error
     except InputError:
@@ -396,20 +386,18 @@ def load_plain(path: str):
     except Exception as error:  # whatever a broken file gives rise to
         reason = f"{type(error).__name__}: {one_line(error)}"
         raise InputError(f"{path} is no file of torch.save, or damaged ({reason})") from error
+    if not isinstance(loaded, dict):
+        raise no_weights(path, type(loaded).__name__)
+    if "model" not in loaded and isinstance(loaded.get("state_dict"), dict):
+        return {"model": loaded["state_dict"]}  # as mmengine and Lightning save it
+    return loaded
 
 
 def read_state_dict(path: str) -> dict[str, torch.Tensor]:
-    """The weights in a .pth file: bare, or under `model` or `state_dict`.
-
-    Raises:
-        InputError: no such file, one that is damaged, or one with anything else in it.
-    """
+    """The weights in a .pth file: bare, or under `model` or `state_dict`."""
     require_file(path)
     loaded = load_plain(path)
-    for key in ("state_dict", "model"):
-        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
-            loaded = loaded[key]
-    return require_weights(loaded, path)
+    return require_weights(loaded.get("model", loaded), path)
 
 
 def require_weights(weights, path: str) -> dict:
