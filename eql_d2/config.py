@@ -2,10 +2,17 @@
 
 import importlib
 
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, get_cfg
 
 from eql_d2.losses import CLS_LOSS_REGISTRY
 from eql_d2.losses.hyper_parameters import config_node
+
+
+def default_config() -> CfgNode:
+    """Detectron2's defaults and this package's keys."""
+    cfg = get_cfg()
+    add_eql_config(cfg)
+    return cfg
 
 
 def add_eql_config(cfg: CfgNode) -> None:

@@ -10,14 +10,14 @@ from eql_d2.removed_configs import replacement
 
 ROOT = (Path(__file__).parent / "configs").resolve()  # a link, in a clone
 # What a LazyConfig defines that can be trained, and a file that others import from does not.
-TRAINABLE = {"model", "optimizer", "lr_multiplier", "dataloader", "train"}
+TRAINABLE = ("model", "optimizer", "lr_multiplier", "dataloader", "train")
 YAML_BASE = re.compile(r"^_BASE_:(.*)$", re.MULTILINE)
 
 
 def config_names() -> list[str]:
     """Those that can be trained: no `Base-*.yaml`, and no Python file that is only a part of others."""
     yaml_files = [path for path in ROOT.rglob("*.yaml") if not path.name.startswith("Base-")]
-    lazy_files = [path for path in ROOT.rglob("*.py") if TRAINABLE <= _defined(path)]
+    lazy_files = [path for path in ROOT.rglob("*.py") if _defined(path).issuperset(TRAINABLE)]
     return sorted(path.relative_to(ROOT).as_posix() for path in [*yaml_files, *lazy_files])
 
 

@@ -29,7 +29,7 @@ from detectron2.data.datasets.lvis import get_lvis_instances_meta, register_lvis
 from detectron2.evaluation import LVISEvaluator
 from detectron2.structures import Boxes, Instances
 from eql_d2.engine import Trainer, check_run
-from eql_d2.engine.setup import default_config
+from eql_d2.config import default_config
 import eql_d2.data.train_loader, lvis, numpy, pycocotools.coco
 torch.set_num_threads(1)
 logging.disable()

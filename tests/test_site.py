@@ -11,11 +11,11 @@ pytest.importorskip("latex2mathml")
 
 from pathlib import Path
 
-from detectron2.config import get_cfg
 from mkdocs.commands.build import build
 from mkdocs.config import load_config
 
-from eql_d2 import CLS_LOSS_REGISTRY, add_eql_config
+from eql_d2 import CLS_LOSS_REGISTRY
+from eql_d2.config import default_config
 
 ROOT = Path(__file__).parents[1]
 
@@ -41,8 +41,7 @@ def test_every_page_of_docs_is_there(site):
 
 def test_config_keys_are_all_there_with_their_defaults(site):
     text = text_of(site / "config_keys.html")
-    cfg = get_cfg()
-    add_eql_config(cfg)
+    cfg = default_config()
     for key in ("MODEL_EMA.DECAY = 0.999", "INPUT.LSJ.SIZE = 0", "MODEL.ROI_BOX_HEAD.CLS_LOSS.START_ITER = 0"):
         assert key in text
     for name, loss in CLS_LOSS_REGISTRY:

@@ -62,18 +62,16 @@ def run(args: argparse.Namespace) -> None:
 
 def show_samplers(args: argparse.Namespace, frequencies) -> None:
     """Tables of what an epoch has of the categories: all images once, and by each sampler."""
-    from detectron2.config import get_cfg
     from detectron2.data.build import filter_images_with_only_crowd_annotations
 
-    from eql_d2.config import add_eql_config
+    from eql_d2.config import default_config
     from eql_d2.data.exposure import Exposure
     from eql_d2.data.train_loader import sampler_from_config
     from eql_d2.data.whole_files import written_whole
     from eql_d2.drawing.sampling import describe_exposure, write_categories
 
     images = filter_images_with_only_crowd_annotations(read_images(args.dataset))
-    cfg = get_cfg()
-    add_eql_config(cfg)
+    cfg = default_config()
     cfg.DATALOADER.REPEAT_THRESHOLD, cfg.DATALOADER.REPEAT_ALPHA = args.repeat_threshold, args.repeat_alpha
     exposures = {}
     for cfg.DATALOADER.SAMPLER_TRAIN in dict.fromkeys(["TrainingSampler", *args.samplers]):

@@ -11,10 +11,11 @@ from detectron2.data import MetadataCatalog
 from detectron2.modeling import META_ARCH_REGISTRY, ROI_HEADS_REGISTRY, PanopticFPN, SemanticSegmentor
 from detectron2.utils.file_io import PathManager
 
+from eql_d2.config import default_config
 from eql_d2.data.image_errors import require_image_format
 from eql_d2.engine.dataset_checks import check_datasets
-from eql_d2.engine.ignored_keys import ARCHITECTURE_KEY, HEAD_KEY, check_no_ignored_key
-from eql_d2.engine.settings import RunSettings, detecting_head, loss_name, require_decay, settings_of
+from eql_d2.engine.ignored_keys import ARCHITECTURE_KEY, HEAD_KEY, check_no_ignored_key, leaves
+from eql_d2.engine.settings import RunSettings, detecting_head, loss_name, settings_of
 from eql_d2.engine.unknown_values import names, unknown_value
 from eql_d2.errors import InputError, did_you_mean, one_line
 from eql_d2.evaluation.registry import EVALUATOR_REGISTRY
@@ -84,17 +85,11 @@ def value_of(cfg: CfgNode, key: str):
     return cfg
 
 
-def check_nothing_is_empty(cfg: CfgNode, defaults: CfgNode, prefix: str = "") -> None:
-    """A key without a value (`NUM_CLASSES:` in YAML) is None, which yacs lets stand for any type.
-
-    Raises:
-        InputError: such a key, where None is not the default.
-    """
-    for name, default in defaults.items():
-        if isinstance(default, CfgNode):
-            check_nothing_is_empty(cfg[name], default, f"{prefix}{name}.")
-        elif cfg[name] is None and default is not None:
-            raise InputError(f"{prefix}{name} has no value; expected {type(default).__name__}, such as {default!r}")
+def check_nothing_is_empty(cfg: CfgNode) -> None:
+    """A key without a value (`NUM_CLASSES:` in YAML) is None, which yacs lets stand for any type."""
+    for key, default in leaves(default_config()):
+        if default is not None and value_of(cfg, key) is None:
+            raise InputError(f"{key} has no value; expected {type(default).__name__}, such as {default!r}")
 
 
 def config_keys(cfg: CfgNode, prefix: str = "") -> list[str]:
@@ -125,7 +120,8 @@ def check_run(cfg, train: bool) -> None:
         check_stuff_classes(cfg, (*run.train_sets * train, *run.test_sets))
         if train and not run.train_sets:
             raise InputError("DATASETS.TRAIN is empty: name a dataset to train on")
-    require_decay(run)
+    if run.ema_decay is not None and not 0 < run.ema_decay < 1:
+        raise InputError(f"{run.keys['ema_decay']} is {run.ema_decay}: expected a number in (0, 1), such as 0.999")
     check_datasets(run, train)
     for name in run.test_sets if isinstance(cfg, CfgNode) else ():  # a LazyConfig may have an evaluator of its own
         check_evaluator_type(name)

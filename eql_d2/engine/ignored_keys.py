@@ -13,7 +13,7 @@ from detectron2.modeling import META_ARCH_REGISTRY, ROI_HEADS_REGISTRY, Generali
 from omegaconf import DictConfig
 from torch import nn
 
-from eql_d2.config import add_eql_config
+from eql_d2.config import default_config
 from eql_d2.data.frequencies import COUNTS_KEY
 from eql_d2.engine.lazy_parts import config_nodes
 from eql_d2.errors import InputError
@@ -185,9 +185,7 @@ def changed_keys(cfg: CfgNode) -> dict[str, object]:
 
 def changed_in(cfg: CfgNode, *sections: str) -> dict[str, object]:
     """The keys whose names begin so, and that are not as by default."""
-    defaults = get_cfg()
-    add_eql_config(defaults)
-    by_default = dict(leaves(defaults))
+    by_default = dict(leaves(default_config()))
     return {
         key: value for key, value in leaves(cfg) if key.startswith(sections) and value != by_default.get(key, value)
     }

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, ListConfig
 
 from eql_d2.data import ClassFrequencies
 from eql_d2.data.frequencies import FrequenciesNotFound, TailRule
-from eql_d2.errors import InputError, did_you_mean
+from eql_d2.errors import did_you_mean
 from eql_d2.losses import CLS_LOSS_REGISTRY
 from eql_d2.losses.hyper_parameters import tail_rule
 from eql_d2.modeling.dense import DEFAULT_LOSS
@@ -27,38 +27,34 @@ from eql_d2.modeling.long_tail import predictor_nodes
 
 logger = logging.getLogger(__name__)
 
-# What a message calls a setting: the key that cures it.
-YAML_KEYS = {
-    "num_classes": "MODEL.ROI_HEADS.NUM_CLASSES",
-    "train_sets": "DATASETS.TRAIN",
-    "test_sets": "DATASETS.TEST",
-    "detections_per_image": "TEST.DETECTIONS_PER_IMAGE",
-    "fixed_ap_detections": "TEST.FIXED_AP_DETECTIONS_PER_IMAGE",
-    "lvis_backend": "TEST.LVIS_BACKEND",
-    "weights": "MODEL.WEIGHTS",
-    "output_dir": "OUTPUT_DIR",
-    "max_iter": "SOLVER.MAX_ITER",
-    "freeze": "MODEL.FREEZE",
-    "ema_decay": "MODEL_EMA.DECAY",
+# What a message calls a setting: the key that cures it, of a YAML file and of a LazyConfig.
+KEYS = {
+    "train_sets": ("DATASETS.TRAIN", "dataloader.train.dataset.names"),
+    "test_sets": ("DATASETS.TEST", "dataloader.test.dataset.names"),
+    "detections_per_image": ("TEST.DETECTIONS_PER_IMAGE", "dataloader.evaluator.max_dets_per_image"),
+    "fixed_ap_detections": ("TEST.FIXED_AP_DETECTIONS_PER_IMAGE", "test.fixed_ap_detections_per_image"),
+    "lvis_backend": ("TEST.LVIS_BACKEND", "test.lvis_backend"),
+    "weights": ("MODEL.WEIGHTS", "train.init_checkpoint"),
+    "output_dir": ("OUTPUT_DIR", "train.output_dir"),
+    "max_iter": ("SOLVER.MAX_ITER", "train.max_iter"),
+    "freeze": ("MODEL.FREEZE", "train.freeze"),
+    "ema_decay": ("MODEL_EMA.DECAY", "train.model_ema.decay"),
 }
 DENSE_SECTIONS = {RetinaNet: "RETINANET", FCOS: "FCOS"}  # of MODEL; all others read ROI_HEADS
-LAZY_KEYS = {
-    "num_classes": "model.roi_heads.num_classes",
-    "train_sets": "dataloader.train.dataset.names",
-    "test_sets": "dataloader.test.dataset.names",
-    "detections_per_image": "dataloader.evaluator.max_dets_per_image",
-    "fixed_ap_detections": "test.fixed_ap_detections_per_image",
-    "lvis_backend": "test.lvis_backend",
-    "weights": "train.init_checkpoint",
-    "output_dir": "train.output_dir",
-    "max_iter": "train.max_iter",
-    "freeze": "train.freeze",
-    "ema_decay": "train.model_ema.decay",
-}
 
-# Keys of a LazyConfig that this package reads beside those of Detectron2's common/train.py, with their defaults.
+# Keys of a LazyConfig that are read, Detectron2's first, with their defaults.
 LAZY_DEFAULTS: dict[str, dict[str, Any]] = {
     "train": {
+        "output_dir": "./output",
+        "init_checkpoint": "",
+        "max_iter": 90000,
+        "amp": {},
+        "ddp": {},
+        "checkpointer": {},
+        "eval_period": 0,
+        "log_period": 20,
+        "device": "cuda",
+        "cudnn_benchmark": False,
         "seed": -1,
         "accumulate_steps": 1,
         "freeze": [],
@@ -68,18 +64,6 @@ LAZY_DEFAULTS: dict[str, dict[str, Any]] = {
     },
     "test": {"fixed_ap_detections_per_image": 0, "boundary_ap": False, "lvis_backend": "eql_d2"},
 }
-DETECTRON2_TRAIN_KEYS = (
-    "output_dir",
-    "init_checkpoint",
-    "max_iter",
-    "amp",
-    "ddp",
-    "checkpointer",
-    "eval_period",
-    "log_period",
-    "device",
-    "cudnn_benchmark",
-)
 
 
 @dataclass(frozen=True)
@@ -144,9 +128,8 @@ def settings_of(cfg) -> RunSettings:
 
 def yaml_settings(cfg: CfgNode) -> RunSettings:
     solver, test, head = cfg.SOLVER, cfg.TEST, detecting_head(cfg)
-    keys = YAML_KEYS | {"num_classes": f"MODEL.{head}.NUM_CLASSES"}
     return RunSettings(
-        keys=keys,
+        keys={"num_classes": f"MODEL.{head}.NUM_CLASSES"} | {setting: key for setting, (key, _) in KEYS.items()},
         output_dir=cfg.OUTPUT_DIR,
         weights=cfg.MODEL.WEIGHTS,
         device=cfg.MODEL.DEVICE,
@@ -197,13 +180,14 @@ def loss_name(cfg: CfgNode) -> str:
 
 def lazy_settings(cfg: DictConfig) -> RunSettings:
     train, test = ({**LAZY_DEFAULTS[part], **(cfg.get(part) or {})} for part in ("train", "test"))
-    amp, ema = train.get("amp") or {}, {**LAZY_DEFAULTS["train"]["model_ema"], **train["model_ema"]}
-    checkpointer = train.get("checkpointer") or {}
+    amp, checkpointer = train["amp"] or {}, train["checkpointer"] or {}
+    ema = {**LAZY_DEFAULTS["train"]["model_ema"], **train["model_ema"]}
+    classes_key = "model.roi_heads.num_classes" if "roi_heads" in cfg.model else "model.num_classes"
     return RunSettings(
-        keys=LAZY_KEYS if "roi_heads" in cfg.model else LAZY_KEYS | {"num_classes": "model.num_classes"},
+        keys={"num_classes": classes_key} | {setting: key for setting, (_, key) in KEYS.items()},
         output_dir=train["output_dir"],
-        weights=train.get("init_checkpoint") or "",
-        device=train.get("device", "cuda"),
+        weights=train["init_checkpoint"] or "",
+        device=train["device"],
         seed=train["seed"] if train["seed"] >= 0 else None,
         max_iter=train["max_iter"],
         amp=amp.get("precision", "bf16") if amp.get("enabled") else None,
@@ -212,11 +196,11 @@ def lazy_settings(cfg: DictConfig) -> RunSettings:
         new_classifier=train["new_classifier"],
         checkpoint_period=checkpointer.get("period", 5000),
         checkpoints_kept=checkpointer.get("max_to_keep"),
-        eval_period=train.get("eval_period", 0),
-        write_period=train.get("log_period", 20),
+        eval_period=train["eval_period"],
+        write_period=train["log_period"],
         gradient_balance_period=train["gradient_balance_period"],
         ema_decay=ema["decay"] if ema["enabled"] else None,
-        num_classes=num_classes(cfg.model),
+        num_classes=(cfg.model.get("roi_heads") or cfg.model).get("num_classes"),
         mask_on=(cfg.model.get("roi_heads") or {}).get("mask_head") is not None,
         train_sets=dataset_names(cfg.dataloader, "train"),
         test_sets=dataset_names(cfg.dataloader, "test"),
@@ -225,28 +209,19 @@ def lazy_settings(cfg: DictConfig) -> RunSettings:
         fixed_ap_detections=test["fixed_ap_detections_per_image"],
         boundary_ap=test["boundary_ap"],
         lvis_backend=test["lvis_backend"],
-        frequencies=partial(lazy_frequencies, cfg),
+        frequencies=partial(lazy_frequencies, cfg, train["output_dir"]),
         tail_rule=partial(lazy_tail_rule, cfg.model),
-        ddp=dict(train.get("ddp") or {"broadcast_buffers": False}),
-        cudnn_benchmark=train.get("cudnn_benchmark", False),
+        ddp=dict(train["ddp"] or {"broadcast_buffers": False}),
+        cudnn_benchmark=train["cudnn_benchmark"],
     )
 
 
 def warn_of_unread_keys(cfg: DictConfig) -> None:
     """A line for each key of ``train`` and ``test`` that nobody reads; a fork's config may well have some."""
-    known = {
-        "train": [*DETECTRON2_TRAIN_KEYS, *LAZY_DEFAULTS["train"]],
-        "test": list(LAZY_DEFAULTS["test"]),
-    }
-    for part, keys in known.items():
+    for part, known in LAZY_DEFAULTS.items():
         for key in cfg.get(part) or ():
-            if key not in keys:
-                logger.warning("the config's %s.%s is read by nothing here%s", part, key, did_you_mean(key, keys))
-
-
-def num_classes(model: DictConfig) -> int | None:
-    """K of the ROI heads, or of a model without."""
-    return (model.get("roi_heads") or model).get("num_classes")
+            if key not in known:
+                logger.warning("the config's %s.%s is read by nothing here%s", part, key, did_you_mean(key, known))
 
 
 def dataset_names(dataloader: DictConfig, part: str) -> tuple[str, ...]:
@@ -274,7 +249,7 @@ def predictor_setting(model: DictConfig, name: str, default):
     return predictors[-1].get(name, default) if predictors else default
 
 
-def lazy_frequencies(cfg: DictConfig) -> ClassFrequencies:
+def lazy_frequencies(cfg: DictConfig, output_dir: str) -> ClassFrequencies:
     """Those of the classification loss, or else counted from the training set."""
     of_loss = loss_argument(cfg.model, "frequencies")
     if of_loss is not None:
@@ -284,7 +259,7 @@ def lazy_frequencies(cfg: DictConfig) -> ClassFrequencies:
         raise FrequenciesNotFound(
             "the model's loss has no frequencies, and dataloader.train.dataset.names names no dataset: nothing to count"
         )
-    return ClassFrequencies.sum([ClassFrequencies.from_dataset(name, cfg.train.output_dir) for name in names])
+    return ClassFrequencies.sum([ClassFrequencies.from_dataset(name, output_dir) for name in names])
 
 
 def lazy_tail_rule(model: DictConfig) -> TailRule | None:
@@ -319,12 +294,3 @@ def argument_within(node, name: str):
         return node.get(name)
     values = node.values() if isinstance(node, DictConfig) else node
     return next((found for value in values if (found := argument_within(value, name)) is not None), None)
-
-
-def require_decay(run: RunSettings) -> None:
-    """
-    Raises:
-        InputError: a decay of the weights' average that is not in (0, 1).
-    """
-    if run.ema_decay is not None and not 0 < run.ema_decay < 1:
-        raise InputError(f"{run.keys['ema_decay']} is {run.ema_decay}: expected a number in (0, 1), such as 0.999")

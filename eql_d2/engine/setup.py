@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 import torch
-from detectron2.config import CfgNode, LazyConfig, get_cfg
+from detectron2.config import CfgNode, LazyConfig
 from detectron2.utils import comm
 from detectron2.utils.collect_env import collect_env_info
 from detectron2.utils.env import seed_all_rng
@@ -13,7 +13,8 @@ from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig
 
 import eql_d2.data.urls  # noqa: F401 (URLs in _BASE_ and MODEL.WEIGHTS stay inside of the cache)
-from eql_d2.config import add_eql_config
+from eql_d2.config import default_config
+from eql_d2.config_files import TRAINABLE
 from eql_d2.data.registration import register_datasets
 from eql_d2.engine.checkpoint import require_writable
 from eql_d2.engine.checks import check_nothing_is_empty, explained_config_errors
@@ -25,13 +26,6 @@ from eql_d2.errors import InputError
 from eql_d2.removed_configs import replacement
 
 logger = logging.getLogger(__name__)
-
-
-def default_config() -> CfgNode:
-    """Detectron2's defaults and this package's keys."""
-    cfg = get_cfg()
-    add_eql_config(cfg)
-    return cfg
 
 
 def load_config(config_file: str, opts=()) -> CfgNode:
@@ -56,7 +50,7 @@ def load_config(config_file: str, opts=()) -> CfgNode:
         raise InputError(f"the command line: overrides are pairs of KEY VALUE, and {opts[-1]!r} has no value")
     with explained_config_errors(cfg, "the command line"):
         cfg.merge_from_list(list(opts))
-    check_nothing_is_empty(cfg, default_config())
+    check_nothing_is_empty(cfg)
     register_datasets(cfg.DATASETS.REGISTER)
     return cfg
 
@@ -84,7 +78,7 @@ def load_lazy_config(config_file: str, opts=()) -> DictConfig:
         InputError: a file that is no LazyConfig for training, or an override that is none.
     """
     cfg = LazyConfig.load(config_file)
-    missing = [part for part in ("model", "optimizer", "lr_multiplier", "dataloader", "train") if part not in cfg]
+    missing = [part for part in TRAINABLE if part not in cfg]
     if missing:
         raise InputError(
             f"{config_file} is no LazyConfig to train by: it lacks {', '.join(missing)}. See docs/modern.md, or "

@@ -6,8 +6,8 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog, build, get_detection_dataset_dicts
 from detectron2.structures import BoxMode
 
+from eql_d2.config import default_config
 from eql_d2.data.loading import histogram_at_once, load_training_dicts
-from eql_d2.engine.setup import default_config
 
 NAME = "loading_test"
 
