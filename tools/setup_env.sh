@@ -30,14 +30,13 @@ exec 9>"$VENV-setup.lock" # pip inherits it, so that the next set-up waits for t
 
 # ---- What is asked for, and what is there ----
 
-rm -rf "$VENV.old"
 OURS=$(stamp ours) KILLED=$(stamp at_work)
 if [ ! -d "$STAMPS" ] && [ ! -x "$PY" ]; then
     [ -z "$(ls -A "$VENV" 2>/dev/null)" ] || die "$VENV is no virtual environment: move it, or choose another with VENV=..."
     OURS=yes
 fi
-if [ -z "$OURS" ]; then PYTHON=$PY
-elif [ -z "${PYTHON:-}" ]; then PYTHON=$(stamp python) && [ -x "$PYTHON" ] || PYTHON=python3; fi
+[ -n "$OURS" ] || PYTHON=$PY
+if [ -z "${PYTHON:-}" ]; then PYTHON=$(stamp python) && [ -x "$PYTHON" ] || PYTHON=python3; fi
 # Inside of VENV, an activated one, the Python that VENV was made from; python3 and python3.11 are one.
 BASE=$("$PYTHON" -c 'import os, sys; assert sys.version_info >= (3, 10)
 path = sys._base_executable if os.path.realpath(sys.prefix) == os.path.realpath(sys.argv[1]) else sys.executable
@@ -45,40 +44,31 @@ versioned = os.path.join(os.path.dirname(path), "python%d.%d" % sys.version_info
 print(versioned if os.path.exists(versioned) else path)' "${OURS:+$VENV}" 2>/dev/null) ||
     die "$PYTHON is not a Python 3.10 or newer: name one with PYTHON=/path/to/python3"
 
-GIVEN=${DETECTRON2:-$(stamp source)} DETECTRON2=${DETECTRON2:-$(stamp source)}
-case $GIVEN in
-    '' | pinned | found | *://*) ;;
-    *) DETECTRON2=$(cd "$from" && cd "$(dirname "$GIVEN")" 2>/dev/null && pwd || true)/$(basename "$GIVEN")
+case ${DETECTRON2:=$(stamp source)} in
+    '') # what a killed step left in a person's own environment is not theirs
+        DETECTRON2=pinned
+        if [ -n "$OURS" ] || [ -z "$KILLED" ] && sees "$BASE" "${LIBRARIES[@]}"; then DETECTRON2=found; fi ;;
+    pinned | found | *://*) ;;
+    *) GIVEN=$DETECTRON2
+       DETECTRON2=$(cd "$from" && "$BASE" -c 'import os, sys; print(os.path.abspath(sys.argv[1]))' "$GIVEN")
        [ -f "$DETECTRON2/setup.py" ] || [ -f "$DETECTRON2/pyproject.toml" ] || [[ -f $DETECTRON2 && $DETECTRON2 == *.whl ]] ||
            die "DETECTRON2=$GIVEN is no folder with a setup.py, no wheel, and no address such as git+https://..." ;;
 esac
-if [ -z "$DETECTRON2" ]; then
-    DETECTRON2=pinned
-    [ -n "$KILLED" ] || ! sees "$BASE" "${LIBRARIES[@]}" || DETECTRON2=found
-fi
 FROM="$BASE$([ "$DETECTRON2" != found ] || echo ' with its packages')"
-
-if [ -n "$OURS" ] && [ -d "$STAMPS" ]; then
-    why=
-    if [ -n "$KILLED" ]; then why="its last set-up was stopped at $KILLED"
-    elif [ -n "$(stamp venv)" ] && [ "$(stamp venv)" != "$FROM" ]; then why="it was made from $(stamp venv), not $FROM"
-    elif [ -n "$(stamp detectron2)" ] && ! sees "$PY" "${LIBRARIES[@]}"; then why="torch or Detectron2 is gone from it"; fi
-    [ -z "$why" ] || { say "$VENV is removed and made anew: $why"; mv "$VENV" "$VENV.old"; rm -rf "$VENV.old"; }
-elif [ -n "$(stamp eql_d2)" ] && ! sees "$PY" "${LIBRARIES[@]}" eql_d2; then
-    rm -f "$STAMPS"/{torch,detectron2,eql_d2}
-fi
+[ ! -e "$STAMPS/eql_d2" ] || sees "$PY" eql_d2 || rm "$STAMPS/eql_d2"
+if [ -e "$STAMPS/detectron2" ] && ! sees "$PY" "${LIBRARIES[@]}" ||
+    [[ -n $OURS && ( -n $KILLED || $(stamp venv) != "$FROM" ) ]]; then rm -f "$STAMPS"/{venv,torch,detectron2,eql_d2}; fi
 mkdir -p "$STAMPS"
-[ -z "$OURS" ] || echo yes >"$STAMPS/ours"
 
 # ---- The steps ----
 
-step() { # NAME, what it is made from, what it does, a function: what it prints is pip's errors
+step() { # NAME, what it is made from, what it does: a function of that name, which prints pip's errors
     [ "$(stamp "$1")" != "$2" ] || return 0
     say "$3"
     AGAIN=$([ "$KILLED" != "$1" ] || echo --ignore-installed)
     echo "$1" >"$STAMPS/at_work"
     set +e
-    (set -e; "$4") # not with ||, where bash forgets set -e
+    (set -e; "$1") # not with ||, where bash forgets set -e
     local code=$?
     set -e
     [ $code = 0 ] || { rm "$STAMPS/at_work"; die "step $1 failed; the same command goes on from there"; }
@@ -90,8 +80,10 @@ pip() { "$PY" -m pip "$1" --quiet --disable-pip-version-check --no-input "${@:2}
 add() { pip install $AGAIN -r requirements/build.txt $(numpy) "$@"; }
 numpy() { "$PY" -c 'from importlib.metadata import version; print("numpy==" + version("numpy"))' 2>/dev/null || true; }
 
-venv() {
+venv() { # what was there goes, with its stamps: moved first, so that a kill leaves no half of it
     [ -n "$OURS" ] || return 0
+    mv "$VENV" "$VENV.old" && rm -rf "$VENV.old" && mkdir -p "$STAMPS"
+    echo yes >"$STAMPS/ours" && echo venv >"$STAMPS/at_work"
     "$BASE" -m venv "$VENV"
     [ "$DETECTRON2" = found ] || return 0
     # It looks where BASE does, after its own packages. The path is within VENV whatever its Python says of itself.
@@ -133,10 +125,10 @@ if [ -z "$OURS$(stamp torch)" ] && [ "$KILLED" != torch ] && sees "$PY" torch; t
 torch_from=$([ -n "$THEIRS" ] && echo theirs || sum_of requirements/torch.txt requirements/build.txt)
 built_from=$([ -e "$DETECTRON2" ] && sum_of "$DETECTRON2" || true)
 
-step venv "$FROM" "$([ -n "$OURS" ] && echo "$VENV, of $FROM" || echo "$VENV, your own, is added to")" venv
+step venv "$FROM" "$([ -n "$OURS" ] && echo "$VENV, made anew of $FROM" || echo "$VENV, your own, is added to")"
 echo "$BASE" >"$STAMPS/python"
-step torch "$torch_from" "torch and torchvision${THEIRS:+, as they are} (1 to 5 minutes where they are new)" torch
-step detectron2 "$DETECTRON2 $(sum_of requirements/detectron2*.txt) $built_from" "Detectron2: $DETECTRON2" detectron2
+step torch "$torch_from" "torch and torchvision${THEIRS:+, as they are} (1 to 5 minutes where they are new)"
+step detectron2 "$DETECTRON2 $(sum_of requirements/detectron2*.txt) $built_from" "Detectron2: $DETECTRON2"
 echo "$DETECTRON2" >"$STAMPS/source"
-step eql_d2 "$PWD $(sum_of setup.py pyproject.toml)" 'eql_d2, editable, with what its tests need' eql_d2
+step eql_d2 "$PWD $(sum_of setup.py pyproject.toml)" 'eql_d2, editable, with what its tests need'
 say "$VENV is ready (Detectron2: $DETECTRON2)"
