@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from detectron2.utils.logger import setup_logger
 from hypothesis import settings
 
 from eql_d2 import ClassFrequencies
@@ -14,6 +15,11 @@ from eql_d2.engine import load_config
 settings.register_profile("test", max_examples=200, derandomize=True, deadline=None, database=None)
 settings.register_profile("widely", max_examples=2000, deadline=None, database=None)
 settings.load_profile("test")
+
+# These loggers end at themselves from here on, where pytest finds them before each test. The first trainer of a process
+# would do it else, in the middle of a test, whose log would be lost then.
+for name in ("detectron2", "eql_d2"):
+    setup_logger(name=name)
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 
