@@ -109,6 +109,8 @@ def studies() -> dict[str, list[Row]]:
     """Study -> its rows, in the order in which they are trained."""
     losses = loss_variants()
     key = softmax, softmax_eql, sigmoid, eql = [losses[name] for name in KEY_LOSSES]
+    rfs = repeat_factors(softmax)
+    pasted, both = pasting(softmax), pasting(rfs)
     return {
         "losses": [Row(variant) for variant in losses.values()],
         "tail": [Row(sigmoid), Row(eql, SIGMOID), *(Row(v, SIGMOID) for v in tails(eql))],
@@ -116,7 +118,8 @@ def studies() -> dict[str, list[Row]]:
         "gamma": [Row(softmax), Row(softmax_eql, SOFTMAX), *(Row(v, SOFTMAX) for v in gammas(softmax_eql))],
         "sampler": [row for loss in (*key, losses[EQL_V2]) for row in samplers(loss)],
         "copy_paste": [row for loss in (softmax, sigmoid, eql) for row in (Row(loss), Row(pasting(loss), loss.name))],
-        "calibration": [Row(softmax), Row(sigmoid), Row(eql), Row(in_rows(softmax))],
+        "combination": [Row(softmax), Row(rfs, SOFTMAX), Row(pasted, SOFTMAX), Row(both, rfs.name)],
+        "calibration": [Row(v) for v in (softmax, sigmoid, eql, in_rows(softmax), rfs, pasted, both)],
         "second_stage": [Row(softmax), Row(sigmoid), *(Row(v, v.first_stage) for v in second_stages())],
         "prior": paired(sigmoid, eql, [prior(p) for p in (0.001, 0.1)]),
         "data": paired(sigmoid, eql, [fewer_categories, milder_tail]),
@@ -157,12 +160,19 @@ def gammas(softmax_eql: Variant) -> list[Variant]:
     return [softmax_eql.but(f"gamma-{g}", f"{LOSS}.{SOFTMAX_EQL}.GAMMA", g) for g in (0.5, 0.75, 0.95, 1.0)]
 
 
+# Below 100 images a category is repeated, as by LVIS's threshold of 0.001.
+REPEAT_THRESHOLD = "DATALOADER.REPEAT_THRESHOLD", 100 / 1500
+
+
+def repeat_factors(loss: Variant) -> Variant:
+    return loss.but("RFS", "DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler", *REPEAT_THRESHOLD)
+
+
 def samplers(loss: Variant) -> list[Row]:
-    """Below 100 images a category is repeated, as by LVIS's threshold of 0.001; IRFS counts objects, too."""
-    threshold = "DATALOADER.REPEAT_THRESHOLD", 100 / 1500
-    rfs = loss.but("RFS", "DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler", *threshold)
+    """IRFS counts objects, too."""
+    rfs = repeat_factors(loss)
     instance_aware = "DATALOADER.SAMPLER_TRAIN", "InstanceAwareRepeatFactorSampler"
-    irfs = loss.but("IRFS", *instance_aware, *threshold, seeds=FEW_SEEDS)
+    irfs = loss.but("IRFS", *instance_aware, *REPEAT_THRESHOLD, seeds=FEW_SEEDS)
     return [Row(loss), Row(rfs, loss.name), Row(irfs, rfs.name)]
 
 

@@ -173,6 +173,7 @@ def others() -> list[Method]:
         *more_second_stages(softmax),
         whole(softmax),
         whole(eql_v2),
+        whole(softmax).but("copy-paste-whole", "INPUT.COPY_PASTE.MAX_OBJECTS", 6),  # kept features know no pasting
     ]
 
 
