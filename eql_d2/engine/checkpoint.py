@@ -263,11 +263,7 @@ class LongTailCheckpointer(DetectionCheckpointer):
 
 
 def require_writable(folder: str) -> None:
-    """Write and remove a small file, so that a run whose output cannot be written ends before it starts.
-
-    Raises:
-        CheckpointError: it cannot be written: no room, no permission, a path that is no folder.
-    """
+    """Write and remove a small file, so that a run whose output cannot be written ends before it starts."""
     odd = {"": "is no folder", "?": "has a '?' in it", "~": "begins with a '~', which stands for nothing here"}
     kind = "~" if folder.startswith("~") else "?" * ("?" in folder)  # "?" begins a query in Detectron2's paths
     if not folder or kind:
@@ -345,10 +341,7 @@ def require_plain_state(dtype: np.dtype, state) -> None:
 
 
 def require_plain_pickle(path: str) -> None:
-    """
-    Raises:
-        InputError: a pickle that is broken, or holds anything but arrays and plain Python.
-    """
+    """A pickle may hold nothing but arrays and plain Python."""
     with PathManager.open(path, "rb") as file:
         try:
             loaded = PlainUnpickler(file, encoding="latin1").load()
@@ -359,10 +352,7 @@ def require_plain_pickle(path: str) -> None:
 
 
 def require_uncompressed(path: str) -> None:
-    """
-    Raises:
-        InputError: a zip file with compressed members, which torch does not write: a small one may fill the memory.
-    """
+    """torch compresses no members of its zip files, and a small file of such ones may fill the memory."""
     if not zipfile.is_zipfile(path):
         return
     with zipfile.ZipFile(path) as file:
@@ -401,11 +391,7 @@ def read_state_dict(path: str) -> dict[str, torch.Tensor]:
 
 
 def require_weights(weights, path: str) -> dict:
-    """``weights``, if they are tensors or arrays of real numbers by name; NaN and infinite ones get a line.
-
-    Raises:
-        InputError: anything else, or none.
-    """
+    """``weights``, if they are tensors or arrays of real numbers by name; NaN and infinite ones get a line."""
     if not isinstance(weights, dict) or not weights:
         raise no_weights(path, "nothing" if isinstance(weights, dict) else type(weights).__name__)
     for name, value in weights.items():
@@ -430,7 +416,6 @@ def no_weights(path: str, found: str) -> InputError:
 
 
 def not_plain(path: str, error: Exception) -> InputError:
-    """The error for a checkpoint with other objects, which could run any code, without torch's advice to let them."""
     return InputError(
         f"{path} is no checkpoint of tensors and plain Python ({one_line(error) or type(error).__name__}), and could "
         f"run any code when it is read. Ask for one with the weights alone, {{'model': model.state_dict()}}"
@@ -456,9 +441,6 @@ def require_file(path: str) -> None:
 
     Args:
         path: a file, `detectron2://...`, `https://...`; a query (`?matching_heuristics=True`) is no part of the name.
-
-    Raises:
-        InputError: it is not there, or cannot be downloaded; with the place to put it by hand.
     """
     path = urlparse(path)._replace(query="").geturl()
     try:
@@ -511,9 +493,6 @@ def fit_cls_score(weights: dict, name: str, predictor: Predictor) -> None:
     """Give the parameter ``name`` of ``weights`` as many rows as ``predictor.cls_score`` has, in place.
 
     A dense detector has them for each anchor of a place.
-
-    Raises:
-        InputError: the number of rows is neither the model's, nor that with or without background.
     """
     if name not in weights:
         return

@@ -194,11 +194,7 @@ def check_names(cfg: CfgNode) -> None:
 
 
 def check_first_stage(run: RunSettings) -> None:
-    """With frozen parts a new run needs the weights that these keep.
-
-    Raises:
-        InputError: the weights are none, or a file that is not there.
-    """
+    """With frozen parts a new run needs the weights that these keep."""
     weights = run.weights
     if run.freeze and not (weights and ("://" in weights or PathManager.isfile(weights))):
         raise InputError(

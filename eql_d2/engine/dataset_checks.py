@@ -28,9 +28,6 @@ def check_datasets(run: RunSettings, train: bool) -> None:
 
     Args:
         train: whether the training sets are needed, too; else they are only compared with, where they are here.
-
-    Raises:
-        InputError: see :func:`check_dataset` and :func:`agree`.
     """
     found = []
     for name in run.train_sets:
@@ -56,10 +53,6 @@ def check_dataset(run: RunSettings, setting: str, name: str, read: bool) -> list
 
     Returns:
         the names of its classes, or None where nothing says.
-
-    Raises:
-        InputError: one of these does not hold, or see :func:`eql_d2.data.annotations.read_annotations` and
-            :func:`check_evaluated`.
     """
     key = run.keys[setting]
     if name not in DatasetCatalog.list():
@@ -94,11 +87,7 @@ def check_dataset(run: RunSettings, setting: str, name: str, read: bool) -> list
 
 
 def check_evaluated(run: RunSettings, name: str, content: Annotations) -> None:
-    """What a test set must have beside what every file must.
-
-    Raises:
-        InputError: no images, an image that is not there, or an object without mask where masks are evaluated.
-    """
+    """What a test set must have beside what every file must."""
     metadata = MetadataCatalog.get(name)
     if not content["images"]:
         raise InputError(f"{metadata.json_file} of '{name}' lists no images (`images` is empty): nothing to evaluate")
@@ -172,9 +161,6 @@ def agree(classes: Sequence[str], source: str, name: str, own: Sequence[str]) ->
         source: what says so, for messages.
         name: the dataset.
         own: its classes.
-
-    Raises:
-        InputError: another name, or another order that cannot be changed.
     """
     wanted, found = class_keys(classes), class_keys(own)
     if wanted == found:
@@ -199,19 +185,10 @@ def agree(classes: Sequence[str], source: str, name: str, own: Sequence[str]) ->
 
 
 def check_classes_of_model(run: RunSettings, classes: Sequence[str] | None) -> None:
-    """The test sets must have the classes that a checkpoint says its model has.
-
-    Args:
-        classes: their names; None, as of other tools' checkpoints, is no check.
-
-    Raises:
-        InputError: see :func:`agree`.
-    """
-    if classes is None:
-        return
+    """The test sets must have the classes that a checkpoint says its model has; those of other tools say nothing."""
     for name in run.test_sets:
         own = MetadataCatalog.get(name).get("thing_classes")
-        if own is not None:
+        if classes is not None and own is not None:
             agree(classes, f"the model in {run.weights or run.output_dir}", name, own)
 
 
@@ -220,18 +197,12 @@ def explained_dataset_errors(names: Iterable[str]):
     """Where a loader fails on an annotation file that has something wrong in it, say what instead."""
     try:
         yield
-    except Exception:
+    except Exception as error:
         for name in names:
             json_file = MetadataCatalog.get(name).get("json_file")
             if json_file is not None:
-                require_object(name, json_file, read_annotations(PathManager.get_local_path(json_file)))
+                content = read_annotations(PathManager.get_local_path(json_file))
+                if not trained_objects(json_file, content):
+                    message = f"{json_file} of '{name}' has no object that can be used: nothing to train on"
+                    raise InputError(message) from error
         raise
-
-
-def require_object(name: str, json_file: str, content: Annotations) -> None:
-    """
-    Raises:
-        InputError: the file has no object, or none but crowd regions.
-    """
-    if not trained_objects(json_file, content):
-        raise InputError(f"{json_file} of '{name}' has no object that can be used: nothing to train on")

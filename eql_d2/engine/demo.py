@@ -79,9 +79,6 @@ def image_files(inputs: Sequence[str]) -> list[str]:
     """Image files of the given files, folders and glob patterns, each once, in order.
 
     A file that is named itself is taken whatever its suffix; of a folder and a pattern those that look like images.
-
-    Raises:
-        InputError: an input that is or matches nothing.
     """
     found = {}
     for entry in inputs:
@@ -112,11 +109,7 @@ def output_names(files: Sequence[str]) -> list[str]:
 
 
 def read_rgb(file: str) -> np.ndarray:
-    """(H, W, 3) uint8 RGB.
-
-    Raises:
-        OSError: it cannot be read as an image.
-    """
+    """(H, W, 3) uint8 RGB, or an OSError where it cannot be read as an image."""
     try:
         with eight_bits_alone():
             return read_image(file, format="RGB")

@@ -101,9 +101,6 @@ def require_averaging(hooks: dict, has_hook: bool) -> None:
     Args:
         hooks: the state of the hooks in the checkpoint.
         has_hook: whether the trainer has a :class:`ModelEMA`.
-
-    Raises:
-        InputError: it has none, and the checkpoint has its state.
     """
     if ModelEMA.__qualname__ in hooks and not has_hook:
         raise InputError(

@@ -38,12 +38,10 @@ def build_evaluator(cfg, dataset_name: str, output_dir: str) -> DatasetEvaluator
     A LazyConfig's ``dataloader.evaluator`` is taken as it is where it is of a user's own class; Detectron2's for LVIS
     and COCO become ours, which have the same metrics, with a line in the log. With fixed AP the model must keep as many
     detections as :func:`detections_for_fixed_ap` makes it.
-
-    Raises:
-        InputError: a type that no evaluator is registered for, or a dataset of another number of categories.
     """
     if isinstance(cfg, DictConfig) and not replaceable(cfg.dataloader.get("evaluator")):
-        return own_evaluator(cfg.dataloader.evaluator)
+        node = cfg.dataloader.evaluator
+        return DatasetEvaluators([instantiate(n) for n in node]) if isinstance(node, ListConfig) else instantiate(node)
     run, metadata = settings_of(cfg), MetadataCatalog.get(dataset_name)
     if metadata.get("thing_classes") is not None:
         check_num_classes(run, "test_sets", dataset_name, len(metadata.thing_classes))
@@ -74,13 +72,6 @@ def replaceable(node) -> bool:
         "dataloader.evaluator: eql_d2's, with the same metrics, in the place of Detectron2's %s", described(node)
     )
     return True
-
-
-def own_evaluator(node) -> DatasetEvaluator:
-    """A user's, or several of them."""
-    if isinstance(node, ListConfig):
-        return DatasetEvaluators([instantiate(n) for n in node])
-    return instantiate(node)
 
 
 def training_frequencies(run: RunSettings) -> ClassFrequencies | None:

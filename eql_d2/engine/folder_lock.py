@@ -25,9 +25,6 @@ def claim_folder(folder: str) -> None:
     The lock is the operating system's (POSIX), so that none is left of a process that was killed, and data workers that
     outlive it do not keep it. Where the file system has no locks, that is a warning. The file stays; only a process
     that runs holds it.
-
-    Raises:
-        InputError: a training of another process writes there.
     """
     path = os.path.join(os.path.realpath(folder), LOCK_FILE)
     if (os.getpid(), path) in _held:  # an earlier training of this process

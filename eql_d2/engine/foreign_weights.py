@@ -86,9 +86,6 @@ def convert(
         num_classes: K; None where `fc_reg` or the mask head says so.
         frequencies: counts of the training set, by which BAGS groups its categories.
         bounds: of BAGS' groups, in objects.
-
-    Raises:
-        InputError: names of another model, a width of no layout above, or what is missing.
     """
     if "layer1.0.conv1.weight" in weights:
         return backbone(weights)

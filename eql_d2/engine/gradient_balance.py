@@ -68,9 +68,6 @@ class GradientBalance(HookBase):
         checkpoint_period: >= 1, iterations between two checkpoints, at which the file is written; register this hook
             before the checkpointer's.
         output_dir: folder of the file.
-
-    Raises:
-        InputError: a period below 1.
     """
 
     def __init__(

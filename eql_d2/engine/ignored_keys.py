@@ -8,7 +8,7 @@ import inspect
 import logging
 from collections.abc import Iterator
 
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.modeling import META_ARCH_REGISTRY, ROI_HEADS_REGISTRY, GeneralizedRCNN
 from omegaconf import DictConfig
 from torch import nn
@@ -29,7 +29,6 @@ ARCHITECTURE_KEY, HEAD_KEY = "MODEL.META_ARCHITECTURE", "MODEL.ROI_HEADS.NAME"
 OUR_DETECTORS = {"RetinaNet": "LongTailRetinaNet"}  # Detectron2's -> ours
 OUR_HEADS = "LongTailROIHeads, LongTailCascadeROIHeads or LongTailRes5ROIHeads"
 CALIBRATION, META_REWEIGHT = "MODEL.ROI_BOX_HEAD.CALIBRATION", "MODEL.ROI_BOX_HEAD.META_REWEIGHT"
-FCOS_KEYS = "MODEL.FCOS."
 # Key -> the calibrations that read it.
 CALIBRATION_KEYS = {
     "STRENGTH": ("LogitAdjustment", "NorCal", "FRACAL", "LogN"),
@@ -63,13 +62,6 @@ def check_no_ignored_key(cfg: CfgNode, loss_name: str) -> None:
     """Every key of the classifier that is not as by default must be read by the model that the config names.
 
     A hyper-parameter of a loss that is not chosen is a warning, so that a config's loss can be swapped for another.
-
-    Args:
-        cfg: with a registered architecture and ROI head.
-        loss_name: the loss of the ROI head, its own or the chosen one.
-
-    Raises:
-        InputError: the first such key, with what ignores it and what to choose instead.
     """
     changed = changed_keys(cfg)
     ignored_by = what_ignores_our_keys(cfg)
@@ -100,15 +92,12 @@ def warn_of_another_detector(cfg: CfgNode) -> None:
     is_a_users = not (is_detectron2s(architecture) or architecture.__module__.startswith("eql_d2."))
     if is_a_users or issubclass(architecture, LongTailFCOS):
         return
-    for key, value in changed_in(cfg, FCOS_KEYS).items():
+    for key, value in changed_in(cfg, "MODEL.FCOS.").items():
         logger.warning("%s is %r, but the detector is %s, which does not read it", key, value, architecture.__name__)
 
 
 def check_dense(cfg: CfgNode, changed: dict[str, object]) -> None:
-    """
-    Raises:
-        InputError: one of ``changed``, or a key of Detectron2's loss, that our dense detectors do not read.
-    """
+    """Our dense detectors must read what is ``changed``, and no key of Detectron2's loss may be."""
     architecture = cfg.MODEL.META_ARCHITECTURE
     for key, value in changed.items():
         if not key.startswith(READ_BY_DENSE) or key == IMAGE_LABELS:
@@ -116,23 +105,15 @@ def check_dense(cfg: CfgNode, changed: dict[str, object]) -> None:
                 f"name the loss by {NODE}.NAME" if key == HEAD_KEY else "drop it, or choose a detector with ROI heads"
             )
             raise InputError(f"{key} is {value!r}, but {architecture} has no part that reads it: {cure}")
-    defaults = dict(leaves(get_cfg()))
-    for key, value in leaves(cfg):
-        if key in STOCK_LOSS_KEYS and value != defaults[key] and architecture.endswith("RetinaNet"):
+    for key, value in changed_in(cfg, *STOCK_LOSS_KEYS).items():
+        if architecture.endswith("RetinaNet"):
             raise InputError(
                 f"{key} is {value}, but {architecture} goes by its classification loss: set {STOCK_LOSS_KEYS[key]}"
             )
 
 
 def check_model_reads(cfg, model: nn.Module) -> None:
-    """What a user's own architecture reads shows when it is built: with a loss chosen, a loss must be in it.
-
-    Args:
-        cfg: of a YAML file or a LazyConfig.
-
-    Raises:
-        InputError: no loss of this package is in the model, though the config sets one up.
-    """
+    """What a user's own architecture reads shows when it is built: with a loss chosen, a loss must be in it."""
     if losses_of(model):
         return
     if isinstance(cfg, CfgNode):

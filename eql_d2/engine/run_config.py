@@ -61,10 +61,8 @@ def write_run_config(cfg, evaluates: bool, resumes: bool) -> str:
 
     Args:
         evaluates: whether no training is meant.
-        resumes: whether a training goes on that was begun with the `config.yaml` that is there.
-
-    Raises:
-        InputError: see :func:`check_changes`; the file is as it was.
+        resumes: whether a training goes on that was begun with the `config.yaml` that is there, which stays as it was
+            where :func:`check_changes` fails.
     """
     folder = settings_of(cfg).output_dir
     path = os.path.join(folder, EVALUATION_CONFIG if evaluates else TRAINING_CONFIG)
@@ -102,9 +100,6 @@ def check_changes(before: dict[str, str], now: dict[str, str], path: str) -> Non
     Args:
         before, now: full key -> value.
         path: of the config before, for messages.
-
-    Raises:
-        InputError: a setting that must stay.
     """
     check_loss(before, now, path)
     for key in sorted(before.keys() & now.keys()):

@@ -72,11 +72,7 @@ def use_available_device(cfg) -> None:
 
 
 def load_lazy_config(config_file: str, opts=()) -> DictConfig:
-    """A LazyConfig with `path.key=value` overrides. Its Python code runs; a `config.yaml` of a run may call any, too.
-
-    Raises:
-        InputError: a file that is no LazyConfig for training, or an override that is none.
-    """
+    """A LazyConfig with `path.key=value` overrides. Its Python code runs; a run's `config.yaml` may call any, too."""
     cfg = LazyConfig.load(config_file)
     missing = [part for part in TRAINABLE if part not in cfg]
     if missing:

@@ -257,11 +257,7 @@ def average_running_statistics(batch_norms: list[nn.Module]) -> None:
 
 
 def mixed_precision(name: str, device: str) -> torch.dtype:
-    """The type that "bf16" or "fp16" (SOLVER.AMP.PRECISION) stands for.
-
-    Raises:
-        InputError: another name, or fp16 without a GPU.
-    """
+    """The type that "bf16" or "fp16" (SOLVER.AMP.PRECISION) stands for."""
     if name not in PRECISIONS:
         raise InputError(
             f"SOLVER.AMP.PRECISION is '{name}', expected one of {list(PRECISIONS)} (in a LazyConfig the key is "
@@ -276,11 +272,7 @@ def mixed_precision(name: str, device: str) -> torch.dtype:
 
 
 def micro_batch_size(batch_size: int, accumulate_steps: int) -> int:
-    """Images of one micro-batch, in all processes together, where ``batch_size`` make an optimizer step.
-
-    Raises:
-        InputError: the processes cannot have equal parts.
-    """
+    """Images of one micro-batch, in all processes together, where ``batch_size`` make an optimizer step."""
     processes = comm.get_world_size()
     parts = accumulate_steps * processes
     if accumulate_steps < 1 or batch_size < 1 or batch_size % parts:

@@ -123,11 +123,7 @@ class Trainer(DefaultTrainer):
             self.start_iter = self.iter + 1  # the checkpoint has the iteration that was finished
 
     def _take_iteration(self, iteration) -> None:
-        """Go on after this one with a new optimizer: all that can be had of a checkpoint of another trainer.
-
-        Raises:
-            InputError: the checkpoint has none.
-        """
+        """Go on after this one with a new optimizer: all that can be had of a checkpoint of another trainer."""
         path = self.checkpointer.get_checkpoint_file()
         if not isinstance(iteration, int) or iteration < 0:
             raise InputError(
@@ -383,11 +379,7 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_evaluator(cls, cfg, dataset_name, folder="inference"):
-        """The evaluator that the dataset's ``evaluator_type`` names; it writes to ``folder`` of the output.
-
-        Raises:
-            InputError: a type that no evaluator is registered for, or a dataset of another number of categories.
-        """
+        """The evaluator that the dataset's ``evaluator_type`` names; it writes to ``folder`` of the output."""
         output_dir = os.path.join(settings_of(cfg).output_dir, folder, dataset_name)
         return build_evaluator(cfg, dataset_name, output_dir)
 

@@ -91,11 +91,7 @@ def mapper_arguments(cfg: CfgNode) -> dict:
 
 
 def copy_paste_mapper(cfg: CfgNode, dataset: list[dict]) -> CopyPasteMapper:
-    """``INPUT.COPY_PASTE`` on top of the other augmentation.
-
-    Raises:
-        InputError: what it cannot do together with.
-    """
+    """``INPUT.COPY_PASTE`` on top of the other augmentation."""
     model = cfg.MODEL
     if model.KEYPOINT_ON or model.LOAD_PROPOSALS or (model.MASK_ON and cfg.INPUT.MASK_FORMAT != "bitmask"):
         raise InputError(
@@ -118,11 +114,7 @@ def copy_paste_mapper(cfg: CfgNode, dataset: list[dict]) -> CopyPasteMapper:
 
 
 def large_scale_jitter(cfg: CfgNode) -> list:
-    """Resize by a random factor of the size, cut or pad to the size, flip: "Simple Copy-Paste" (arXiv:2012.07177).
-
-    Raises:
-        InputError: a size below 0, or a range that is none.
-    """
+    """Resize by a random factor of the size, cut or pad to the size, flip: "Simple Copy-Paste" (arXiv:2012.07177)."""
     size, (low, high) = cfg.INPUT.LSJ.SIZE, cfg.INPUT.LSJ.SCALE_RANGE
     if size < 0 or not 0 < low <= high:
         raise InputError(
