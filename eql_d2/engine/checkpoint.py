@@ -7,7 +7,6 @@ import pickle
 import re
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from urllib.parse import urlparse
 
@@ -47,7 +46,7 @@ class LongTailCheckpointer(DetectionCheckpointer):
 
     Args:
         model, save_dir, checkpointables: as of ``DetectionCheckpointer``.
-        weights_to_save: gives weights by name that are saved in the place of the model's own; None: all are its own.
+        weights_to_save: by name, in the place of the model's own.
         new_classifier: leave the classifier out of the weights that a new run starts from, whatever its width. A
             resumed run goes on with its own.
         thing_classes: the names of the model's classes, to be saved with it; None saves none.
@@ -59,12 +58,12 @@ class LongTailCheckpointer(DetectionCheckpointer):
         save_dir="",
         *,
         new_classifier: bool = False,
-        weights_to_save: Callable[[], dict[str, torch.Tensor]] | None = None,
+        weights_to_save: dict[str, torch.Tensor] | None = None,
         thing_classes: list[str] | None = None,
         **checkpointables,
     ):
         super().__init__(model, save_dir, **checkpointables)
-        self.weights_to_save = weights_to_save
+        self.weights_to_save = {} if weights_to_save is None else weights_to_save
         self.new_classifier = new_classifier
         self.thing_classes = thing_classes
         self.whole_model = False  # whether weights that leave a part of the model random are an error
@@ -80,8 +79,7 @@ class LongTailCheckpointer(DetectionCheckpointer):
         if not self.save_dir or not self.save_to_disk:
             return
         data = {"model": self.model.state_dict()}
-        if self.weights_to_save is not None:
-            data["model"].update(self.weights_to_save())
+        data["model"].update(self.weights_to_save)
         data.update({key: value.state_dict() for key, value in self.checkpointables.items()})
         if self.thing_classes is not None:
             data["thing_classes"] = self.thing_classes

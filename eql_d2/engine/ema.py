@@ -41,7 +41,7 @@ class ModelEMA(HookBase):
             for name, value in self.model.state_dict().items()
             if value.is_floating_point() and name not in of_losses
         ]
-        self.averages: dict[str, torch.Tensor] = {}  # by name, in the model's order
+        self.averages: dict[str, torch.Tensor] = {}  # by name: what a checkpoint has in the place of the weights
         self._loaded = False
 
     def _weights(self) -> dict[str, torch.Tensor]:
@@ -51,7 +51,7 @@ class ModelEMA(HookBase):
 
     def before_train(self):
         if not self._loaded:
-            self.averages = clones(self._weights())
+            self.averages.update(clones(self._weights()))
 
     @torch.no_grad()
     def after_step(self):
@@ -68,10 +68,6 @@ class ModelEMA(HookBase):
         finally:
             self._set(trained)
 
-    def current(self) -> dict[str, torch.Tensor]:
-        """The averages by name: what a checkpoint has in the place of the model's own weights."""
-        return self.averages
-
     def apply(self) -> None:
         """Leave the averages in the model, for good."""
         self._set(self.averages)
@@ -86,7 +82,7 @@ class ModelEMA(HookBase):
 
     def load_state_dict(self, state: dict) -> None:
         """After the checkpoint's `model`, the averages, was loaded into the model."""
-        self.averages = clones(self._weights())
+        self.averages.update(clones(self._weights()))
         self._set(state["trained"])
         self._loaded = True
 
@@ -96,12 +92,7 @@ def clones(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def require_averaging(hooks: dict, has_hook: bool) -> None:
-    """A run that has averaged its weights goes on averaging: its checkpoints' `model` is not what it trains.
-
-    Args:
-        hooks: the state of the hooks in the checkpoint.
-        has_hook: whether the trainer has a :class:`ModelEMA`.
-    """
+    """A run that has averaged its weights goes on averaging: its checkpoints' `model` is not what it trains."""
     if ModelEMA.__qualname__ in hooks and not has_hook:
         raise InputError(
             "the checkpoint to resume from is of a run that averages its weights: set MODEL_EMA.ENABLED True (in a "

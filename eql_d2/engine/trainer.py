@@ -97,7 +97,7 @@ class Trainer(DefaultTrainer):
             model,
             run.output_dir,
             new_classifier=run.new_classifier,
-            weights_to_save=self._ema and self._ema.current,
+            weights_to_save=self._ema and self._ema.averages,
             thing_classes=classes_of(run.train_sets),
             trainer=weakref.proxy(self),
         )
@@ -260,16 +260,19 @@ class Trainer(DefaultTrainer):
         loader = self.build_train_loader(cfg)
         return PreciseBN(self.settings.eval_period, self.model, loader, self.settings.precise_bn_iterations)
 
-    def _weights_of_evaluation(self):
-        return nullcontext() if self._ema is None else self._ema.applied()
+    @contextmanager
+    def _evaluation(self):
+        """The context of an evaluation in training: with the average of the weights, and nothing lost if it fails."""
+        with self._interruption.saved_if_it_fails(), self._ema.applied() if self._ema else nullcontext():
+            yield
 
     def _test_in_training(self):
-        with self._interruption.saved_if_it_fails(), self._weights_of_evaluation():
+        with self._evaluation():
             self._last_eval_results = self.test(self.cfg, self.model)
         return self._last_eval_results
 
     def _test_with_tta_after_training(self):
-        with self._interruption.saved_if_it_fails(), self._weights_of_evaluation():
+        with self._evaluation():
             results = self.test_with_tta(self.cfg, self.model)
         self._last_eval_results = merge_results(self._last_eval_results, results)
         return results

@@ -45,7 +45,7 @@ def test_the_formula():
             ema.after_step()
     n = len(values) - 1
     expected = DECAY**n * values[0] + sum(DECAY ** (n - i) * (1 - DECAY) * values[i] for i in range(1, n + 1))
-    assert ema.current()["weight"].item() == pytest.approx(expected)
+    assert ema.averages["weight"].item() == pytest.approx(expected)
     with ema.applied():
         assert model.weight.item() == pytest.approx(expected)
     assert model.weight.item() == values[-1]
