@@ -32,24 +32,24 @@ def check_datasets(run: RunSettings, train: bool) -> None:
     found = []
     for name in run.train_sets:
         if train:  # the data loader is about to read it
-            found.append((name, check_dataset(run, "train_sets", name, read=False)))
+            found.append((name, check_dataset(run, "train_sets", name)))
         elif name in DatasetCatalog.list():
             found.append((name, MetadataCatalog.get(name).get("thing_classes")))
     for name in run.test_sets:
-        found.append((name, check_dataset(run, "test_sets", name, read=True)))  # or it shows when training is done
+        found.append((name, check_dataset(run, "test_sets", name)))  # or it shows when training is done
     known = [(name, classes) for name, classes in found if classes is not None]
     for name, classes in known[1:]:
         agree(known[0][1], described(known[0][0]), name, classes)
 
 
-def check_dataset(run: RunSettings, setting: str, name: str, read: bool) -> list[str] | None:
+def check_dataset(run: RunSettings, setting: str, name: str) -> list[str] | None:
     """A dataset must be registered, its annotation file there, and its categories as many as the model's classes.
 
-    What was changed in its file or left out of it is logged.
+    What was changed in its file or left out of it is logged. The file of a test set is read, to evaluate by, even where
+    the metadata has the categories.
 
     Args:
         setting: "train_sets" or "test_sets".
-        read: whether to read the annotation file, to evaluate by, even where the metadata has the categories.
 
     Returns:
         the names of its classes, or None where nothing says.
@@ -72,11 +72,12 @@ def check_dataset(run: RunSettings, setting: str, name: str, read: bool) -> list
             )
         take_over(name)
     classes, by_file = metadata.get("thing_classes"), metadata.get("registered_by_file", False)
-    if json_file is not None and (read or classes is None or by_file):
+    evaluated = setting == "test_sets"
+    if json_file is not None and (evaluated or classes is None or by_file):
         content = read_annotations(PathManager.get_local_path(json_file))
         for note in content.notes:
             logger.warning(note)
-        if read:
+        if evaluated:
             check_evaluated(run, name, content)
         else:
             say_crowd_regions(name, json_file, content)

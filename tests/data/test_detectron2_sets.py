@@ -76,7 +76,7 @@ def small(tmp_path):
 def check(name, setting="train_sets"):
     keys = {"train_sets": "DATASETS.TRAIN", "test_sets": "DATASETS.TEST", "num_classes": "NUM_CLASSES"}
     run = SimpleNamespace(keys=keys, num_classes=None, mask_on=True)
-    return check_dataset(run, setting, name, read=setting == "test_sets")
+    return check_dataset(run, setting, name)
 
 
 def test_keypoints_are_those_of_detectron2(registered, small):
