@@ -20,11 +20,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     import torch
 
+    from eql_d2.cli.data import read_frequencies
     from eql_d2.data.whole_files import written_whole
     from eql_d2.engine.checkpoint import read_state_dict
     from eql_d2.engine.foreign_weights import convert
 
-    frequencies = read_counts(args.counts) if args.counts else None
+    frequencies = read_frequencies(args.counts) if args.counts else None
     converted = convert(read_state_dict(args.weights), args.num_classes, frequencies)
     with written_whole(args.output, "wb") as file:
         torch.save({"model": converted.weights}, file)
@@ -35,9 +36,3 @@ def run(args: argparse.Namespace) -> None:
         print(f"the loss is {' or '.join(converted.losses)}: MODEL.ROI_BOX_HEAD.CLS_LOSS.NAME {loss} {keys}")
     else:
         print(f"wrote {args.output}: {len(converted.weights)} tensors of a backbone; train from it with {keys}")
-
-
-def read_counts(name: str):
-    from eql_d2.data.frequencies import SHIPPED_COUNTS, ClassFrequencies
-
-    return ClassFrequencies.from_dataset(name) if name in SHIPPED_COUNTS else ClassFrequencies.from_counts_file(name)

@@ -87,16 +87,13 @@ def convert(
         frequencies: counts of the training set, by which BAGS groups its categories.
         bounds: of BAGS' groups, in objects.
     """
+    weights = {name: value for name, value in weights.items() if not name.endswith("num_batches_tracked")}
     if "layer1.0.conv1.weight" in weights:
         return backbone(weights)
     legacy = any(name.startswith("bbox_head.") for name in weights)  # mmdetection 1 has no roi_head
-    ours, unknown = {}, []
-    for name, value in weights.items():
-        new = our_name(name.removeprefix("roi_head."))
-        if new is None and not name.endswith("num_batches_tracked"):
-            unknown.append(name)
-        elif new is not None:
-            ours[new] = value
+    names = {name: our_name(name.removeprefix("roi_head.")) for name in weights}
+    ours = {new: weights[name] for name, new in names.items() if new}
+    unknown = [name for name, new in names.items() if new is None]
     if unknown or f"{BOX_HEAD}.cls_score.weight" not in ours:
         raise InputError(
             f"these are not the weights of mmdetection's Faster or Mask R-CNN with a ResNet and FPN: "
@@ -117,17 +114,15 @@ def convert(
 
 def backbone(weights: dict[str, torch.Tensor]) -> Converted:
     """A ResNet of torchvision or timm, without its classifier of whole images."""
-    ours = {name: our_name(f"backbone.{name}") for name in weights if not name.startswith("fc.")}
-    unknown = [name for name, new in ours.items() if new is None and not name.endswith("num_batches_tracked")]
+    names = {name: our_name(f"backbone.{name}") for name in weights if not name.startswith("fc.")}
+    unknown = [name for name, new in names.items() if new is None]
     if unknown:
         raise InputError(f"these are not the weights of a plain ResNet: {unknown[0]!r} has no place in Detectron2's")
-    return Converted({new: weights[name] for name, new in ours.items() if new}, None, (), COMMON_KEYS)
+    return Converted({new: weights[name] for name, new in names.items() if new}, None, (), COMMON_KEYS)
 
 
 def our_name(name: str) -> str | None:
     """Detectron2's name of a parameter; None for one that no rule is for."""
-    if name.endswith("num_batches_tracked"):
-        return None
     for pattern, ours in NAMES:
         match = re.fullmatch(pattern, name)
         if match:
