@@ -216,11 +216,7 @@ class Interruption(HookBase):
 
 @contextmanager
 def resumable_tool(args):
-    """For the main function of a tool: signals are handled, and the last line says how to go on.
-
-    Args:
-        args: what Detectron2's ``default_argument_parser`` parsed.
-    """
+    """For the main function of a tool: signals are handled, and the last line says how to go on."""
     try:
         with listening():
             yield

@@ -25,8 +25,6 @@ from eql_d2.modeling.long_tail import described, target_of
 
 logger = logging.getLogger(__name__)
 
-__all__ = ["build_lr_scheduler", "build_model", "build_optimizer", "build_test_loader", "build_train_loader"]
-
 # Arguments of build_detection_train_loader that TrainLoader has, too.
 TAKEN = ("dataset", "mapper", "sampler", "total_batch_size", "aspect_ratio_grouping", "num_workers")
 CROPS = ("FixedSizeCrop", "RandomCrop")

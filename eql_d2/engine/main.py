@@ -23,11 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 def main(args) -> None:
-    """Train, or with ``--eval-only`` evaluate; to be started by :func:`eql_d2.engine.launch.launch_tool`.
-
-    Args:
-        args: what Detectron2's ``default_argument_parser`` parses.
-    """
+    """Train, or with ``--eval-only`` evaluate; to be started by :func:`eql_d2.engine.launch.launch_tool`."""
     with resumable_tool(args):
         cfg = setup(args)
         results = evaluate(args, cfg) if args.eval_only else train(args, cfg)

@@ -21,8 +21,6 @@ from eql_d2.engine.optimizer import classifier_lr_factor
 from eql_d2.engine.unknown_values import explained
 from eql_d2.errors import InputError
 
-__all__ = ["build_lr_scheduler", "build_model", "build_optimizer", "build_test_loader", "build_train_loader"]
-
 
 @explained
 def build_model(cfg: CfgNode) -> torch.nn.Module:
