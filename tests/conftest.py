@@ -63,16 +63,9 @@ def tiny_cfg(counts_file, tmp_path):
         cfg = load_config(
             Path(__file__).parents[1] / "configs" / "MiniLVIS" / "Base-MiniLVIS.yaml",
             [
-                "MODEL.DEVICE",
-                "cpu",
-                "MODEL.WEIGHTS",
-                "",
-                "MODEL.ROI_HEADS.NUM_CLASSES",
-                7,
-                "MODEL.ROI_BOX_HEAD.CLS_LOSS.COUNTS_FILE",
-                counts_file,
-                "OUTPUT_DIR",
-                str(tmp_path / "output"),
+                *("MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", "MODEL.ROI_HEADS.NUM_CLASSES", 7),
+                *("MODEL.ROI_BOX_HEAD.CLS_LOSS.COUNTS_FILE", counts_file),
+                *("OUTPUT_DIR", str(tmp_path / "output")),
                 *overrides,
             ],
         )

@@ -220,14 +220,9 @@ def test_a_head_that_contradicts_the_loss(run_cfg):
 
 def test_nan_stops_training_and_keeps_earlier_checkpoints(run_cfg, tmp_path, monkeypatch):
     cfg = run_cfg(
-        f"{NODE}.NAME",
-        "EqualizationLoss",
-        "SOLVER.MAX_ITER",
-        6,
-        "SOLVER.CHECKPOINT_PERIOD",
-        2,
-        "SEED",
-        0,
+        *(f"{NODE}.NAME", "EqualizationLoss"),
+        *("SOLVER.MAX_ITER", 6, "SOLVER.CHECKPOINT_PERIOD", 2),
+        *("SEED", 0),
     )
     trainer = Trainer(cfg)
     compute = EqualizationLoss.compute
@@ -271,12 +266,9 @@ def test_the_tool_prints_one_line_and_fails(tmp_path):
         ROOT / "tools" / "train_net.py",
         "--config-file",
         BASE,
-        "MODEL.DEVICE",
-        "cpu",
-        "OUTPUT_DIR",
-        tmp_path,
-        f"{NODE}.NAME",
-        "EqualisationLoss",
+        *("MODEL.DEVICE", "cpu"),
+        *("OUTPUT_DIR", tmp_path),
+        *(f"{NODE}.NAME", "EqualisationLoss"),
     ]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     result = subprocess.run([str(c) for c in command], env=env, capture_output=True, text=True)

@@ -127,20 +127,11 @@ def folder(tmp_path):
 @pytest.fixture
 def cfg(tiny_cfg):
     return tiny_cfg(
-        "DATASETS.TRAIN",
-        (NAME,),
-        "DATASETS.TEST",
-        (NAME,),
-        "MODEL.ROI_BOX_HEAD.CLS_LOSS.COUNTS_FILE",
-        "",
-        "MODEL.MASK_ON",
-        True,
-        "INPUT.MASK_FORMAT",
-        "bitmask",
-        "MODEL.ROI_HEADS.NUM_CLASSES",
-        3,
-        "DATALOADER.FILTER_EMPTY_ANNOTATIONS",
-        False,
+        *("DATASETS.TRAIN", (NAME,), "DATASETS.TEST", (NAME,)),
+        *("MODEL.ROI_BOX_HEAD.CLS_LOSS.COUNTS_FILE", "", "MODEL.MASK_ON", True),
+        *("INPUT.MASK_FORMAT", "bitmask"),
+        *("MODEL.ROI_HEADS.NUM_CLASSES", 3),
+        *("DATALOADER.FILTER_EMPTY_ANNOTATIONS", False),
     )
 
 

@@ -64,26 +64,13 @@ PROJECT = {
 }
 CONFIGS = [name for name in PROJECT if not name.startswith("Base")]
 TINY = (
-    "MODEL.DEVICE",
-    "cpu",
-    "SOLVER.IMS_PER_BATCH",
-    1,
-    "DATALOADER.NUM_WORKERS",
-    0,
-    "SOLVER.BASE_LR",
-    1e-5,
-    "INPUT.MIN_SIZE_TRAIN",
-    "(96,)",
-    "INPUT.MIN_SIZE_TEST",
-    96,
-    "INPUT.MAX_SIZE_TEST",
-    160,
-    "MODEL.RPN.POST_NMS_TOPK_TEST",
-    5,
-    "MODEL.RPN.POST_NMS_TOPK_TRAIN",
-    50,
-    "TEST.DETECTIONS_PER_IMAGE",
-    10,
+    *("MODEL.DEVICE", "cpu"),
+    *("SOLVER.IMS_PER_BATCH", 1),
+    *("DATALOADER.NUM_WORKERS", 0),
+    *("SOLVER.BASE_LR", 1e-5),
+    *("INPUT.MIN_SIZE_TRAIN", "(96,)", "INPUT.MIN_SIZE_TEST", 96, "INPUT.MAX_SIZE_TEST", 160),
+    *("MODEL.RPN.POST_NMS_TOPK_TEST", 5, "MODEL.RPN.POST_NMS_TOPK_TRAIN", 50),
+    *("TEST.DETECTIONS_PER_IMAGE", 10),
 )
 
 
@@ -185,10 +172,8 @@ def test_its_checkpoint_evaluates(project, datasets, tmp_path):
         "--config-file",
         config,
         "--eval-only",
-        "MODEL.WEIGHTS",
-        checkpoint,
-        "OUTPUT_DIR",
-        tmp_path / "output",
+        *("MODEL.WEIGHTS", checkpoint),
+        *("OUTPUT_DIR", tmp_path / "output"),
         *TINY,
     )
     assert "bbox on lvis_v0.5_val" in output and "segm on lvis_v0.5_val" in output and "APr" in output
@@ -200,17 +185,11 @@ def test_its_config_trains_with_repeat_factor_sampling(project, datasets, tmp_pa
         datasets,
         "--config-file",
         project / "eql_resampling_mask_rcnn_R_50_FPN_1x.yaml",
-        "MODEL.WEIGHTS",
-        "",
-        "OUTPUT_DIR",
-        tmp_path / "output",
+        *("MODEL.WEIGHTS", ""),
+        *("OUTPUT_DIR", tmp_path / "output"),
         *TINY,
-        "SOLVER.MAX_ITER",
-        1,
-        "SOLVER.STEPS",
-        "()",
-        "DATASETS.TEST",
-        "()",
+        *("SOLVER.MAX_ITER", 1, "SOLVER.STEPS", "()"),
+        *("DATASETS.TEST", "()"),
     )
     assert "915 of 1230 classes are tail: 454 rare, 461 common, 0 frequent" in output
     assert "Using training sampler RepeatFactorTrainingSampler" in output

@@ -25,18 +25,9 @@ BODY = ["backbone", "proposal_generator", "roi_heads.box_head"]
 def make_cfg(tiny_cfg, datasets):
     def make(*overrides):
         return tiny_cfg(
-            "DATASETS.TRAIN",
-            (datasets[0],),
-            "DATASETS.TEST",
-            (),
-            f"{NODE}.COUNTS_FILE",
-            "",
-            "SOLVER.MAX_ITER",
-            3,
-            "SOLVER.WARMUP_ITERS",
-            0,
-            "SOLVER.IMS_PER_BATCH",
-            2,
+            *("DATASETS.TRAIN", (datasets[0],), "DATASETS.TEST", ()),
+            *(f"{NODE}.COUNTS_FILE", ""),
+            *("SOLVER.MAX_ITER", 3, "SOLVER.WARMUP_ITERS", 0, "SOLVER.IMS_PER_BATCH", 2),
             *overrides,
         )
 
@@ -65,16 +56,9 @@ def train(cfg, resume=False):
 def test_only_the_classifier_moves_and_it_starts_anew(make_cfg, first_stage):
     """cRT: the state after training, statistics of batch norm included, is the first stage's but for two layers."""
     cfg = make_cfg(
-        "MODEL.WEIGHTS",
-        first_stage,
-        "MODEL.FREEZE",
-        [*BODY, "*.bbox_pred"],
-        "MODEL.NEW_CLASSIFIER",
-        True,
-        "SOLVER.BASE_LR",
-        1e-5,
-        "DATALOADER.SAMPLER_TRAIN",
-        "ClassAwareSampler",
+        *("MODEL.WEIGHTS", first_stage, "MODEL.FREEZE", [*BODY, "*.bbox_pred"], "MODEL.NEW_CLASSIFIER", True),
+        *("SOLVER.BASE_LR", 1e-5),
+        *("DATALOADER.SAMPLER_TRAIN", "ClassAwareSampler"),
     )
     torch.manual_seed(3)
     trainer = train(cfg)
@@ -117,16 +101,9 @@ def test_frozen_parts_need_the_weights_of_a_first_stage(make_cfg, weights):
 def test_training_with_image_labels(make_cfg, datasets, workers, unchecked):
     """The categories that each image of each batch was checked for reach the loss, from whichever worker."""
     cfg = make_cfg(
-        f"{NODE}.NAME",
-        "EqualizationLoss",
-        f"{NODE}.EqualizationLoss.TAIL.GROUPS",
-        "r",
-        f"{NODE}.EqualizationLoss.UNCHECKED",
-        unchecked,
-        f"{NODE}.IMAGE_LABELS",
-        True,
-        "DATALOADER.NUM_WORKERS",
-        workers,
+        *(f"{NODE}.NAME", "EqualizationLoss", f"{NODE}.EqualizationLoss.TAIL.GROUPS", "r"),
+        *(f"{NODE}.EqualizationLoss.UNCHECKED", unchecked, f"{NODE}.IMAGE_LABELS", True),
+        *("DATALOADER.NUM_WORKERS", workers),
     )
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=False)
@@ -149,22 +126,10 @@ def test_two_processes_train_a_frozen_model_with_image_labels(make_cfg, datasets
     metadata = MetadataCatalog.get(datasets[0])
     metadata.prepare()
     cfg = make_cfg(
-        "DATASETS.REGISTER",
-        [["mine", metadata.json_file, metadata.image_root]],
-        "DATASETS.TRAIN",
-        ("mine",),
-        "DATALOADER.SAMPLER_TRAIN",
-        "ClassAwareSampler",
-        "MODEL.WEIGHTS",
-        first_stage,
-        "MODEL.FREEZE",
-        [*BODY, "*.bbox_pred"],
-        f"{NODE}.NAME",
-        "SigmoidFocalLoss",
-        f"{NODE}.START_ITER",
-        2,
-        f"{NODE}.IMAGE_LABELS",
-        True,
+        *("DATASETS.REGISTER", [["mine", metadata.json_file, metadata.image_root]], "DATASETS.TRAIN", ("mine",)),
+        *("DATALOADER.SAMPLER_TRAIN", "ClassAwareSampler"),
+        *("MODEL.WEIGHTS", first_stage, "MODEL.FREEZE", [*BODY, "*.bbox_pred"]),
+        *(f"{NODE}.NAME", "SigmoidFocalLoss", f"{NODE}.START_ITER", 2, f"{NODE}.IMAGE_LABELS", True),
     )
     (tmp_path / "config.yaml").write_text(cfg.dump())
     with socket.socket() as free:

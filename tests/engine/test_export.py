@@ -10,16 +10,9 @@ from eql_d2.engine.export import detect, trace_detector
 def test_traced_detector_gives_equal_outputs(tiny_cfg, tmp_path, topology, mask):
     """Also for an image of another size, and with another number of candidates for NMS."""
     cfg = tiny_cfg(
-        "MODEL.ROI_HEADS.NAME",
-        topology,
-        "MODEL.ROI_BOX_HEAD.CLS_LOSS.NAME",
-        "EqualizationLoss",
-        "MODEL.MASK_ON",
-        mask,
-        "MODEL.ROI_MASK_HEAD.NAME",
-        "MaskRCNNConvUpsampleHead",
-        "TEST.DETECTIONS_PER_IMAGE",
-        20,
+        *("MODEL.ROI_HEADS.NAME", topology, "MODEL.ROI_BOX_HEAD.CLS_LOSS.NAME", "EqualizationLoss"),
+        *("MODEL.MASK_ON", mask, "MODEL.ROI_MASK_HEAD.NAME", "MaskRCNNConvUpsampleHead"),
+        *("TEST.DETECTIONS_PER_IMAGE", 20),
     )
     model = build_model(cfg).eval()
     torch.nn.init.normal_(model.proposal_generator.rpn_head.objectness_logits.weight)

@@ -389,26 +389,12 @@ def dataset(tmp_path_factory):
 def test_training_is_the_same_to_the_last_bit(tiny_cfg, dataset, tmp_path, head, loss):
     def weights(period):
         cfg = tiny_cfg(
-            "MODEL.ROI_HEADS.NAME",
-            head,
-            "MODEL.ROI_BOX_HEAD.CLS_LOSS.NAME",
-            loss,
-            "MODEL.ROI_BOX_HEAD.CLS_LOSS.COUNTS_FILE",
-            "",
-            "DATASETS.TRAIN",
-            (dataset,),
-            "DATASETS.TEST",
-            (),
-            "SOLVER.MAX_ITER",
-            4,
-            "SOLVER.CHECKPOINT_PERIOD",
-            3,
-            "SOLVER.IMS_PER_BATCH",
-            2,
-            "GRADIENT_BALANCE_PERIOD",
-            period,
-            "OUTPUT_DIR",
-            str(tmp_path / f"period_{period}"),
+            *("MODEL.ROI_HEADS.NAME", head, "MODEL.ROI_BOX_HEAD.CLS_LOSS.NAME", loss),
+            *("MODEL.ROI_BOX_HEAD.CLS_LOSS.COUNTS_FILE", ""),
+            *("DATASETS.TRAIN", (dataset,), "DATASETS.TEST", ()),
+            *("SOLVER.MAX_ITER", 4, "SOLVER.CHECKPOINT_PERIOD", 3, "SOLVER.IMS_PER_BATCH", 2),
+            *("GRADIENT_BALANCE_PERIOD", period),
+            *("OUTPUT_DIR", str(tmp_path / f"period_{period}")),
         )
         seed_all_rng(1)  # NumPy's too, which the sampler takes its seed from
         trainer = Trainer(cfg)

@@ -58,24 +58,9 @@ def overrides(tmp_path_factory):
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
     yield [
-        "DATASETS.REGISTER",
-        str(register),
-        "DATASETS.TRAIN",
-        str((names[0],)),
-        "DATASETS.TEST",
-        str((names[1],)),
-        "MODEL.ROI_HEADS.NUM_CLASSES",
-        "7",
-        "MODEL.ROI_HEADS.SCORE_THRESH_TEST",
-        "0.0",
-        "SOLVER.IMS_PER_BATCH",
-        "4",
-        "SOLVER.BASE_LR",
-        "0.02",
-        "SOLVER.WARMUP_ITERS",
-        "0",
-        "SOLVER.MAX_ITER",
-        "2",
+        *("DATASETS.REGISTER", str(register), "DATASETS.TRAIN", str((names[0],)), "DATASETS.TEST", str((names[1],))),
+        *("MODEL.ROI_HEADS.NUM_CLASSES", "7", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0"),
+        *("SOLVER.IMS_PER_BATCH", "4", "SOLVER.BASE_LR", "0.02", "SOLVER.WARMUP_ITERS", "0", "SOLVER.MAX_ITER", "2"),
     ]
 
 

@@ -26,32 +26,14 @@ def cfg_of(tiny_cfg, datasets, tmp_path):
 
     def make(folder, *overrides):
         return tiny_cfg(
-            "MODEL.ROI_HEADS.NAME",
-            "LongTailROIHeads",
-            "MODEL.ROI_BOX_HEAD.CLS_LOSS.NAME",
-            "InfluenceBalancedLoss",  # it has state of its own
-            "DATASETS.TRAIN",
-            (datasets[0],),
-            "DATASETS.TEST",
-            (datasets[1],),
-            "INPUT.RANDOM_FLIP",
-            "horizontal",
-            "INPUT.MIN_SIZE_TRAIN",
-            (64, 80, 96),
-            "INPUT.MIN_SIZE_TEST",
-            64,
-            "SOLVER.IMS_PER_BATCH",
-            2,
-            "SOLVER.MAX_ITER",
-            24,
-            "SOLVER.CHECKPOINT_PERIOD",
-            4,
-            "SOLVER.WARMUP_ITERS",
-            6,
-            "TEST.EVAL_PERIOD",
-            12,
-            "OUTPUT_DIR",
-            str(tmp_path / folder),
+            *("MODEL.ROI_HEADS.NAME", "LongTailROIHeads"),
+            *("MODEL.ROI_BOX_HEAD.CLS_LOSS.NAME", "InfluenceBalancedLoss"),  # it has state of its own
+            *("DATASETS.TRAIN", (datasets[0],), "DATASETS.TEST", (datasets[1],)),
+            *("INPUT.RANDOM_FLIP", "horizontal", "INPUT.MIN_SIZE_TRAIN", (64, 80, 96), "INPUT.MIN_SIZE_TEST", 64),
+            *("SOLVER.IMS_PER_BATCH", 2, "SOLVER.MAX_ITER", 24, "SOLVER.CHECKPOINT_PERIOD", 4),
+            *("SOLVER.WARMUP_ITERS", 6),
+            *("TEST.EVAL_PERIOD", 12),
+            *("OUTPUT_DIR", str(tmp_path / folder)),
             *overrides,
         )
 
@@ -204,16 +186,9 @@ def test_stopped_by_signals_and_resumed(cfg_of, reference, tmp_path, monkeypatch
 def test_stopped_by_an_image_that_cannot_be_read(cfg_of, monkeypatch, num_workers):
     """Nothing is lost, and when it is mended the run ends as if nothing had been; with two batches an iteration."""
     options = [
-        "SOLVER.ACCUMULATE_STEPS",
-        2,
-        "SOLVER.CHECKPOINT_PERIOD",
-        1000,
-        "SOLVER.MAX_ITER",
-        21,
-        "DATASETS.TEST",
-        (),
-        "DATALOADER.NUM_WORKERS",
-        num_workers,
+        *("SOLVER.ACCUMULATE_STEPS", 2, "SOLVER.CHECKPOINT_PERIOD", 1000, "SOLVER.MAX_ITER", 21),
+        *("DATASETS.TEST", ()),
+        *("DATALOADER.NUM_WORKERS", num_workers),
     ]
     whole, stopped = cfg_of("whole", *options), cfg_of("stopped", *options)
     train(whole)
@@ -267,18 +242,10 @@ def test_neither_evaluation_nor_workers_change_training(cfg_of, reference):
 
 def test_precise_bn_resumes_and_changes_batch_norm_alone(cfg_of):
     options = [
-        "TEST.PRECISE_BN.ENABLED",
-        True,
-        "TEST.PRECISE_BN.NUM_ITER",
-        2,
-        "SOLVER.MAX_ITER",
-        7,
-        "SOLVER.CHECKPOINT_PERIOD",
-        3,
-        "TEST.EVAL_PERIOD",
-        2,
-        "DATASETS.TEST",
-        (),
+        *("TEST.PRECISE_BN.ENABLED", True, "TEST.PRECISE_BN.NUM_ITER", 2),
+        *("SOLVER.MAX_ITER", 7, "SOLVER.CHECKPOINT_PERIOD", 3),
+        *("TEST.EVAL_PERIOD", 2),
+        *("DATASETS.TEST", ()),
     ]
     whole, killed, without = cfg_of("whole", *options), cfg_of("killed", *options), cfg_of("without", *options)
     train(whole)

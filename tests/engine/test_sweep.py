@@ -23,24 +23,12 @@ def run(tmp_path_factory, datasets):
     cfg = load_config(
         config,
         [
-            "MODEL.DEVICE",
-            "cpu",
-            "MODEL.WEIGHTS",
-            "",
-            "MODEL.ROI_HEADS.NUM_CLASSES",
-            7,
-            "MODEL.ROI_HEADS.SCORE_THRESH_TEST",
-            0.01,
-            "DATASETS.TRAIN",
-            (datasets[0],),
-            "DATASETS.TEST",
-            (datasets[0],),
-            "SOLVER.MAX_ITER",
-            60,
-            "TEST.DETECTIONS_PER_IMAGE",
-            60,
-            "OUTPUT_DIR",
-            str(folder),
+            *("MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", "MODEL.ROI_HEADS.NUM_CLASSES", 7),
+            *("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.01),
+            *("DATASETS.TRAIN", (datasets[0],), "DATASETS.TEST", (datasets[0],)),
+            *("SOLVER.MAX_ITER", 60),
+            *("TEST.DETECTIONS_PER_IMAGE", 60),
+            *("OUTPUT_DIR", str(folder)),
         ],
     )
     torch.manual_seed(0)
@@ -81,14 +69,9 @@ def test_rows_are_what_evaluations_with_these_settings_give(run):
     for row in rows:
         expected = evaluated(
             folder,
-            "TEST.DETECTIONS_PER_IMAGE",
-            row["detections"],
-            "MODEL.ROI_HEADS.SCORE_THRESH_TEST",
-            row["threshold"],
-            "MODEL.ROI_BOX_HEAD.CALIBRATION.NAME",
-            "NorCal",
-            "MODEL.ROI_BOX_HEAD.CALIBRATION.STRENGTH",
-            row["strength"],
+            *("TEST.DETECTIONS_PER_IMAGE", row["detections"]),
+            *("MODEL.ROI_HEADS.SCORE_THRESH_TEST", row["threshold"], "MODEL.ROI_BOX_HEAD.CALIBRATION.NAME", "NorCal"),
+            *("MODEL.ROI_BOX_HEAD.CALIBRATION.STRENGTH", row["strength"]),
         )
         assert row["AP"] == pytest.approx(expected["AP"], rel=1e-6), row
         assert row["APr"] == pytest.approx(expected["APr"], rel=1e-6, nan_ok=True), row

@@ -271,12 +271,7 @@ def test_a_loss_is_told_how_many_calls_an_iteration_has():
 def test_the_iterations_of_losses_are_scaled_with_the_others(tiny_cfg):
     node = "MODEL.ROI_BOX_HEAD.CLS_LOSS"
     cfg = tiny_cfg(
-        "SOLVER.REFERENCE_WORLD_SIZE",
-        8,
-        "SOLVER.IMS_PER_BATCH",
-        16,
-        "SOLVER.MAX_ITER",
-        100,
+        *("SOLVER.REFERENCE_WORLD_SIZE", 8, "SOLVER.IMS_PER_BATCH", 16, "SOLVER.MAX_ITER", 100),
         f"{node}.START_ITER",
         50,
         f"{node}.LDAMLoss.REWEIGHT_ITER",

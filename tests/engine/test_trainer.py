@@ -14,22 +14,10 @@ from eql_d2.engine.evaluators import PICTURE
 @pytest.fixture
 def cfg(tiny_cfg, datasets):
     return tiny_cfg(
-        "MODEL.ROI_HEADS.NAME",
-        "EQLROIHeads",
-        "MODEL.ROI_BOX_HEAD.CLS_LOSS.COUNTS_FILE",
-        "",
-        "DATASETS.TRAIN",
-        (datasets[0],),
-        "DATASETS.TEST",
-        (datasets[1],),
-        "SOLVER.MAX_ITER",
-        4,
-        "SOLVER.CHECKPOINT_PERIOD",
-        2,
-        "SOLVER.IMS_PER_BATCH",
-        2,
-        "MODEL.ROI_HEADS.SCORE_THRESH_TEST",
-        0.0,
+        *("MODEL.ROI_HEADS.NAME", "EQLROIHeads", "MODEL.ROI_BOX_HEAD.CLS_LOSS.COUNTS_FILE", ""),
+        *("DATASETS.TRAIN", (datasets[0],), "DATASETS.TEST", (datasets[1],)),
+        *("SOLVER.MAX_ITER", 4, "SOLVER.CHECKPOINT_PERIOD", 2, "SOLVER.IMS_PER_BATCH", 2),
+        *("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0),
     )
 
 

@@ -38,20 +38,10 @@ def tta_cfg(tiny_cfg, two_images):
 
     def make(*overrides):
         return tiny_cfg(
-            "DATASETS.TRAIN",
-            (two_images,),
-            "DATASETS.TEST",
-            (two_images,),
-            "MODEL.ROI_HEADS.SCORE_THRESH_TEST",
-            0.0,
-            "TEST.DETECTIONS_PER_IMAGE",
-            20,
-            "TEST.AUG.ENABLED",
-            True,
-            "TEST.AUG.MIN_SIZES",
-            (64, 96, 128),
-            "TEST.AUG.MAX_SIZE",
-            192,
+            *("DATASETS.TRAIN", (two_images,), "DATASETS.TEST", (two_images,)),
+            *("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0),
+            *("TEST.DETECTIONS_PER_IMAGE", 20, "TEST.AUG.ENABLED", True, "TEST.AUG.MIN_SIZES", (64, 96, 128)),
+            *("TEST.AUG.MAX_SIZE", 192),
             *overrides,
         )
 
@@ -85,16 +75,9 @@ def test_scores_and_classes_come_from_the_views(tta_cfg, two_images, head, loss)
 def test_train_and_evaluate_with_tta(tta_cfg, tmp_path, monkeypatch):
     monkeypatch.setattr(PredictionPicture, "_draw", lambda *args: None)  # takes longer than all the rest
     cfg = tta_cfg(
-        "MODEL.ROI_BOX_HEAD.CLS_LOSS.NAME",
-        "EqualizationLoss",
-        "SOLVER.MAX_ITER",
-        1,
-        "SOLVER.IMS_PER_BATCH",
-        1,
-        "MODEL.MASK_ON",
-        True,
-        "MODEL.ROI_MASK_HEAD.NAME",
-        "MaskRCNNConvUpsampleHead",
+        *("MODEL.ROI_BOX_HEAD.CLS_LOSS.NAME", "EqualizationLoss"),
+        *("SOLVER.MAX_ITER", 1, "SOLVER.IMS_PER_BATCH", 1),
+        *("MODEL.MASK_ON", True, "MODEL.ROI_MASK_HEAD.NAME", "MaskRCNNConvUpsampleHead"),
     )
     trainer = Trainer(cfg)
     results = trainer.train()
