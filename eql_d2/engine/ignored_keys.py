@@ -15,7 +15,7 @@ from torch import nn
 
 from eql_d2.config import default_config
 from eql_d2.data.frequencies import COUNTS_KEY
-from eql_d2.engine.lazy_parts import config_nodes
+from eql_d2.engine.settings import config_nodes
 from eql_d2.errors import InputError
 from eql_d2.losses import CLS_LOSS_REGISTRY, ClassificationLoss, losses_of
 from eql_d2.losses.hyper_parameters import NODE

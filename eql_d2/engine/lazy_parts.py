@@ -12,14 +12,14 @@ import torch
 from detectron2.config import instantiate
 from detectron2.data import build_detection_test_loader, build_detection_train_loader
 from detectron2.solver import LRMultiplier
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig
 from torch import nn
 
 from eql_d2.data.image_errors import ExplainedMapper
 from eql_d2.data.loading import check_masks, forget_files
 from eql_d2.data.packed_list import Disposable
 from eql_d2.data.train_loader import TrainLoader, sampler_of_configs
-from eql_d2.engine.settings import settings_of
+from eql_d2.engine.settings import config_nodes, settings_of
 from eql_d2.modeling.activation_checkpoint import checkpoint_activations
 from eql_d2.modeling.long_tail import described, target_of
 
@@ -112,10 +112,3 @@ def crops_polygons(mapper: DictConfig) -> bool:
         return False
     crops = any(described(augmentation) in CROPS for augmentation in mapper.get("augmentations") or ())
     return crops and mapper.get("instance_mask_format", "polygon") == "polygon"
-
-
-def config_nodes(node) -> list[DictConfig]:
-    """``node`` and all configs within it."""
-    if isinstance(node, DictConfig):
-        return [node, *(n for value in node.values() for n in config_nodes(value))]
-    return [n for value in node for n in config_nodes(value)] if isinstance(node, ListConfig) else []

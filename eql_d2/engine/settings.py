@@ -14,7 +14,6 @@ from typing import Any
 from detectron2.config import CfgNode, instantiate
 from detectron2.modeling import META_ARCH_REGISTRY, ROI_HEADS_REGISTRY, RetinaNet
 from detectron2.modeling.meta_arch.fcos import FCOS
-from detectron2.utils.registry import locate
 from omegaconf import DictConfig, ListConfig
 
 from eql_d2.data import ClassFrequencies
@@ -23,7 +22,7 @@ from eql_d2.errors import did_you_mean
 from eql_d2.losses import CLS_LOSS_REGISTRY
 from eql_d2.losses.hyper_parameters import tail_rule
 from eql_d2.modeling.dense import DEFAULT_LOSS
-from eql_d2.modeling.long_tail import predictor_nodes
+from eql_d2.modeling.long_tail import predictor_nodes, target_of
 
 logger = logging.getLogger(__name__)
 
@@ -226,8 +225,7 @@ def warn_of_unread_keys(cfg: DictConfig) -> None:
 
 def dataset_names(dataloader: DictConfig, part: str) -> tuple[str, ...]:
     """The registered datasets of `dataloader.train` or `dataloader.test`; () for data of a user's own making."""
-    loader = dataloader.get(part) or {}
-    dataset = loader.get("dataset")
+    dataset = (dataloader.get(part) or {}).get("dataset")
     names = dataset.get("names") if isinstance(dataset, DictConfig) else None
     if names is None:
         return ()
@@ -267,30 +265,26 @@ def lazy_tail_rule(model: DictConfig) -> TailRule | None:
     given = loss_argument(model, "tail")
     if given is not None:
         return instantiate(given)
-    for predictor in predictor_nodes(model):
-        loss = predictor.get("cls_loss")
-        target = loss.get("_target_") if isinstance(loss, DictConfig) else None
-        loss_class = locate(target) if isinstance(target, str) else target
-        defaults = inspect.signature(loss_class).parameters if loss_class else {}
-        if "tail" in defaults and isinstance(defaults["tail"].default, TailRule):
-            return defaults["tail"].default
+    for node in loss_nodes(model):
+        loss_class = target_of(node)
+        arguments = inspect.signature(loss_class).parameters if inspect.isclass(loss_class) else {}
+        if "tail" in arguments and isinstance(arguments["tail"].default, TailRule):
+            return arguments["tail"].default
     return None
 
 
 def loss_argument(model: DictConfig, name: str):
     """The argument ``name`` of the first classification loss of a model's config that has it, or None."""
-    for predictor in predictor_nodes(model):
-        found = argument_within(predictor.get("cls_loss"), name)
-        if found is not None:
-            return found
-    return None
+    return next((node.get(name) for node in loss_nodes(model) if node.get(name) is not None), None)
 
 
-def argument_within(node, name: str):
-    """``node.name``, or that of a node within: a loss may wrap another."""
-    if not isinstance(node, DictConfig | ListConfig):
-        return None
-    if isinstance(node, DictConfig) and node.get(name) is not None:
-        return node.get(name)
-    values = node.values() if isinstance(node, DictConfig) else node
-    return next((found for value in values if (found := argument_within(value, name)) is not None), None)
+def loss_nodes(model: DictConfig) -> list[DictConfig]:
+    """The configs of a model's classification losses, and those within: a loss may wrap another."""
+    return [node for predictor in predictor_nodes(model) for node in config_nodes(predictor.get("cls_loss"))]
+
+
+def config_nodes(node) -> list[DictConfig]:
+    """``node`` and all configs within it."""
+    if isinstance(node, DictConfig):
+        return [node, *(n for value in node.values() for n in config_nodes(value))]
+    return [n for value in node for n in config_nodes(value)] if isinstance(node, ListConfig) else []
