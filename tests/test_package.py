@@ -48,23 +48,6 @@ def test_heavy_packages_are_imported_lazily():
     assert result.stdout.strip() == "[]", result.stderr
 
 
-def test_make_class_counts(tmp_path):
-    from eql_d2 import ClassFrequencies
-
-    annotations = tmp_path / "train.json"
-    annotations.write_text(
-        '{"images": [{"id": 1, "file_name": "1.png", "height": 9, "width": 9}],'
-        ' "categories": [{"id": 5, "name": "a"}, {"id": 9, "name": "b"}],'
-        ' "annotations": [{"id": 1, "image_id": 1, "category_id": 9, "bbox": [1, 2, 3, 4]}]}'
-    )
-    output = tmp_path / "counts.json"
-    result = run("tools/make_class_counts.py", annotations, output)
-    assert result.returncode == 0 and str(output) in result.stdout
-    assert ClassFrequencies.from_counts_file(output).image_count.tolist() == [0, 1]
-    result = run("tools/make_class_counts.py", tmp_path / "missing.json", output)
-    assert result.returncode != 0 and "missing.json" in result.stderr and "Traceback" not in result.stderr
-
-
 @pytest.mark.parametrize("tool", sorted(p.name for p in (ROOT / "tools").glob("*.py")))
 def test_every_tool_has_help(tool):
     result = run(f"tools/{tool}", "--help")

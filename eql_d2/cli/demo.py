@@ -68,24 +68,26 @@ def run(args: argparse.Namespace) -> None:
         except OSError as error:
             tqdm.write(f"skipped {file}: {error}", file=sys.stderr)
             continue
-        chosen = choose(predictor(image[:, :, ::-1])["instances"], lowest)
+        found = predictor(image[:, :, ::-1])["instances"].to("cpu")
+        drawn = choose(found, lowest)
         path = os.path.join(args.output, name)
         with naming(path):
-            Image.fromarray(draw(image, chosen.instances, names)).save(path)
-        tqdm.write(f"{file}: {describe(chosen, names)}")
+            Image.fromarray(draw(image, drawn, names)).save(path)
+        tqdm.write(f"{file}: {describe(found, len(drawn), names)}")
         num_read += 1
-        num_drawn += len(chosen.instances)
+        num_drawn += len(drawn)
     if num_read == 0:
         raise InputError(f"none of {len(files)} images could be read")
     print(f"drew {num_drawn} detections of score >= {lowest:g} in {num_read} of {len(files)} images")
     print(f"pictures: {args.output}")
 
 
-def describe(chosen, names) -> str:
+def describe(found, num_drawn: int, names) -> str:
     """`4 of 31 detections drawn, ...`, with what would be drawn at a lower threshold where nothing is."""
-    counted = f"{len(chosen.instances)} of {chosen.num_detections} detections drawn"
-    if chosen.num_detections == 0:
+    counted = f"{num_drawn} of {len(found)} detections drawn"
+    if len(found) == 0:
         return f"{counted}: the model found nothing"
-    best = f"the best score is {chosen.best_score:.2g} ({names[chosen.best_class]})"
-    lower = "" if len(chosen.instances) else f": --confidence-threshold {0.99 * chosen.best_score:.2g} draws it"
-    return f"{counted}, {best}{lower}"
+    best = int(found.scores.argmax())
+    score, name = float(found.scores[best]), names[int(found.pred_classes[best])]
+    lower = "" if num_drawn else f": --confidence-threshold {0.99 * score:.2g} draws it"
+    return f"{counted}, the best score is {score:.2g} ({name}){lower}"

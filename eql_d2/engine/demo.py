@@ -3,7 +3,6 @@
 import glob
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -38,25 +37,10 @@ class Predictor(DefaultPredictor):
         self.input_format = cfg.INPUT.FORMAT
 
 
-@dataclass(frozen=True)
-class Chosen:
-    """What is drawn of an image's detections, and what the best one is, drawn or not."""
-
-    instances: Instances
-    num_detections: int
-    best_score: float  # 0 without detections
-    best_class: int  # -1 without detections
-
-
-def choose(instances: Instances, threshold: float) -> Chosen:
+def choose(instances: Instances, threshold: float) -> Instances:
     """The best category of each place, of those that score at least ``threshold``."""
-    instances = instances.to("cpu")
-    if len(instances) == 0:
-        return Chosen(instances, 0, 0.0, -1)
-    best = int(instances.scores.argmax())
     confident = instances[instances.scores >= threshold]
-    kept = confident[best_places(confident.pred_boxes.tensor, confident.scores, len(confident))]
-    return Chosen(kept, len(instances), float(instances.scores[best]), int(instances.pred_classes[best]))
+    return confident[best_places(confident.pred_boxes.tensor, confident.scores, len(confident))]
 
 
 def draw(image: np.ndarray, instances: Instances, names: Sequence[str]) -> np.ndarray:

@@ -9,6 +9,7 @@ from detectron2.structures import Boxes, Instances
 from PIL import Image
 
 from eql_d2.cli import main
+from eql_d2.cli.demo import describe
 from eql_d2.engine import load_config
 from eql_d2.engine.demo import category_names, choose, draw, image_files, output_names
 
@@ -26,10 +27,15 @@ def detections(*rows):
 
 def test_one_category_a_place_above_the_threshold():
     chosen = choose(detections((0, 0.3, 1), (1, 0.6, 2), (100, 0.2, 3), (150, 0.05, 4)), 0.1)
-    assert chosen.instances.pred_classes.tolist() == [2, 3]
-    assert (chosen.num_detections, chosen.best_class) == (4, 2) and chosen.best_score == pytest.approx(0.6)
-    assert len(choose(detections((0, 0.3, 1)), 0.5).instances) == 0
-    assert choose(detections(), 0.5).best_score == 0
+    assert chosen.pred_classes.tolist() == [2, 3]
+    assert len(choose(detections((0, 0.3, 1)), 0.5)) == len(choose(detections(), 0.5)) == 0
+
+
+def test_what_is_said_of_an_image():
+    found = detections((0, 0.3, 1), (100, 0.6, 2))
+    assert describe(found, 2, "abc") == "2 of 2 detections drawn, the best score is 0.6 (c)"
+    assert describe(found, 0, "abc").endswith("0.6 (c): --confidence-threshold 0.59 draws it")
+    assert describe(detections(), 0, "abc") == "0 of 0 detections drawn: the model found nothing"
 
 
 def test_a_picture_has_boxes_and_names_of_any_text():
