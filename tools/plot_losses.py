@@ -26,11 +26,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", default="docs/figures/losses", help="folder, default docs/figures/losses")
     parser.add_argument(
-        "--loss",
-        nargs="+",
-        choices=known,
-        metavar="NAME",
-        help="only these; default: all, and an overview of all",
+        "--loss", nargs="+", choices=known, metavar="NAME", help="only these; default: all, and an overview of all"
     )
     parser.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="config overrides of the losses")
     args = parser.parse_args()

@@ -28,12 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("annotations", help="annotation file of the dataset, in LVIS's or COCO's format")
     add("--format", choices=("lvis", "coco"), help="default: LVIS's if all images have neg_category_ids")
     add("--iou-type", choices=("bbox", "segm"), default="bbox", help="boxes (default) or masks")
-    add(
-        "--max-dets",
-        type=int,
-        metavar="N",
-        help="of an image (LVIS: 300) or image and category (COCO: 100); -1: all",
-    )
+    add("--max-dets", type=int, metavar="N", help="of an image (LVIS: 300) or image and category (COCO: 100); -1: all")
     add("--fixed-ap", action="store_true", help="add AP of the 10,000 best detections of each category")
     add("--boundary", action="store_true", help="add boundary AP, of masks")
     add(

@@ -18,12 +18,7 @@ from pathlib import Path
 from eql_d2.data.whole_files import make_folder, written_whole
 from eql_d2.errors import InputError
 
-CALIBRATIONS = (
-    "LogitAdjustment",
-    "NorCal",
-    "FRACAL",
-    "LogN",
-)  # those of eql_d2.modeling.calibration, which needs torch
+CALIBRATIONS = ("LogitAdjustment", "NorCal", "FRACAL", "LogN")  # of eql_d2.modeling.calibration, which needs torch
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,16 +52,16 @@ def run(args: argparse.Namespace) -> None:
     if args.space is not None and args.calibration != "FRACAL":
         raise InputError(f"--space is of FRACAL, but --calibration is {args.calibration}")
     sweep = Sweep(
-        args.strengths,
-        args.detections,
-        args.thresholds,
-        args.calibration,
-        args.task,
-        args.tune,
-        args.bootstrap,
-        args.seed,
-        {} if args.space is None else {"space": args.space},
-        args.statistics_images,
+        strengths=args.strengths,
+        detections=args.detections,
+        thresholds=args.thresholds,
+        calibration=args.calibration,
+        task=args.task,
+        tune=args.tune,
+        drawings=args.bootstrap,
+        seed=args.seed,
+        options={} if args.space is None else {"space": args.space},
+        statistics_images=args.statistics_images,
     )
     rows, tuned, skipped = sweep_runs(args.runs, sweep)
     if rows:
@@ -84,7 +79,6 @@ def run(args: argparse.Namespace) -> None:
 
 def write_table(rows: list[dict], path: Path) -> None:
     columns = list(dict.fromkeys(name for row in rows for name in row))
-
     make_folder(path.parent)
     with written_whole(path) as file:
         writer = csv.DictWriter(file, columns)

@@ -21,14 +21,7 @@ from eql_d2.streams import ready_standard_streams
 
 # What torchrun tells each process that it starts. Only a process of a group has a LOCAL_RANK, so its presence decides;
 # cluster managers set some of the others for whole machines.
-WORKER_VARIABLES = (
-    "LOCAL_RANK",
-    "LOCAL_WORLD_SIZE",
-    "RANK",
-    "WORLD_SIZE",
-    "MASTER_ADDR",
-    "MASTER_PORT",
-)
+WORKER_VARIABLES = ("LOCAL_RANK", "LOCAL_WORLD_SIZE", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 def launch_tool(main, args) -> None:

@@ -124,13 +124,7 @@ class Sweep:
         return rows, tuned_rows
 
     def _predict(
-        self,
-        cfg,
-        folder: Path,
-        dataset_name: str,
-        strengths: Sequence[float],
-        limit: int,
-        threshold: float,
+        self, cfg, folder: Path, dataset_name: str, strengths: Sequence[float], limit: int, threshold: float
     ) -> dict:
         """Strength -> Detections, by the run's final weights."""
         model = model_of_run(cfg, folder)

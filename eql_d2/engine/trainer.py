@@ -85,11 +85,7 @@ class Trainer(DefaultTrainer):
         data_loader = self.build_train_loader(loader_cfg)
         model = distribute(model, **run.ddp)
         self._trainer = TrainStep(
-            model,
-            data_loader,
-            optimizer,
-            precision=precision,
-            accumulate_steps=run.accumulate_steps,
+            model, data_loader, optimizer, precision=precision, accumulate_steps=run.accumulate_steps
         )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self._ema = None if run.ema_decay is None else ModelEMA(model, run.ema_decay)
