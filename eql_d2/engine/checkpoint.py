@@ -8,6 +8,7 @@ import re
 import zipfile
 from collections import OrderedDict
 from contextlib import nullcontext, suppress
+from fnmatch import fnmatch
 from urllib.parse import urlparse
 
 import numpy as np
@@ -28,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 # What others wrap a model in: DistributedDataParallel, torch.compile, Lightning's modules.
 WRAPPERS = re.compile(r"((module|_orig_mod|model)\.)+")
-NUMBERED = r"model_\d{7}\.pth"  # the checkpoint of an iteration
+NUMBERED = f"model_{7 * '[0-9]'}.pth"  # the checkpoint of an iteration, as a glob
 
 
 class CheckpointError(OutputError):
@@ -156,7 +157,7 @@ class LongTailCheckpointer(DetectionCheckpointer):
         return comm.all_gather(found)[0]
 
     def _find_newest_whole(self) -> str | None:
-        earlier = self._numbered_checkpoints()
+        earlier = sorted(glob.glob(os.path.join(glob.escape(self.save_dir), NUMBERED)), reverse=True)
         if not self.has_checkpoint():
             if earlier:
                 logger.warning(
@@ -168,7 +169,7 @@ class LongTailCheckpointer(DetectionCheckpointer):
                 logger.warning("there is no checkpoint in %s to resume from: the run starts anew", self.save_dir)
             return None
         last = self.get_checkpoint_file()
-        before = [path for path in earlier if path < last or not re.search(NUMBERED, last)]
+        before = [path for path in earlier if path < last or not fnmatch(os.path.basename(last), NUMBERED)]
         for path in [last, *before]:
             reason = what_is_broken(path)
             if reason is None:
@@ -178,12 +179,6 @@ class LongTailCheckpointer(DetectionCheckpointer):
             f"no checkpoint in {self.save_dir} is whole: {', '.join([last, *before])}. Start without --resume, or "
             f"restore one of them and write its name into {os.path.join(self.save_dir, 'last_checkpoint')}"
         )
-
-    def _numbered_checkpoints(self) -> list[str]:
-        """The checkpoints of iterations, the newest first."""
-        names = os.listdir(self.save_dir) if os.path.isdir(self.save_dir) else []
-        numbered = sorted((n for n in names if re.fullmatch(NUMBERED, n)), reverse=True)
-        return [os.path.join(self.save_dir, name) for name in numbered]
 
     def load(self, path, *args, **kwargs):
         if path:
@@ -220,12 +215,7 @@ class LongTailCheckpointer(DetectionCheckpointer):
         return incompatible
 
     def _require_fit(self, names: list[str], incompatible) -> None:
-        """An InputError where the weights ``names`` leave the model random: nearly all of it, or a part that will not
-        train.
-
-        Args:
-            incompatible: what loading has returned.
-        """
+        """The weights ``names`` must not leave the model random: not nearly all of it, nor what will not train."""
         parameters = [name for name, _ in self.model.named_parameters()]
         unset = {*incompatible.missing_keys, *(name for name, *_ in incompatible.incorrect_shapes)}
         missing = [
@@ -262,10 +252,11 @@ class LongTailCheckpointer(DetectionCheckpointer):
 
 def require_writable(folder: str) -> None:
     """Write and remove a small file, so that a run whose output cannot be written ends before it starts."""
-    odd = {"": "is no folder", "?": "has a '?' in it", "~": "begins with a '~', which stands for nothing here"}
-    kind = "~" if folder.startswith("~") else "?" * ("?" in folder)  # "?" begins a query in Detectron2's paths
-    if not folder or kind:
-        raise CheckpointError(f"{folder!r} {odd[kind]}: set OUTPUT_DIR (in a LazyConfig train.output_dir) to another")
+    if not folder or folder.startswith("~") or "?" in folder:  # which begins a query in Detectron2's paths
+        raise CheckpointError(
+            f"{folder!r} is no folder ('~' stands for nothing here, and '?' cannot be in a name): set OUTPUT_DIR (in a "
+            f"LazyConfig train.output_dir) to another"
+        )
     probe = os.path.join(folder, f"writable{UNFINISHED}")
     try:
         os.makedirs(folder, exist_ok=True)

@@ -37,11 +37,7 @@ HEADS_OF_OTHERS = {
 
 @contextmanager
 def explained_config_errors(cfg: CfgNode, source: str):
-    """Say for a config that cannot be merged into ``cfg`` what is wrong with it: for an unknown key, the nearest keys.
-
-    Args:
-        source: where the config comes from, for messages.
-    """
+    """Say what is wrong with a config that cannot be merged into ``cfg``: for an unknown key, the nearest keys."""
     try:
         yield
     except (TypeError, AttributeError) as error:  # Detectron2 and yacs look into what is no section

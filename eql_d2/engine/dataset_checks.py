@@ -155,13 +155,8 @@ def described(name: str) -> str:
 
 
 def agree(classes: Sequence[str], source: str, name: str, own: Sequence[str]) -> None:
-    """A dataset must have the model's classes; one of a file that has them in another order is put into this one.
-
-    Args:
-        classes: the model's.
-        source: what says so, for messages.
-        name: the dataset.
-        own: its classes.
+    """A dataset must have the model's ``classes``, which ``source`` says; where those of a file, its ``own``, are in
+    another order, they are put into this one.
     """
     wanted, found = class_keys(classes), class_keys(own)
     if wanted == found:

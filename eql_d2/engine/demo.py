@@ -44,13 +44,7 @@ def choose(instances: Instances, threshold: float) -> Instances:
 
 
 def draw(image: np.ndarray, instances: Instances, names: Sequence[str]) -> np.ndarray:
-    """(H, W, 3) uint8 RGB picture of boxes, masks where there are any, names and scores.
-
-    Args:
-        image: (H, W, 3) uint8 RGB.
-        instances: detections on the CPU.
-        names: of the K categories.
-    """
+    """(H, W, 3) uint8 RGB picture, as ``image`` is, of boxes, masks where there are any, names and scores."""
     from detectron2.utils.visualizer import Visualizer  # here, since it imports pyplot
 
     # A `$` in a name would start a formula.

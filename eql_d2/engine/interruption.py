@@ -140,9 +140,6 @@ class Interruption(HookBase):
     """Stops training after an iteration in which any process received a signal; place it behind the checkpointer.
 
     Whether it is stopped by that or by a :class:`DataError`, the last finished iteration is saved.
-
-    Args:
-        checkpointer: what saves.
     """
 
     def __init__(self, checkpointer):

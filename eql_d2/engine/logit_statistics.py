@@ -22,12 +22,9 @@ IMAGES = 2000
 
 
 def statistics_of_run(cfg, folder: Path, model: GeneralizedRCNN, num_images: int = IMAGES) -> LogitStatistics:
-    """Those in the run's folder, or made and put there where there are none of its weights.
+    """Those in the run's folder, or made and put there where there are none of its final weights, which ``model`` has.
 
-    Args:
-        cfg: of the run.
-        model: with its final weights, in evaluation mode.
-        num_images: of the training stream, whose sampler and augmentation are the run's.
+    They are of ``num_images`` of the training stream, whose sampler and augmentation are the run's.
     """
     path, weights = folder / FILE, (folder / "model_final.pth").stat()
     key = {"size": weights.st_size, "mtime_ns": weights.st_mtime_ns, "images": num_images}
@@ -56,12 +53,7 @@ def training_batches(cfg, num_images: int) -> Iterator[list[dict]]:
 
 @torch.no_grad()
 def logit_statistics(model: GeneralizedRCNN, batches) -> LogitStatistics:
-    """Over the RoIs that training would sample, with the model as for evaluation; all stages of a cascade together.
-
-    Args:
-        model: in evaluation mode, with our box predictors.
-        batches: what the model takes in training.
-    """
+    """Over the RoIs that training would sample, with the model as for evaluation; all stages of a cascade together."""
     predictors = predictors_of(model)
     rois, total, squares = 0, torch.zeros(()), torch.zeros(())
     with EventStorage(), sampling_rois(model, predictors) as logits:
@@ -82,11 +74,7 @@ def logit_statistics(model: GeneralizedRCNN, batches) -> LogitStatistics:
 
 @contextmanager
 def sampling_rois(model: GeneralizedRCNN, predictors: list):
-    """The ROI heads match and sample proposals as in training, and nothing else is as in training.
-
-    Yields:
-        a list that the predictors' logits are appended to.
-    """
+    """The ROI heads match and sample proposals as in training, and nothing else is so; yields the list of the logits."""
     heads, logits = model.roi_heads, []
     hooks = [p.register_forward_hook(lambda _module, _args, out: logits.append(out[0])) for p in predictors]
     before = {name: getattr(heads, name) for name in ("mask_on", "keypoint_on") if hasattr(heads, name)}

@@ -95,12 +95,7 @@ def config_before(path: str) -> dict:
 
 
 def check_changes(before: dict[str, str], now: dict[str, str], path: str) -> None:
-    """Say what is resumed with other settings; keys that only one of both has, as of another version, are left out.
-
-    Args:
-        before, now: full key -> value.
-        path: of the config before, for messages.
-    """
+    """Say what is resumed with other settings; keys that only one of both has, as of another version, are left out."""
     check_loss(before, now, path)
     for key in sorted(before.keys() & now.keys()):
         if before[key] == now[key] or key in NOT_COMPARED:

@@ -76,7 +76,7 @@ class Sweep:
             )
 
     def rows(self, folder) -> list[dict]:
-        """The rows of one run, for each of its test sets; see :meth:`run`."""
+        """See :meth:`run`."""
         return self.run(folder)[0]
 
     def run(self, folder) -> tuple[list[dict], list[dict]]:
@@ -170,10 +170,8 @@ def predict_each(model, predictors: list, calibrations: dict, inputs: list):
     """Yields each strength with the model's outputs for a batch, whose features are made once.
 
     Args:
-        model: a GeneralizedRCNN or a dense detector, in evaluation mode.
         predictors: the box predictors of its head, or the dense detector itself.
         calibrations: strength -> one calibration for each predictor.
-        inputs: what the model takes.
     """
     images = model.preprocess_image(inputs)
     features = model.backbone(images.tensor)
@@ -296,11 +294,7 @@ def saved_detections(folder: Path, dataset_name: str, task: str) -> Detections:
 
 
 def sweep_runs(folders: Sequence, sweep: Sweep) -> tuple[list[dict], list[dict], dict[str, str]]:
-    """All runs that can be read.
-
-    Returns:
-        rows of the table, rows of what tuning gives, and folder -> why it was skipped.
-    """
+    """Rows of the table, rows of what tuning gives, and folder -> why it was skipped."""
     rows, tuned_rows, skipped = [], [], {}
     for folder in folders:
         try:

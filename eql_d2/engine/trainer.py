@@ -302,11 +302,7 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def test_with_tta(cls, cfg, model):
-        """Evaluate with test-time augmentation (``TEST.AUG``); tasks are called `bbox_TTA`, ...
-
-        Returns:
-            results as of :meth:`test`.
-        """
+        """:meth:`test` with test-time augmentation (``TEST.AUG``); tasks are called `bbox_TTA`, ..."""
         logger.info("Running inference with test-time augmentation ...")
         cfg = cfg.clone()
         cfg.defrost()
