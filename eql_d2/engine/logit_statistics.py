@@ -74,7 +74,7 @@ def logit_statistics(model: GeneralizedRCNN, batches) -> LogitStatistics:
 
 @contextmanager
 def sampling_rois(model: GeneralizedRCNN, predictors: list):
-    """The ROI heads match and sample proposals as in training, and nothing else is so; yields the list of the logits."""
+    """The ROI heads match and sample proposals as in training, and nothing else; yields the list of the logits."""
     heads, logits = model.roi_heads, []
     hooks = [p.register_forward_hook(lambda _module, _args, out: logits.append(out[0])) for p in predictors]
     before = {name: getattr(heads, name) for name in ("mask_on", "keypoint_on") if hasattr(heads, name)}
