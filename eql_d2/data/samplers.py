@@ -213,7 +213,10 @@ class MultiDatasetSampler(EndlessDraws):
     ):
         images = [dataset_dicts[i] for i in range(len(dataset_dicts))]
         if not all(SOURCE in image for image in images):
-            raise InputError(f"MultiDatasetSampler: the images have no '{SOURCE}', their place in DATASETS.TRAIN")
+            raise InputError(
+                f"MultiDatasetSampler draws from several datasets, but the images have no '{SOURCE}', their place in "
+                f"DATASETS.TRAIN, which images of one dataset have not: name two or more, or use another sampler"
+            )
         source = torch.tensor([image[SOURCE] for image in images])
         count = int(source.max()) + 1
         ratio, use_rfs = ratio or [1.0] * count, use_rfs or [False] * count

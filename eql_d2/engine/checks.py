@@ -52,17 +52,18 @@ def explained_config_errors(cfg: CfgNode, source: str):
     except InputError:
         raise
     except ValueError as error:  # yacs; it shows all that a section holds
-        mismatch = re.search(r"^Type mismatch .*?(-?\d*)\) for config key: ([\w.]+)$", str(error), re.DOTALL)
+        pattern = r"^Type mismatch .* vs. <class '([\w.]+)'>\) with .*?(-?\d*)\) for config key: ([\w.]+)$"
+        mismatch = re.search(pattern, str(error), re.DOTALL)
         if mismatch is None:
             raise
-        number, key = mismatch.groups()
+        came, number, key = mismatch.groups()
         default = value_of(cfg, key)
         if number and isinstance(default, float):
             raise InputError(
                 f"{source}: {key} is {number}, a whole number; expected a float: write {number}.0"
             ) from error
         expected = "a section" if isinstance(default, CfgNode) else f"{type(default).__name__}, such as {default!r}"
-        raise InputError(f"{source}: {key} has a value of another type; expected {expected}") from error
+        raise InputError(f"{source}: {key} is of type {came}; expected {expected}") from error
     except (KeyError, AssertionError) as error:
         unknown = re.search(r"Non-existent (?:config )?key: (.*)", str(error.args[0] if error.args else ""))
         if unknown is None:  # an odd number of words, a file that is not there

@@ -90,12 +90,21 @@ def read_embeddings(path: str, num_classes: int) -> torch.Tensor | None:
     except (OSError, ValueError) as error:
         raise InputError(f"{key}: {path} is no .npy file of numbers that can be read: {error}") from error
     is_float = isinstance(embeddings, np.ndarray) and embeddings.dtype.kind == "f"
-    if not is_float or embeddings.ndim != 2 or len(embeddings) != num_classes or not np.isfinite(embeddings).all():
+    if not is_float or embeddings.ndim != 2 or len(embeddings) != num_classes:
         raise InputError(
-            f"{key}: {path} must hold finite floats of shape ({num_classes}, D), an embedding for each category, got "
+            f"{key}: {path} must hold floats of shape ({num_classes}, D), an embedding for each category, got "
             f"{getattr(embeddings, 'dtype', type(embeddings))} of shape {getattr(embeddings, 'shape', None)}"
         )
-    return torch.from_numpy(embeddings.astype(np.float32))
+    embeddings = embeddings.astype(np.float32)
+    length = np.linalg.norm(embeddings, axis=1)
+    wrong = ~((length > 0) & np.isfinite(length))
+    if wrong.any():
+        category = wrong.argmax()
+        raise InputError(
+            f"{key}: {path}: expected embeddings that have a direction, got that of category {category}, whose length "
+            f"is {length[category]}: make it anew"
+        )
+    return torch.from_numpy(embeddings)
 
 
 def build_classifier(
