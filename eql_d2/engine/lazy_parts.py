@@ -20,6 +20,7 @@ from eql_d2.data.loading import check_masks, forget_files
 from eql_d2.data.packed_list import Disposable
 from eql_d2.data.train_loader import TrainLoader, sampler_of_configs
 from eql_d2.engine.settings import config_nodes, settings_of
+from eql_d2.engine.train_step import micro_batch_size
 from eql_d2.modeling.activation_checkpoint import checkpoint_activations
 from eql_d2.modeling.long_tail import described, target_of
 
@@ -55,9 +56,11 @@ def build_lr_scheduler(cfg: DictConfig, optimizer: torch.optim.Optimizer) -> LRM
 def build_train_loader(cfg: DictConfig):
     """``dataloader.train``: a :class:`TrainLoader` also where it names Detectron2's loader, which cannot resume.
 
-    A loader of a user's own is taken as it is.
+    A loader of a user's own is taken as it is, but for ``total_batch_size`` where it has that.
     """
-    node = cfg.dataloader.train
+    node, run = copy.deepcopy(cfg).dataloader.train, settings_of(cfg)
+    if "total_batch_size" in node:
+        node.total_batch_size = micro_batch_size(node.total_batch_size, run.accumulate_steps)
     target = target_of(node)
     if not (target is TrainLoader or replaceable(node)):
         return instantiate(node)
@@ -66,7 +69,6 @@ def build_train_loader(cfg: DictConfig):
     if crops_polygons(node.mapper):
         importlib.import_module("shapely")  # or Detectron2 would miss it image by image
     arguments = {name: instantiate(value) for name, value in node.items() if name != "_target_"}
-    run = settings_of(cfg)
     forget_files(run.train_sets, kept=run.test_sets)
     mapper = arguments["mapper"]
     if isinstance(arguments["dataset"], list):

@@ -1,6 +1,5 @@
 """One training step: mixed precision, gradient accumulation, and what happens where numbers overflow."""
 
-import copy
 import logging
 import time
 from contextlib import nullcontext
@@ -12,11 +11,9 @@ from detectron2.engine import SimpleTrainer, TrainerBase, hooks
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 from fvcore.nn.precise_bn import get_bn_modules
-from omegaconf import DictConfig
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from eql_d2.engine.settings import settings_of
 from eql_d2.errors import InputError, one_line
 from eql_d2.losses import CountsSteps, losses_of
 
@@ -282,18 +279,3 @@ def micro_batch_size(batch_size: int, accumulate_steps: int) -> int:
             f"train.accumulate_steps): all must be at least 1, and the first a multiple of the product of the others"
         )
     return batch_size // accumulate_steps
-
-
-def with_micro_batches(cfg):
-    """``cfg``, of either kind, for the data loader, whose batch is one of those that make an optimizer step."""
-    steps = settings_of(cfg).accumulate_steps
-    if isinstance(cfg, DictConfig):
-        cfg = copy.deepcopy(cfg)
-        loader = cfg.dataloader.train
-        if "total_batch_size" in loader:  # else a loader of a user's own, which gives the micro-batches as they are
-            loader.total_batch_size = micro_batch_size(loader.total_batch_size, steps)
-        return cfg
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.SOLVER.IMS_PER_BATCH = micro_batch_size(cfg.SOLVER.IMS_PER_BATCH, steps)
-    return cfg

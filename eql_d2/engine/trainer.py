@@ -33,13 +33,7 @@ from eql_d2.engine.launch import distribute
 from eql_d2.engine.output_errors import NamedWriter, explained_write_errors
 from eql_d2.engine.resumption import PreciseBN, Resumption
 from eql_d2.engine.settings import settings_of
-from eql_d2.engine.train_step import (
-    TrainStep,
-    drop_evaluation_of_a_failure,
-    last_line,
-    mixed_precision,
-    with_micro_batches,
-)
+from eql_d2.engine.train_step import TrainStep, drop_evaluation_of_a_failure, last_line, mixed_precision
 from eql_d2.errors import InputError, one_line
 from eql_d2.losses import losses_of
 from eql_d2.modeling.freeze import freeze
@@ -74,7 +68,6 @@ class Trainer(DefaultTrainer):
             setup_logger(name="eql_d2")
         check_run(cfg, train=True)
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
-        loader_cfg = with_micro_batches(cfg)
         run = self.settings = settings_of(cfg)
         precision = mixed_precision(run.amp, run.device) if run.amp else None
         model = self.build_model(cfg)
@@ -82,7 +75,7 @@ class Trainer(DefaultTrainer):
         for loss in losses_of(model):
             loss.require_frequencies()
         optimizer = self.build_optimizer(cfg, model)
-        data_loader = self.build_train_loader(loader_cfg)
+        data_loader = self.build_train_loader(cfg)
         model = distribute(model, **run.ddp)
         self._trainer = TrainStep(
             model, data_loader, optimizer, precision=precision, accumulate_steps=run.accumulate_steps
@@ -251,7 +244,8 @@ class Trainer(DefaultTrainer):
 
     def _build_precise_bn(self):
         """It runs as often as evaluation, on a stream of images of its own, read in this process to save memory."""
-        cfg = with_micro_batches(self.cfg)
+        cfg = self.cfg.clone()
+        cfg.defrost()
         cfg.DATALOADER.NUM_WORKERS = 0
         loader = self.build_train_loader(cfg)
         return PreciseBN(self.settings.eval_period, self.model, loader, self.settings.precise_bn_iterations)
@@ -345,7 +339,7 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg):
-        """A :class:`TrainLoader` of the training sets, or a LazyConfig's own loader.
+        """A :class:`TrainLoader` of the training sets, or a LazyConfig's own loader; a batch is a micro-batch.
 
         Raises:
             InputError: a broken annotation file, named; or one without the image labels that the config wants.

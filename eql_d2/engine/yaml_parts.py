@@ -18,6 +18,7 @@ from eql_d2.data.image_errors import ExplainedMapper
 from eql_d2.data.loading import check_masks, load_training_dicts
 from eql_d2.data.train_loader import TrainLoader
 from eql_d2.engine.optimizer import classifier_lr_factor
+from eql_d2.engine.train_step import micro_batch_size
 from eql_d2.engine.unknown_values import explained
 from eql_d2.errors import InputError
 
@@ -56,7 +57,8 @@ def build_train_loader(cfg: CfgNode) -> TrainLoader:
     if cfg.MODEL.MASK_ON and isinstance(dataset, list):
         check_masks(dataset, cfg.INPUT.MASK_FORMAT)
     mapper = copy_paste_mapper(cfg, dataset) if cfg.INPUT.COPY_PASTE.MAX_OBJECTS else training_mapper(cfg)
-    return TrainLoader(cfg, dataset=dataset, mapper=ExplainedMapper(mapper))
+    batch_size = micro_batch_size(cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.ACCUMULATE_STEPS)
+    return TrainLoader(cfg, dataset=dataset, mapper=ExplainedMapper(mapper), total_batch_size=batch_size)
 
 
 @explained

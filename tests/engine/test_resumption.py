@@ -14,7 +14,6 @@ from detectron2.engine import HookBase
 
 from eql_d2.engine import DataError, Interrupted, Trainer
 from eql_d2.engine.resumption import move_later_lines
-from eql_d2.engine.train_step import with_micro_batches
 from eql_d2.errors import InputError
 
 LAZY = Path(__file__).parents[2] / "configs" / "lazy" / "mini_lvis_eql.py"
@@ -199,7 +198,7 @@ def test_stopped_by_an_image_that_cannot_be_read(cfg_of, monkeypatch, num_worker
             raise OSError("broken data stream")
         return mapped(self, dataset_dict)
 
-    loader = iter(Trainer.build_train_loader(with_micro_batches(stopped)))
+    loader = iter(Trainer.build_train_loader(stopped))
     batches = [next(loader) for _ in range(12)]
     broken = batches[11][0]["image_id"]  # the second batch of iteration 5, or before
     first = next(i for i, batch in enumerate(batches) if broken in [image["image_id"] for image in batch])

@@ -21,7 +21,6 @@ from eql_d2.engine.train_step import (
     last_line,
     micro_batch_size,
     mixed_precision,
-    with_micro_batches,
 )
 from eql_d2.losses import LateStart, SoftmaxFocalLoss, SoftmaxLoss
 from speed.training_step import Kernels
@@ -254,9 +253,9 @@ def test_precision_by_name():
         mixed_precision("half", "cuda")
 
 
-def test_the_loader_gives_micro_batches(tiny_cfg):
-    cfg = tiny_cfg("SOLVER.IMS_PER_BATCH", 8, "SOLVER.ACCUMULATE_STEPS", 4)
-    assert with_micro_batches(cfg).SOLVER.IMS_PER_BATCH == 2 and cfg.SOLVER.IMS_PER_BATCH == 8
+def test_the_loader_gives_micro_batches(tiny_cfg, datasets):
+    cfg = tiny_cfg("DATASETS.TRAIN", (datasets[0],), "SOLVER.IMS_PER_BATCH", 8, "SOLVER.ACCUMULATE_STEPS", 4)
+    assert len(next(iter(Trainer.build_train_loader(cfg)))) == 2 and cfg.SOLVER.IMS_PER_BATCH == 8
     for batch_size, accumulate_steps in ((8, 3), (8, 16), (8, 0), (8, -2), (0, 1)):
         with pytest.raises(ValueError, match=f"IMS_PER_BATCH is {batch_size}.*ACCUMULATE_STEPS {accumulate_steps},"):
             micro_batch_size(batch_size, accumulate_steps)
