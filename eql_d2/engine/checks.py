@@ -15,7 +15,7 @@ from eql_d2.config import default_config
 from eql_d2.data.image_errors import require_image_format
 from eql_d2.engine.dataset_checks import check_datasets
 from eql_d2.engine.ignored_keys import ARCHITECTURE_KEY, HEAD_KEY, check_no_ignored_key, leaves
-from eql_d2.engine.settings import RunSettings, detecting_head, loss_name, settings_of
+from eql_d2.engine.settings import RunSettings, detecting_head, loss_name, settings_of, value_of
 from eql_d2.engine.unknown_values import names, unknown_value
 from eql_d2.errors import InputError, did_you_mean, one_line
 from eql_d2.evaluation.registry import EVALUATOR_REGISTRY
@@ -73,13 +73,6 @@ def explained_config_errors(cfg: CfgNode, source: str):
             f"there is no config key {key or repr(key)}"
             f"{did_you_mean(key, config_keys(cfg)) or ': see eql_d2/config.py'}"
         ) from error
-
-
-def value_of(cfg: CfgNode, key: str):
-    """What ``cfg`` has at a dotted key."""
-    for name in key.split("."):
-        cfg = cfg[name]
-    return cfg
 
 
 def check_nothing_is_empty(cfg: CfgNode) -> None:

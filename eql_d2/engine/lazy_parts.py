@@ -1,7 +1,7 @@
 """The parts of a run that a LazyConfig asks for; :mod:`eql_d2.engine.yaml_parts` has the same for a YAML config.
 
-A config has ``model``, ``optimizer``, ``lr_multiplier``, ``dataloader`` and ``train``, as Detectron2's own. What else
-it may have is :data:`eql_d2.engine.settings.LAZY_DEFAULTS`.
+A config has ``model``, ``optimizer``, ``lr_multiplier``, ``dataloader`` and ``train``, as Detectron2's own. What is
+read of ``train``, and of ``test``, is in :data:`eql_d2.engine.settings.STATED`.
 """
 
 import copy

@@ -14,7 +14,7 @@ from typing import Any
 from detectron2.config import CfgNode, instantiate
 from detectron2.modeling import META_ARCH_REGISTRY, ROI_HEADS_REGISTRY, RetinaNet
 from detectron2.modeling.meta_arch.fcos import FCOS
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from eql_d2.data import ClassFrequencies
 from eql_d2.data.frequencies import FrequenciesNotFound, TailRule
@@ -26,43 +26,33 @@ from eql_d2.modeling.long_tail import predictor_nodes, target_of
 
 logger = logging.getLogger(__name__)
 
-# What a message calls a setting: the key that cures it, of a YAML file and of a LazyConfig.
-KEYS = {
+# Settings that a config states as they are: the key of a YAML file, that of a LazyConfig, and its default there.
+STATED: dict[str, tuple[str, str, Any]] = {
+    "output_dir": ("OUTPUT_DIR", "train.output_dir", "./output"),
+    "weights": ("MODEL.WEIGHTS", "train.init_checkpoint", ""),
+    "device": ("MODEL.DEVICE", "train.device", "cuda"),
+    "max_iter": ("SOLVER.MAX_ITER", "train.max_iter", 90000),
+    "eval_period": ("TEST.EVAL_PERIOD", "train.eval_period", 0),
+    "checkpoint_period": ("SOLVER.CHECKPOINT_PERIOD", "train.checkpointer.period", 5000),
+    "cudnn_benchmark": ("CUDNN_BENCHMARK", "train.cudnn_benchmark", False),
+    "accumulate_steps": ("SOLVER.ACCUMULATE_STEPS", "train.accumulate_steps", 1),
+    "freeze": ("MODEL.FREEZE", "train.freeze", ()),
+    "new_classifier": ("MODEL.NEW_CLASSIFIER", "train.new_classifier", False),
+    "gradient_balance_period": ("GRADIENT_BALANCE_PERIOD", "train.gradient_balance_period", 20),
+    "fixed_ap_detections": ("TEST.FIXED_AP_DETECTIONS_PER_IMAGE", "test.fixed_ap_detections_per_image", 0),
+    "boundary_ap": ("TEST.BOUNDARY_AP", "test.boundary_ap", False),
+    "lvis_backend": ("TEST.LVIS_BACKEND", "test.lvis_backend", "eql_d2"),
+}
+# The keys of others, for messages.
+FOUND = {
     "train_sets": ("DATASETS.TRAIN", "dataloader.train.dataset.names"),
     "test_sets": ("DATASETS.TEST", "dataloader.test.dataset.names"),
     "detections_per_image": ("TEST.DETECTIONS_PER_IMAGE", "dataloader.evaluator.max_dets_per_image"),
-    "fixed_ap_detections": ("TEST.FIXED_AP_DETECTIONS_PER_IMAGE", "test.fixed_ap_detections_per_image"),
-    "lvis_backend": ("TEST.LVIS_BACKEND", "test.lvis_backend"),
-    "weights": ("MODEL.WEIGHTS", "train.init_checkpoint"),
-    "output_dir": ("OUTPUT_DIR", "train.output_dir"),
-    "max_iter": ("SOLVER.MAX_ITER", "train.max_iter"),
-    "freeze": ("MODEL.FREEZE", "train.freeze"),
     "ema_decay": ("MODEL_EMA.DECAY", "train.model_ema.decay"),
 }
+# What is read of a LazyConfig beside :data:`STATED`.
+LAZY_SECTIONS = ("train.amp", "train.ddp", "train.log_period", "train.model_ema", "train.seed")
 DENSE_SECTIONS = {RetinaNet: "RETINANET", FCOS: "FCOS"}  # of MODEL; all others read ROI_HEADS
-
-# Keys of a LazyConfig that are read, Detectron2's first, with their defaults.
-LAZY_DEFAULTS: dict[str, dict[str, Any]] = {
-    "train": {
-        "output_dir": "./output",
-        "init_checkpoint": "",
-        "max_iter": 90000,
-        "amp": {},
-        "ddp": {},
-        "checkpointer": {},
-        "eval_period": 0,
-        "log_period": 20,
-        "device": "cuda",
-        "cudnn_benchmark": False,
-        "seed": -1,
-        "accumulate_steps": 1,
-        "freeze": [],
-        "new_classifier": False,
-        "gradient_balance_period": 20,
-        "model_ema": {"enabled": False, "decay": 0.999},
-    },
-    "test": {"fixed_ap_detections_per_image": 0, "boundary_ap": False, "lvis_backend": "eql_d2"},
-}
 
 
 @dataclass(frozen=True)
@@ -94,7 +84,7 @@ class RunSettings:
     max_iter: int
     amp: str | None
     accumulate_steps: int
-    freeze: tuple[str, ...]
+    freeze: Sequence[str]
     new_classifier: bool
     checkpoint_period: int
     eval_period: int
@@ -127,21 +117,13 @@ def settings_of(cfg) -> RunSettings:
 
 def yaml_settings(cfg: CfgNode) -> RunSettings:
     solver, test, head = cfg.SOLVER, cfg.TEST, detecting_head(cfg)
+    keys = {setting: names[0] for setting, names in (FOUND | STATED).items()}
     return RunSettings(
-        keys={"num_classes": f"MODEL.{head}.NUM_CLASSES"} | {setting: key for setting, (key, _) in KEYS.items()},
-        output_dir=cfg.OUTPUT_DIR,
-        weights=cfg.MODEL.WEIGHTS,
-        device=cfg.MODEL.DEVICE,
+        **{setting: value_of(cfg, keys[setting]) for setting in STATED},
+        keys=keys | {"num_classes": f"MODEL.{head}.NUM_CLASSES"},
         seed=cfg.SEED if cfg.SEED >= 0 else None,
-        max_iter=solver.MAX_ITER,
         amp=solver.AMP.PRECISION if solver.AMP.ENABLED else None,
-        accumulate_steps=solver.ACCUMULATE_STEPS,
-        freeze=tuple(cfg.MODEL.FREEZE),
-        new_classifier=cfg.MODEL.NEW_CLASSIFIER,
-        checkpoint_period=solver.CHECKPOINT_PERIOD,
-        eval_period=test.EVAL_PERIOD,
         write_period=20,  # as in Detectron2
-        gradient_balance_period=cfg.GRADIENT_BALANCE_PERIOD,
         ema_decay=cfg.MODEL_EMA.DECAY if cfg.MODEL_EMA.ENABLED else None,
         num_classes=cfg.MODEL[head].NUM_CLASSES,
         mask_on=cfg.MODEL.MASK_ON,
@@ -149,16 +131,19 @@ def yaml_settings(cfg: CfgNode) -> RunSettings:
         test_sets=tuple(cfg.DATASETS.TEST),
         detections_per_image=test.DETECTIONS_PER_IMAGE,
         score_threshold=cfg.MODEL[head].SCORE_THRESH_TEST,
-        fixed_ap_detections=test.FIXED_AP_DETECTIONS_PER_IMAGE,
-        boundary_ap=test.BOUNDARY_AP,
-        lvis_backend=test.LVIS_BACKEND,
         frequencies=partial(ClassFrequencies.from_config, cfg, head),
         tail_rule=lambda: tail_rule(cfg, CLS_LOSS_REGISTRY.get(loss_name(cfg))),
         precise_bn_iterations=test.PRECISE_BN.NUM_ITER if test.PRECISE_BN.ENABLED else 0,
         test_time_augmentation=test.AUG.ENABLED,
         expected_results=test.EXPECTED_RESULTS,
-        cudnn_benchmark=cfg.CUDNN_BENCHMARK,
     )
+
+
+def value_of(cfg: CfgNode, key: str):
+    """What ``cfg`` has at a dotted key."""
+    for name in key.split("."):
+        cfg = cfg[name]
+    return cfg
 
 
 def detecting_head(cfg: CfgNode) -> str:
@@ -178,46 +163,36 @@ def loss_name(cfg: CfgNode) -> str:
 
 
 def lazy_settings(cfg: DictConfig) -> RunSettings:
-    train, test = ({**LAZY_DEFAULTS[part], **(cfg.get(part) or {})} for part in ("train", "test"))
-    amp, checkpointer = train["amp"] or {}, train["checkpointer"] or {}
-    ema = {**LAZY_DEFAULTS["train"]["model_ema"], **train["model_ema"]}
-    classes_key = "model.roi_heads.num_classes" if "roi_heads" in cfg.model else "model.num_classes"
+    get = partial(OmegaConf.select, cfg)
+    stated = {setting: get(key, default=default) for setting, (_, key, default) in STATED.items()}
+    stated["weights"] = stated["weights"] or ""
+    seed, heads = get("train.seed", default=-1), cfg.model.get("roi_heads")
+    keys = {setting: names[1] for setting, names in (FOUND | STATED).items()}
     return RunSettings(
-        keys={"num_classes": classes_key} | {setting: key for setting, (_, key) in KEYS.items()},
-        output_dir=train["output_dir"],
-        weights=train["init_checkpoint"] or "",
-        device=train["device"],
-        seed=train["seed"] if train["seed"] >= 0 else None,
-        max_iter=train["max_iter"],
-        amp=amp.get("precision", "bf16") if amp.get("enabled") else None,
-        accumulate_steps=train["accumulate_steps"],
-        freeze=tuple(train["freeze"]),
-        new_classifier=train["new_classifier"],
-        checkpoint_period=checkpointer.get("period", 5000),
-        checkpoints_kept=checkpointer.get("max_to_keep"),
-        eval_period=train["eval_period"],
-        write_period=train["log_period"],
-        gradient_balance_period=train["gradient_balance_period"],
-        ema_decay=ema["decay"] if ema["enabled"] else None,
-        num_classes=(cfg.model.get("roi_heads") or cfg.model).get("num_classes"),
-        mask_on=(cfg.model.get("roi_heads") or {}).get("mask_head") is not None,
+        **stated,
+        keys=keys | {"num_classes": "model.num_classes" if heads is None else "model.roi_heads.num_classes"},
+        seed=seed if seed >= 0 else None,
+        amp=get("train.amp.precision", default="bf16") if get("train.amp.enabled") else None,
+        checkpoints_kept=get("train.checkpointer.max_to_keep"),
+        write_period=get("train.log_period", default=20),
+        ema_decay=get("train.model_ema.decay", default=0.999) if get("train.model_ema.enabled") else None,
+        num_classes=(heads or cfg.model).get("num_classes"),
+        mask_on=(heads or {}).get("mask_head") is not None,
         train_sets=dataset_names(cfg.dataloader, "train"),
         test_sets=dataset_names(cfg.dataloader, "test"),
         detections_per_image=lazy_detections_per_image(cfg),
         score_threshold=predictor_setting(cfg.model, "test_score_thresh", 0.0),
-        fixed_ap_detections=test["fixed_ap_detections_per_image"],
-        boundary_ap=test["boundary_ap"],
-        lvis_backend=test["lvis_backend"],
-        frequencies=partial(lazy_frequencies, cfg, train["output_dir"]),
+        frequencies=partial(lazy_frequencies, cfg, stated["output_dir"]),
         tail_rule=partial(lazy_tail_rule, cfg.model),
-        ddp=dict(train["ddp"] or {"broadcast_buffers": False}),
-        cudnn_benchmark=train["cudnn_benchmark"],
+        ddp=dict(get("train.ddp") or {"broadcast_buffers": False}),
     )
 
 
 def warn_of_unread_keys(cfg: DictConfig) -> None:
     """A line for each key of ``train`` and ``test`` that nobody reads; a fork's config may well have some."""
-    for part, known in LAZY_DEFAULTS.items():
+    read = [*LAZY_SECTIONS, *(key for _, key, _ in STATED.values())]
+    for part in ("train", "test"):
+        known = [key.split(".")[1] for key in read if key.startswith(f"{part}.")]
         for key in cfg.get(part) or ():
             if key not in known:
                 logger.warning("the config's %s.%s is read by nothing here%s", part, key, did_you_mean(key, known))
