@@ -11,7 +11,7 @@ from detectron2.utils.events import EventStorage
 
 from eql_d2 import ClassFrequencies, get_config_file
 from eql_d2.engine import load_config
-from eql_d2.engine.optimizer import classifier_lr_factor, clipped_sgd
+from eql_d2.engine.optimizer import clipped_sgd
 from eql_d2.engine.settings import settings_of
 from eql_d2.engine.trainer import Trainer
 from eql_d2.losses import EqualizedFocalLoss
@@ -118,11 +118,6 @@ def test_gradients_are_clipped():
     parameter.grad = torch.tensor([30.0, 40.0])
     optimizer.step()
     torch.testing.assert_close(parameter.data, torch.tensor([-0.6, -0.8]))
-
-
-def test_classifier_lr_factor():
-    factor = classifier_lr_factor(20.0)
-    assert factor("roi_heads.box_predictor.cls_score.weight") == 20 and factor("backbone.weight") == 1
 
 
 def test_fcos():

@@ -17,7 +17,7 @@ import torch
 from eql_d2 import ClassFrequencies
 from eql_d2.cli import main
 from eql_d2.drawing.names import drawable
-from eql_d2.engine import LongTailCheckpointer, load_config
+from eql_d2.engine import load_config
 from eql_d2.engine.checkpoint import CheckpointError, require_writable
 from eql_d2.engine.setup import setup
 from eql_d2.errors import InputError, one_line
@@ -89,20 +89,6 @@ def test_a_yaml_file_that_does_not_end_or_is_not_utf8(folder, content):
     if b"_BASE_" not in content:
         with pytest.raises(InputError, match=r"a\.yaml is not a YAML file"):
             read_config("a.yaml")
-
-
-@pytest.mark.parametrize("tag", [b"\xff\xfe\x00", b"model\x00.pth", b"../up.pth", ESCAPE.encode(), b"a" * 5000])
-def test_a_tag_that_names_no_file(tmp_path, tag, caplog):
-    """The newest checkpoint that is whole stands in; nothing outside of the folder is read."""
-    folder = tmp_path / "run"
-    model = torch.nn.Linear(1, 1)
-    LongTailCheckpointer(model, str(tmp_path)).save("up")
-    folder.mkdir()
-    checkpointer = LongTailCheckpointer(model, str(folder))
-    checkpointer.save("model_0000003", iteration=3)
-    (folder / "last_checkpoint").write_bytes(tag)
-    assert checkpointer.resume_or_load("", resume=True)["iteration"] == 3
-    assert "no name of a file beside it" in caplog.text and "\x1b" not in caplog.text
 
 
 def test_a_folder_that_is_none(tmp_path):

@@ -1,6 +1,7 @@
 import errno
 import os
 import pickle
+import shutil
 import urllib.error
 from pathlib import Path
 
@@ -229,10 +230,16 @@ def test_an_empty_or_missing_tag(small, tmp_path, caplog):
     assert "model_0000005.pth is there, but no file last_checkpoint" in caplog.text
 
 
-@pytest.mark.parametrize("content", [b"../model_0000001.pth", b"\xff\x00\x1b[2J", b"x" * 3000, b"a\nb"])
-def test_a_tag_that_is_no_name_of_a_file_beside_it(small, tmp_path, caplog, content):
-    (tmp_path / "last_checkpoint").write_bytes(content)
-    assert resume(small) == 5
+@pytest.mark.parametrize(
+    "tag", [b"../model_0000001.pth", b"\xff\x00\x1b[2J", b"model\x00.pth", b"\x1b]0;evil\x07", b"x" * 3000, b"a\nb"]
+)
+def test_a_tag_that_is_no_name_of_a_file_beside_it(small, tmp_path, caplog, tag):
+    """Nothing outside of the folder is read."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    shutil.copy(tmp_path / "model_0000005.pth", folder)
+    (folder / "last_checkpoint").write_bytes(tag)
+    assert resume(LongTailCheckpointer(small.model, str(folder))) == 5
     assert "which is no name of a file beside it" in caplog.text and "\x1b" not in caplog.text
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.evaluation import COCOEvaluator, DatasetEvaluators
+from detectron2.evaluation import COCOEvaluator
 
 from eql_d2.engine import LongTailCheckpointer, Trainer, summarize_run
 from eql_d2.engine.evaluators import PICTURE
@@ -117,15 +117,6 @@ def test_classifier_lr_factor(cfg):
     for name, parameter in trained.items():
         factor = 20 if "cls_score" in name else 1
         assert lr[id(parameter)] == pytest.approx(cfg.SOLVER.BASE_LR * factor), name
-
-
-def test_evaluator_follows_the_metadata(cfg, datasets, tmp_path):
-    _, val = datasets
-    assert isinstance(Trainer.build_evaluator(cfg, val), DatasetEvaluators)
-    MetadataCatalog.get("eql_d2_test_unknown").set(evaluator_type="sem_seg")
-    with pytest.raises(ValueError, match="sem_seg.*'coco' or 'lvis'"):
-        Trainer.build_evaluator(cfg, "eql_d2_test_unknown")
-    MetadataCatalog.remove("eql_d2_test_unknown")
 
 
 def test_coco_evaluator(cfg, shared_data):
