@@ -5,7 +5,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import launch
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.utils import comm
@@ -24,8 +23,6 @@ from eql_d2.engine.gradient_balance import (
 )
 from eql_d2.losses import SigmoidCrossEntropy, SoftmaxCrossEntropy
 from eql_d2.losses.base import ClassificationLoss
-from eql_d2.mini_lvis.datasets import register_mini_lvis
-from eql_d2.mini_lvis.generator import MiniLVISSpec
 from eql_d2.modeling import LongTailFastRCNNOutputLayers
 
 K, D, R = 7, 16, 40
@@ -367,17 +364,6 @@ def test_processes_are_added_up(tmp_path):
     assert scalars["balance/score_rare"] == pytest.approx(of_rare.mean().item(), rel=1e-5)
 
 
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory):
-    name = "eql_d2_test_gradient_balance"
-    spec = MiniLVISSpec(num_categories=7, num_train_images=12, num_val_images=6, max_image_count=8, min_val_images=2)
-    register_mini_lvis(name, spec, tmp_path_factory.mktemp("datasets") / "mini")
-    yield f"{name}_train"
-    for split in ("train", "val"):
-        DatasetCatalog.remove(f"{name}_{split}")
-        MetadataCatalog.remove(f"{name}_{split}")
-
-
 @pytest.mark.parametrize(
     "head, loss",
     [
@@ -386,12 +372,12 @@ def dataset(tmp_path_factory):
         ("LongTailCascadeROIHeads", "EqualizationLoss"),
     ],
 )
-def test_training_is_the_same_to_the_last_bit(tiny_cfg, dataset, tmp_path, head, loss):
+def test_training_is_the_same_to_the_last_bit(tiny_cfg, datasets, tmp_path, head, loss):
     def weights(period):
         cfg = tiny_cfg(
             *("MODEL.ROI_HEADS.NAME", head, "MODEL.ROI_BOX_HEAD.CLS_LOSS.NAME", loss),
             *("MODEL.ROI_BOX_HEAD.CLS_LOSS.COUNTS_FILE", ""),
-            *("DATASETS.TRAIN", (dataset,), "DATASETS.TEST", ()),
+            *("DATASETS.TRAIN", (datasets[0],), "DATASETS.TEST", ()),
             *("SOLVER.MAX_ITER", 4, "SOLVER.CHECKPOINT_PERIOD", 3, "SOLVER.IMS_PER_BATCH", 2),
             *("GRADIENT_BALANCE_PERIOD", period),
             *("OUTPUT_DIR", str(tmp_path / f"period_{period}")),
