@@ -1,6 +1,7 @@
 """Detections on images of one's own: finding the files, predicting, choosing what to draw, drawing it."""
 
 import glob
+import itertools
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -74,16 +75,14 @@ def image_files(inputs: Sequence[str]) -> list[str]:
 
 def output_names(files: Sequence[str]) -> list[str]:
     """A PNG name for each file, all different, also where files of several folders have one name."""
-    names, taken = [], set()
+    names: dict[str, None] = {}
     for file in files:
-        stem, number = Path(file).stem, 1
+        stem, numbers = Path(file).stem, itertools.count(2)
         name = f"{stem}.png"
-        while name in taken:
-            number += 1
-            name = f"{stem}_{number}.png"
-        taken.add(name)
-        names.append(name)
-    return names
+        while name in names:
+            name = f"{stem}_{next(numbers)}.png"
+        names[name] = None
+    return list(names)
 
 
 def read_rgb(file: str) -> np.ndarray:

@@ -213,11 +213,9 @@ class _Stage:
 
     def watch(self):
         """Sum from now on, until the returned handle is removed."""
-
-        def after_forward(_loss, args, kwargs, value):
-            self._after_loss(value, *args, **kwargs)
-
-        return self._predictor.cls_loss.register_forward_hook(after_forward, with_kwargs=True)
+        return self._predictor.cls_loss.register_forward_hook(
+            lambda _loss, args, kwargs, value: self._after_loss(value, *args, **kwargs), with_kwargs=True
+        )
 
     def _after_loss(self, value, logits, gt_classes, features=None, negatives=None, reduction="mean") -> None:
         """Sum what a call of the loss shows; of a dense detector, which asks for a sum, as of the mean."""

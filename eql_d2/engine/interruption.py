@@ -187,8 +187,7 @@ class Interruption(HookBase):
         try:
             yield
         except Exception:
-            self._save()
-            logger.warning("stopped by an evaluation that failed %s", self._where())
+            self._stop("an evaluation that failed", together=False)
             raise
 
     def _stop(self, reason: str, together: bool) -> None:

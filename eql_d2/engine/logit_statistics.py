@@ -28,15 +28,12 @@ def statistics_of_run(cfg, folder: Path, model: GeneralizedRCNN, num_images: int
     """
     path, weights = folder / FILE, (folder / "model_final.pth").stat()
     key = {"size": weights.st_size, "mtime_ns": weights.st_mtime_ns, "images": num_images}
-    if path.is_file():
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if found.get("made_of") == key:
-            return LogitStatistics.from_file(str(path))
-    statistics = logit_statistics(model, training_batches(cfg, num_images))
-    content = {"mean": statistics.mean.tolist(), "deviation": statistics.deviation.tolist(), "made_of": key}
-    with written_whole(path) as file:
-        json.dump(content, file)
-    return LogitStatistics(statistics.mean, statistics.deviation, str(path))
+    if not (path.is_file() and json.loads(path.read_text(encoding="utf-8")).get("made_of") == key):
+        statistics = logit_statistics(model, training_batches(cfg, num_images))
+        content = {"mean": statistics.mean.tolist(), "deviation": statistics.deviation.tolist(), "made_of": key}
+        with written_whole(path) as file:
+            json.dump(content, file)
+    return LogitStatistics.from_file(str(path))
 
 
 def training_batches(cfg, num_images: int) -> Iterator[list[dict]]:
