@@ -18,7 +18,7 @@ from eql_d2 import CLS_LOSS_REGISTRY
 from eql_d2.config import default_config
 from eql_d2.drawing.losses import plot_loss, plot_overview
 from eql_d2.engine.checks import explained_config_errors
-from eql_d2.engine.errors import one_line_errors
+from eql_d2.engine.launch import one_line_errors
 
 
 def main() -> int:

@@ -2,9 +2,8 @@
 
 from eql_d2.engine.checkpoint import LongTailCheckpointer
 from eql_d2.engine.checks import check_run
-from eql_d2.engine.errors import one_line_errors
 from eql_d2.engine.interruption import Interrupted, resumable_tool
-from eql_d2.engine.launch import launch_tool
+from eql_d2.engine.launch import launch_tool, one_line_errors
 from eql_d2.engine.main import summarize_run
 from eql_d2.engine.settings import RunSettings, settings_of
 from eql_d2.engine.setup import load_config, setup, use_available_device

@@ -1,8 +1,9 @@
-"""Starting the processes of a run, and a model that trains in several."""
+"""Starting the processes of a run, how each of them ends, and a model that trains in several."""
 
 import os
 import socket
 import sys
+import time
 from contextlib import contextmanager, nullcontext
 from urllib.parse import urlparse
 
@@ -14,14 +15,15 @@ from detectron2.engine.launch import DEFAULT_TIMEOUT
 from detectron2.utils import comm
 from torch import nn
 
-from eql_d2.engine.errors import one_line_errors
 from eql_d2.engine.interruption import passing_on_signals
-from eql_d2.errors import InputError, one_line
+from eql_d2.errors import InputError, one_line, what_to_say
 from eql_d2.streams import ready_standard_streams
 
 # What torchrun tells each process that it starts. Only a process of a group has a LOCAL_RANK, so its presence decides;
 # cluster managers set some of the others for whole machines.
 WORKER_VARIABLES = ("LOCAL_RANK", "LOCAL_WORLD_SIZE", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+GRACE_SECONDS = 5
 
 
 def launch_tool(main, args) -> None:
@@ -65,6 +67,23 @@ def run(main, args) -> None:
     """``main(args)``, in each process; where it loses another one, that is an error of one line."""
     with one_line_errors(), lost_process_errors():
         main(args)
+
+
+@contextmanager
+def one_line_errors():
+    """Within this context what :func:`eql_d2.errors.what_to_say` knows prints ``error: ...`` and ends the process with
+    code 1. Any other exception is a bug, and keeps its traceback.
+    """
+    try:
+        yield
+    except Exception as error:
+        message = what_to_say(error)
+        if not message:
+            raise
+        if not comm.is_main_process():
+            time.sleep(GRACE_SECONDS)  # the main process most likely says the same, and launch then ends this one
+        print(f"error: {message}", file=sys.stderr, flush=True)
+        sys.exit(1)
 
 
 class LostProcess(InputError):
