@@ -15,7 +15,7 @@ from eql_d2.config import default_config
 from eql_d2.data.image_errors import require_image_format
 from eql_d2.engine.dataset_checks import check_datasets
 from eql_d2.engine.ignored_keys import ARCHITECTURE_KEY, HEAD_KEY, check_no_ignored_key, leaves
-from eql_d2.engine.settings import RunSettings, detecting_head, loss_name, settings_of, value_of
+from eql_d2.engine.settings import RunSettings, detecting_head, settings_of, value_of
 from eql_d2.engine.unknown_values import names, unknown_value
 from eql_d2.errors import InputError, did_you_mean, one_line
 from eql_d2.evaluation.registry import EVALUATOR_REGISTRY
@@ -180,7 +180,7 @@ def check_names(cfg: CfgNode) -> None:
         if name not in registry and (key, name) != (LOSS_KEY, ""):  # the head says which loss
             raise unknown_value(key, name, names(registry))
     require_image_format(cfg.INPUT.FORMAT, "INPUT.FORMAT")
-    check_no_ignored_key(cfg, loss_name(cfg))
+    check_no_ignored_key(cfg)
 
 
 def check_first_stage(run: RunSettings) -> None:

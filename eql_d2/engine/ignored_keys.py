@@ -15,7 +15,7 @@ from torch import nn
 
 from eql_d2.config import default_config
 from eql_d2.data.frequencies import COUNTS_KEY
-from eql_d2.engine.settings import config_nodes
+from eql_d2.engine.settings import config_nodes, loss_name
 from eql_d2.errors import InputError
 from eql_d2.losses import CLS_LOSS_REGISTRY, ClassificationLoss, losses_of
 from eql_d2.losses.hyper_parameters import NODE
@@ -58,7 +58,7 @@ STOCK_LOSS_KEYS = {
 }
 
 
-def check_no_ignored_key(cfg: CfgNode, loss_name: str) -> None:
+def check_no_ignored_key(cfg: CfgNode) -> None:
     """Every key of the classifier that is not as by default must be read by the model that the config names.
 
     A hyper-parameter of a loss that is not chosen is a warning, so that a config's loss can be swapped for another.
@@ -81,8 +81,8 @@ def check_no_ignored_key(cfg: CfgNode, loss_name: str) -> None:
         if key.startswith(f"{META_REWEIGHT}.") and not cfg.MODEL.ROI_BOX_HEAD.META_REWEIGHT.ENABLED:
             raise InputError(f"{key} is {value}, but {META_REWEIGHT}.ENABLED is False, so that nothing reads it")
         owner = key.removeprefix(f"{NODE}.").split(".")[0]
-        if owner in CLS_LOSS_REGISTRY and owner != loss_name:
-            logger.warning("%s is %r, but the loss is %s, which does not read it", key, value, loss_name)
+        if owner in CLS_LOSS_REGISTRY and owner != loss_name(cfg):
+            logger.warning("%s is %r, but the loss is %s, which does not read it", key, value, loss_name(cfg))
     warn_of_another_detector(cfg)
 
 

@@ -86,20 +86,16 @@ def one_line_errors():
         sys.exit(1)
 
 
-class LostProcess(InputError):
-    """The processes of a run cannot talk, most often since one is no more."""
-
-
 @contextmanager
 def lost_process_errors():
-    """Turn what NCCL and gloo raise into :class:`LostProcess`."""
+    """Turn what NCCL and gloo raise where processes cannot talk, most often since one is no more, into one line."""
     try:
         yield
     except RuntimeError as error:
         # gloo has no type of its own, but says where in its code the connection broke.
         if not isinstance(error, dist.DistBackendError) and "gloo/transport" not in str(error):
             raise
-        raise LostProcess(
+        raise InputError(
             f"lost another process of this run; if it has failed, its own messages, on its machine, say why "
             f"({one_line(error)})"
         ) from error
