@@ -11,7 +11,6 @@ import logging
 import os
 import sys
 
-from eql_d2.config_files import config_path
 from eql_d2.data.whole_files import make_folder, naming
 from eql_d2.errors import InputError
 
@@ -48,7 +47,7 @@ def run(args: argparse.Namespace) -> None:
     from eql_d2.engine.setup import load_config, use_available_device
 
     logging.getLogger("detectron2").setLevel(logging.ERROR)
-    cfg = load_config(config_path(args.config_file), args.opts)
+    cfg = load_config(args.config_file, args.opts)
     use_available_device(cfg)
     lowest = args.confidence_threshold
     if lowest is None:

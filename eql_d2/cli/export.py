@@ -9,7 +9,6 @@ Use: boxes, classes, scores = torch.jit.load("model.ts")(image); with a mask hea
 import argparse
 import logging
 
-from eql_d2.config_files import config_path
 from eql_d2.errors import InputError
 
 
@@ -28,7 +27,7 @@ def run(args: argparse.Namespace) -> None:
     from eql_d2.engine.export import detect, trace_detector
 
     logging.getLogger("detectron2").setLevel(logging.ERROR)
-    cfg = load_config(config_path(args.config_file), args.opts)
+    cfg = load_config(args.config_file, args.opts)
     use_available_device(cfg)
     check_run(cfg, train=False)
     if not cfg.DATASETS.TEST:

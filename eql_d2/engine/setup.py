@@ -2,7 +2,6 @@
 
 import logging
 import os
-from pathlib import Path
 
 import torch
 from detectron2.config import CfgNode, LazyConfig
@@ -14,7 +13,7 @@ from omegaconf import DictConfig
 
 import eql_d2.data.urls  # noqa: F401 (URLs in _BASE_ and MODEL.WEIGHTS stay inside of the cache)
 from eql_d2.config import default_config
-from eql_d2.config_files import TRAINABLE
+from eql_d2.config_files import TRAINABLE, config_path
 from eql_d2.data.registration import register_datasets
 from eql_d2.engine.checkpoint import require_writable
 from eql_d2.engine.checks import check_nothing_is_empty, explained_config_errors
@@ -23,7 +22,6 @@ from eql_d2.engine.output_errors import guard_the_log
 from eql_d2.engine.run_config import write_run_config
 from eql_d2.engine.settings import settings_of, warn_of_unread_keys
 from eql_d2.errors import InputError
-from eql_d2.removed_configs import replacement
 
 logger = logging.getLogger(__name__)
 
@@ -31,19 +29,17 @@ logger = logging.getLogger(__name__)
 def load_config(config_file: str, opts=()) -> CfgNode:
     """Detectron2's defaults, this package's keys, the YAML file, then `KEY VALUE` overrides; not frozen.
 
-    YAML with Python objects in it is refused (Detectron2's default would run it). The datasets of ``DATASETS.REGISTER``
-    are registered.
+    The file may be a config of the package, by its name in `eql-d2 configs list`. YAML with Python objects in it is
+    refused (Detectron2's default would run it). The datasets of ``DATASETS.REGISTER`` are registered.
 
     Raises:
         InputError: a key that does not exist, with the nearest that do.
         InputError: a file that is no config, or a value of another type than its key's.
-        InputError: a config of the package that was removed, with what replaced it.
+        InputError: no such file, with the configs of the package whose names are nearest, or what replaced one.
     """
     cfg = default_config()
     if config_file:
-        words = replacement(config_file)
-        if words and not Path(config_file).is_file():
-            raise InputError(f"{config_file} is no longer there; it was replaced by: {words}")
+        config_file = config_path(str(config_file))
         with explained_config_errors(cfg, config_file):
             cfg.merge_from_file(config_file, allow_unsafe=False)
     if len(opts) % 2:  # yacs asserts it, which `python -O` leaves out

@@ -84,3 +84,10 @@ def test_names_that_are_none():
         config_path("MiniLVIS/eql_fasterrcnn")
     with pytest.raises(InputError, match="was replaced by: COCO/"):
         config_path("configs/COCO/sigmoid_mask_rcnn_R_50_FPN_1x")
+
+
+def test_a_config_is_loaded_by_its_name():
+    name = "MiniLVIS/eql_faster_rcnn"
+    assert load_config(name) == load_config(get_config_file(name))
+    with pytest.raises(InputError, match="there is no file and no config .*did you mean MiniLVIS/eql_faster_rcnn.yaml"):
+        load_config(f"{name}s.yaml")
