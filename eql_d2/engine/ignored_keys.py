@@ -21,12 +21,11 @@ from eql_d2.losses import CLS_LOSS_REGISTRY, ClassificationLoss, losses_of
 from eql_d2.losses.hyper_parameters import NODE
 from eql_d2.modeling.dense import LongTailDenseMixin
 from eql_d2.modeling.fcos import LongTailFCOS
-from eql_d2.modeling.long_tail import target_of
+from eql_d2.modeling.long_tail import OUR_DETECTORS, target_of
 
 logger = logging.getLogger(__name__)
 
 ARCHITECTURE_KEY, HEAD_KEY = "MODEL.META_ARCHITECTURE", "MODEL.ROI_HEADS.NAME"
-OUR_DETECTORS = {"RetinaNet": "LongTailRetinaNet"}  # Detectron2's -> ours
 OUR_HEADS = "LongTailROIHeads, LongTailCascadeROIHeads or LongTailRes5ROIHeads"
 CALIBRATION, META_REWEIGHT = "MODEL.ROI_BOX_HEAD.CALIBRATION", "MODEL.ROI_BOX_HEAD.META_REWEIGHT"
 # Key -> the calibrations that read it.
@@ -138,10 +137,10 @@ def what_ignores_our_keys(cfg: CfgNode) -> str | None:
     """
     architecture = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)
     if is_detectron2s(architecture) and not issubclass(architecture, GeneralizedRCNN):
-        ours = OUR_DETECTORS.get(architecture.__name__)
+        ours = OUR_DETECTORS.get(architecture)
         return (
             f"{ARCHITECTURE_KEY} is Detectron2's own '{architecture.__name__}', which has no ROI heads and ignores it: "
-            f"drop it, or choose {f'{ours}, or ' if ours else ''}GeneralizedRCNN with {HEAD_KEY} {OUR_HEADS}"
+            f"drop it, or choose {f'{ours.__name__}, or ' if ours else ''}GeneralizedRCNN with {HEAD_KEY} {OUR_HEADS}"
         )
     if issubclass(architecture, LongTailDenseMixin):
         return None
