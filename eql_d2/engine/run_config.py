@@ -14,7 +14,7 @@ from detectron2.modeling import ROI_HEADS_REGISTRY
 from eql_d2.data.whole_files import UNFINISHED
 from eql_d2.engine.checks import LOSS_KEY
 from eql_d2.engine.ignored_keys import HEAD_KEY
-from eql_d2.engine.settings import settings_of
+from eql_d2.engine.settings import loss_of_heads, settings_of
 from eql_d2.errors import InputError
 from eql_d2.evaluation.run_folder import EVALUATION_CONFIG, TRAINING_CONFIG, flatten, read_config
 
@@ -115,14 +115,9 @@ def check_loss(before: dict[str, str], now: dict[str, str], path: str) -> None:
         return
     if kind_of_head(before) != kind_of_head(now):
         raise must_stay(HEAD_KEY, before[HEAD_KEY], now[HEAD_KEY], path)
-    if loss_of(before) != loss_of(now):
-        raise must_stay(f"the classification loss ({LOSS_KEY})", loss_of(before), loss_of(now), path)
-
-
-def loss_of(config: dict[str, str]) -> str:
-    head = config[HEAD_KEY]
-    own = getattr(ROI_HEADS_REGISTRY.get(head), "loss_name", None) if head in ROI_HEADS_REGISTRY else None
-    return own or config.get(LOSS_KEY) or "SoftmaxCrossEntropy"
+    was, is_now = (loss_of_heads(config[HEAD_KEY], config.get(LOSS_KEY, "")) for config in (before, now))
+    if was != is_now:
+        raise must_stay(f"the classification loss ({LOSS_KEY})", was, is_now, path)
 
 
 def kind_of_head(config: dict[str, str]) -> str:

@@ -158,8 +158,12 @@ def loss_name(cfg: CfgNode) -> str:
     """The classification loss of a YAML config: its head's own, the one it names, or Detectron2's."""
     if detecting_head(cfg) != "ROI_HEADS":
         return cfg.MODEL.ROI_BOX_HEAD.CLS_LOSS.NAME or DEFAULT_LOSS
-    head = ROI_HEADS_REGISTRY.get(cfg.MODEL.ROI_HEADS.NAME)
-    return getattr(head, "loss_name", None) or cfg.MODEL.ROI_BOX_HEAD.CLS_LOSS.NAME or "SoftmaxCrossEntropy"
+    return loss_of_heads(cfg.MODEL.ROI_HEADS.NAME, cfg.MODEL.ROI_BOX_HEAD.CLS_LOSS.NAME)
+
+
+def loss_of_heads(name: str, chosen: str) -> str:
+    own = getattr(ROI_HEADS_REGISTRY.get(name), "loss_name", None) if name in ROI_HEADS_REGISTRY else None
+    return own or chosen or "SoftmaxCrossEntropy"
 
 
 def lazy_settings(cfg: DictConfig) -> RunSettings:
