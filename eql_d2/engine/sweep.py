@@ -99,15 +99,15 @@ class Sweep:
         run = settings_of(cfg)
         limits = list(self.detections or [run.detections_per_image])
         thresholds = list(self.thresholds or [run.score_threshold])
+        most, lowest = -1 if -1 in limits else max(limits), min(thresholds)
         rows, tuned_rows = [], []
         for name in run.test_sets:
             DatasetCatalog.get(name)  # which sets the metadata
             if self.strengths is None:
-                check_saved_suffice(run, limits, thresholds)
+                check_saved_suffice(run, most, lowest)
                 predictions = {"saved": saved_detections(folder, name, self.task)}
             else:
-                most = -1 if -1 in limits else max(limits)
-                predictions = self._predict(cfg, folder, name, self.strengths, most, min(thresholds))
+                predictions = self._predict(cfg, folder, name, self.strengths, most, lowest)
             score = Scorer.of_dataset(cfg, name, self.task)
             matchings: dict = {}
             for strength, threshold, limit in itertools.product(predictions, thresholds, limits):
@@ -272,14 +272,13 @@ def model_of_run(cfg, folder: Path) -> GeneralizedRCNN:
     return model.eval()
 
 
-def check_saved_suffice(run: RunSettings, limits: list, thresholds: list) -> None:
+def check_saved_suffice(run: RunSettings, most: int, lowest: float) -> None:
     """Saved predictions are cut already, so that only less can be asked of them."""
     limit, threshold = run.detections_per_image, run.score_threshold
-    most = -1 if -1 in limits else max(limits)
-    if min(thresholds) < threshold or (limit >= 0 and not 0 <= most <= limit):
+    if lowest < threshold or (limit >= 0 and not 0 <= most <= limit):
         raise InputError(
             f"its saved predictions are the best {limit} of an image above a score of {threshold}, and up to {most} "
-            f"above {min(thresholds)} are asked for: give --strengths 0 to predict anew"
+            f"above {lowest} are asked for: give --strengths 0 to predict anew"
         )
 
 
