@@ -46,16 +46,10 @@ class GradientBalance(HookBase):
     are logged. A gradient that is not finite, whose step a GradScaler skips, adds nothing. L is the loss before loss
     weights, loss scale and the division by accumulated batches; each process has its own.
 
-    Every ``period`` iterations these scalars go to EventStorage, with <group> one of rare, common, frequent, and under
-    `stage0/` and so on in a cascade:
-
-    ``balance/{positive,negative}_gradient_<group>``: per iteration since the last log, mean over the categories.
-    ``balance/gradient_ratio_<group>``: the ratio of the two.
-    ``balance/weight_norm_<group>``: L2 norm of a classifier row, mean over the categories.
-    ``balance/score_<group>``: the score in [0, 1] of a RoI's label, mean over the RoIs since the last log.
-    ``balance/cost_<group>``, and ``_background``: L of the RoIs with such a label alone, mean over those of four
-        iterations since the last log. A loss that normalises over its batch does so over these RoIs. (The name is not
-        "loss", since Detectron2 prints whatever has that in its name.)
+    Every ``period`` iterations the scalars of docs/report.md, means since the last log, go to EventStorage, and under
+    `stage0/` and so on in a cascade. A cost is L of the RoIs of a group alone, in four iterations: a loss that
+    normalises over its batch does so over these. (It is not called "loss", since Detectron2 prints whatever has that in
+    its name.)
 
     A value without RoIs or categories is left out. Training is not changed: weights are bit-equal with and without.
     ``gradient_balance.json`` has the sums of the whole training by category, in the model's order, also after resuming:
