@@ -128,7 +128,7 @@ def measure(num_images: int, with_masks: bool) -> list[dict]:
         standard = steps.run("metrics", lambda: matching.curves.metrics())
         MetadataCatalog.get(DATASET).thing_classes = [f"c{k}" for k in range(K)]
         analysis = TailAnalysis(DATASET, str(folder))
-        steps.run("analysis", analysis.run, matching, detections, task, DETECTIONS, standard)
+        steps.run("analysis", analysis.run, matching, standard)
     steps.rows.append(
         {
             "images": num_images,

@@ -155,8 +155,8 @@ def write_json(path, dataset, names: list, evaluated: list, drawings: dict | Non
         "annotations": dataset.path,
         "annotation_format": dataset.format,
         "images": len(dataset.truth.image_ids),
-        "iou_type": first.iou_type,
-        "max_dets": first.max_dets,
+        "iou_type": first.matching.iou_type,
+        "max_dets": first.matching.max_dets,
     }
     results = [
         {"name": name, "file": each.path, "notes": each.notes, "unknown": each.unknown}

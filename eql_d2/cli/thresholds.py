@@ -26,8 +26,7 @@ def run(args: argparse.Namespace) -> None:
 
     dataset = Dataset.load(args.annotations)
     evaluated = Evaluated.load(args.results, dataset, args.iou_type, -1)
-    detections, truth = evaluated.detections, dataset.truth
-    outcomes = Outcomes.of(evaluated.matching, detections.score, detections.image_id)
+    truth, outcomes = dataset.truth, Outcomes.of(evaluated.matching)
     first, second = halves(len(truth.image_ids), args.seed)
     print(table(outcomes.within(second), outcomes.within(first).thresholds(), dataset.categories.members()))
     thresholds = outcomes.thresholds()

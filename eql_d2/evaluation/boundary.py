@@ -78,7 +78,7 @@ def by_boundary(matching: Matching) -> Matching:
     Where mask IoU is below the lowest threshold the minimum is, too, so that only the pairs above it are looked at.
     """
     truth, kept = matching.truth, matching.kept
-    segmentation = needed(kept.segmentation)
+    segmentation = needed(matching.detections.segmentation)
     detection, gt, iou = matching.pairs
     overlap = iou.copy()
     objects: dict[int, Boundary] = {}  # of one image and category

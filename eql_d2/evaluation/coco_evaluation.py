@@ -14,7 +14,7 @@ from pycocotools.cocoeval import COCOeval
 from eql_d2.data.annotations import read_truth
 from eql_d2.data.whole_files import folder_written_whole
 from eql_d2.evaluation.fixed_ap import BestOfEachCategory, best_of_all
-from eql_d2.evaluation.lvis_metrics import COCO_MAX_DETS, Detections, GroundTruth, match_lvis
+from eql_d2.evaluation.lvis_metrics import COCO_MAX_DETS, GroundTruth, match_lvis
 from eql_d2.evaluation.predictions import ImagePredictions, as_detections, rles_of
 from eql_d2.evaluation.registry import EVALUATOR_REGISTRY
 from eql_d2.evaluation.tail_analysis import TailAnalysis
@@ -103,11 +103,8 @@ class LongTailCOCOEvaluator(COCOEvaluator):
         mapping = self._metadata.get("thing_dataset_id_to_contiguous_id")
         most = as_detections([p.with_dataset_ids(mapping) for p in self._gathered]) if self._fixed_ap else None
         for task in {"bbox", "segm"} & set(self._results):
-            detections = Detections.from_results(results, task)
-            matching = match_lvis(truth, detections, task, COCO_MAX_DETS)
-            self._results[task] = self._analysis.run(
-                matching, detections, task, COCO_MAX_DETS, self._results[task], most
-            )
+            matching = match_lvis(truth, results, task, COCO_MAX_DETS)
+            self._results[task] = self._analysis.run(matching, self._results[task], most)
 
 
 @EVALUATOR_REGISTRY.register()

@@ -29,7 +29,7 @@ from eql_d2.evaluation.lvis_metrics import (
 from eql_d2.evaluation.mistakes import contiguous_ids, hardly_found, indices_for_ids, mistakes
 from eql_d2.evaluation.named_ids import category_names, image_names, numbers_of
 from eql_d2.evaluation.packed_masks import PackedMasks
-from eql_d2.evaluation.results_file import name_of, read_results
+from eql_d2.evaluation.results_file import read_results
 from eql_d2.evaluation.tail_results import TailResults, in_percent
 from eql_d2.evaluation.training_counts import shipped_counts, training_counts
 
@@ -116,12 +116,8 @@ class Evaluated:
     """One results file on a dataset."""
 
     path: str
-    name: str
     dataset: Dataset
-    iou_type: str
-    max_dets: int
     matching: Matching
-    detections: Detections
     notes: list[str]  # what was left out, and what looks like a mistake
     fixed_ap: bool = False
     boundary: bool = False
@@ -161,9 +157,7 @@ class Evaluated:
         if detections.box is None:
             detections = _with_boxes(dataset.truth, detections)
         matching = match_lvis(dataset.truth, detections, iou_type, limit)
-        evaluated = cls(
-            str(path), name_of(path), dataset, iou_type, limit, matching, detections, notes, fixed_ap, boundary, unknown
-        )
+        evaluated = cls(str(path), dataset, matching, notes, fixed_ap, boundary, unknown)
         if not unknown["category_id"]:
             answers = evaluated.analysis.answers
             line = indices_for_ids(dataset.truth.category_ids, answers)
@@ -175,12 +169,9 @@ class Evaluated:
     def analysis(self) -> TailResults:
         most = None
         if self.fixed_ap:
-            best = best_of_each(self.detections.category_id, self.detections.score, DETECTIONS_PER_CATEGORY)
-            most = self.detections.select(best)
-        categories = self.dataset.categories
-        return TailResults.of(
-            self.matching, self.detections, self.iou_type, categories, self.max_dets, most, self.boundary
-        )
+            detections = self.matching.detections
+            most = detections.select(best_of_each(detections.category_id, detections.score, DETECTIONS_PER_CATEGORY))
+        return TailResults.of(self.matching, self.dataset.categories, most, self.boundary)
 
     @cached_property
     def metrics(self) -> dict:
@@ -197,7 +188,8 @@ class Evaluated:
 
     @property
     def _limit(self) -> str:
-        return "all" if self.max_dets == -1 else str(self.max_dets)
+        limit = self.matching.max_dets
+        return "all" if limit == -1 else str(limit)
 
     def _coco(self) -> dict:
         """COCO's 12 metrics, under the names of its summary."""
@@ -205,7 +197,7 @@ class Evaluated:
         values = {"AP": curves.ap(), "AP50": curves.ap(iou=0.5), "AP75": curves.ap(iou=0.75)}
         values |= {f"AP{size[0]}": curves.ap(area=size) for size in SIZES}
         for limit in (1, 10):
-            fewer = match_lvis(self.dataset.truth, self.detections, self.iou_type, limit)
+            fewer = match_lvis(self.matching.truth, self.matching.detections, self.matching.iou_type, limit)
             values[f"AR@{limit}"] = fewer.curves.ar()
         values[f"AR@{self._limit}"] = curves.ar()
         return values | {f"AR{size[0]}@{self._limit}": curves.ar(area=size) for size in SIZES}

@@ -135,7 +135,7 @@ class LongTailLVISEvaluator(DatasetEvaluator):
             matching = match_lvis(truth, detections, task, self._max_dets)
             results[task] = _in_percent(matching.curves.metrics(), task)
             if self._analysis is not None:
-                results[task] = self._analysis.run(matching, detections, task, self._max_dets, results[task], most)
+                results[task] = self._analysis.run(matching, results[task], most)
         return results
 
 

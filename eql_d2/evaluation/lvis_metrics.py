@@ -24,7 +24,7 @@ group: an image and a category as one number, image * K + category
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from typing import TypeVar
@@ -95,8 +95,8 @@ def match_lvis(truth, detections, iou_type: str = "bbox", max_dets: int = MAX_DE
     if not isinstance(detections, Detections):
         detections = Detections.from_results(detections, iou_type)
     kept = _keep(truth, detections, iou_type, max_dets)
-    pairs = _mask_pairs(truth, kept) if iou_type == "segm" else _box_pairs(truth, kept)
-    return Matching(truth, kept, pairs, _match(truth, kept, *pairs))
+    pairs = (_mask_pairs if iou_type == "segm" else _box_pairs)(truth, detections, kept)
+    return Matching(truth, detections, iou_type, max_dets, kept, pairs, _match(truth, kept, *pairs))
 
 
 @dataclass(frozen=True)
@@ -239,6 +239,9 @@ class Matching:
     """The detections that count, and which objects they hit."""
 
     truth: GroundTruth
+    detections: Detections  # as they came
+    iou_type: str
+    max_dets: int
     kept: "_Kept"
     pairs: tuple  # detection (P,), object (P,) and IoU (P,), as ``_box_pairs`` gives them
     matches: "_Matches"
@@ -252,7 +255,7 @@ class Matching:
         detection, gt, _ = self.pairs
         close = overlap >= IOU_THRESHOLDS[0]
         pairs = detection[close], gt[close], overlap[close]
-        return Matching(self.truth, self.kept, pairs, _match(self.truth, self.kept, *pairs))
+        return replace(self, pairs=pairs, matches=_match(self.truth, self.kept, *pairs))
 
     def outcomes(self) -> tuple:
         """Hits and false positives at IoU 0.5, of objects of all sizes, without the detections that are ignored.
@@ -366,9 +369,7 @@ class _Kept:
     group: np.ndarray
     category: np.ndarray  # index in [0, K)
     counted: np.ndarray  # (D, A) bool: a false positive unless matched
-    box: np.ndarray | None  # (D, 4)
     index: np.ndarray  # in the detections as they came
-    segmentation: Sequence | None  # N, of the detections as they came
 
 
 def _keep(truth: GroundTruth, detections: Detections, iou_type: str, max_dets: int) -> _Kept:
@@ -388,14 +389,7 @@ def _keep(truth: GroundTruth, detections: Detections, iou_type: str, max_dets: i
     order = np.lexsort((image[index], -score[index], category[index]))
     index, area = index[order], area[order]
     uncounted = _outside(area) | _find(truth.not_exhaustive, group[index])[1][:, None]
-    return _Kept(
-        group=group[index],
-        category=category[index],
-        counted=~uncounted,
-        box=None if detections.box is None else detections.box[index].astype(np.float64),
-        index=index,
-        segmentation=detections.segmentation,
-    )
+    return _Kept(group[index], category[index], ~uncounted, index)
 
 
 def best_of_each(group: np.ndarray, score: np.ndarray, limit: int) -> np.ndarray:
@@ -443,7 +437,7 @@ def _mask_areas(truth: GroundTruth, detections: Detections, index, image) -> np.
     return area
 
 
-def _box_pairs(truth: GroundTruth, kept: _Kept):
+def _box_pairs(truth: GroundTruth, detections: Detections, kept: _Kept):
     """Pairs of a detection and an object of its group with IoU >= 0.5.
 
     Returns:
@@ -451,7 +445,7 @@ def _box_pairs(truth: GroundTruth, kept: _Kept):
     """
     first = np.searchsorted(truth.group, kept.group)
     count = np.searchsorted(truth.group, kept.group, side="right") - first
-    return close_boxes(truth, needed(kept.box), first, count)
+    return close_boxes(truth, needed(detections.box)[kept.index].astype(np.float64), first, count)
 
 
 def close_boxes(truth: GroundTruth, box: np.ndarray, first: np.ndarray, count: np.ndarray):
@@ -491,14 +485,14 @@ def _overlap(a: np.ndarray, b: np.ndarray, axis: int, i: np.ndarray, j: np.ndarr
     return np.minimum(high_a, high_b) - np.maximum(low_a, low_b)
 
 
-def _mask_pairs(truth: GroundTruth, kept: _Kept):
+def _mask_pairs(truth: GroundTruth, detections: Detections, kept: _Kept):
     """As ``_box_pairs``."""
     by_group = np.argsort(kept.group, kind="stable")
     groups, starts = np.unique(kept.group[by_group], return_index=True)
     first = np.searchsorted(truth.group, groups)
     last = np.searchsorted(truth.group, groups, side="right")
     stops = np.append(starts[1:], len(by_group))
-    parts, segmentation = [], needed(kept.segmentation)
+    parts, segmentation = [], needed(detections.segmentation)
     for i in np.flatnonzero(last > first):
         image = groups[i] // len(truth.category_ids)
         objects, members = range(first[i], last[i]), by_group[starts[i] : stops[i]]

@@ -7,7 +7,6 @@ A file is a list of detections: image_id, category_id, score, and bbox (x, y, wi
 import gzip
 from codecs import BOM_UTF8
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -205,8 +204,3 @@ def _joined(parts: list[Detections]) -> Detections:
     elif all(part.segmentation is not None for part in parts):
         masks = [mask for part in parts for mask in part.segmentation or ()]
     return Detections(of("image_id"), of("category_id"), of("score"), of("box") if with_boxes else None, masks)
-
-
-def name_of(path) -> str:
-    """What a results file is called in tables."""
-    return Path(path).name.removesuffix(".gz").removesuffix(".json")

@@ -37,33 +37,20 @@ class TailAnalysis:
     tail: TailRule | None = None
     boundary_ap: bool = False
 
-    def run(
-        self,
-        matching: Matching,
-        detections: Detections,
-        task: str,
-        max_dets: int,
-        standard: dict,
-        most: Detections | None = None,
-    ) -> dict:
+    def run(self, matching: Matching, standard: dict, most: Detections | None = None) -> dict:
         """Analyse one task, write its files and log its tables.
 
         Args:
-            matching: of the detections to the dataset's objects, in the task.
-            detections: with boxes.
-            task: "bbox" or "segm".
-            max_dets: the limit that the matching was made with: per image, or per image and category if the truth is
-                not federated.
+            matching: of detections with boxes.
             standard: the dataset's own metrics, in percent.
             most: the highest scores of each category, for fixed AP.
 
         Returns:
             the metrics in percent: the standard ones, unchanged but for APr, APc and APf that are nan, and ours.
         """
-        truth, metadata = matching.truth, MetadataCatalog.get(self.dataset_name)
+        truth, task, metadata = matching.truth, matching.iou_type, MetadataCatalog.get(self.dataset_name)
         categories = Categories.of(truth, metadata, self.frequencies, self.tail)
-        per_image, per_image_and_category = (max_dets, None) if truth.federated else (None, max_dets)
-        results = TailResults.of(matching, detections, task, categories, max_dets, most, self.boundary_ap)
+        results = TailResults.of(matching, categories, most, self.boundary_ap)
         metrics = results.scalars() | {name: value for name, value in standard.items() if value == value}
         metrics = {**standard, **metrics}  # in the order of the standard ones
         if self.output_dir:
@@ -76,8 +63,8 @@ class TailAnalysis:
                     metrics,
                     dataset=self.dataset_name,
                     task=task,
-                    detections_per_image=per_image,
-                    detections_per_image_and_category=per_image_and_category,
+                    detections_per_image=matching.max_dets if truth.federated else None,
+                    detections_per_image_and_category=None if truth.federated else matching.max_dets,
                     train_counts=categories.source,
                     tail_rule=None if self.tail is None else str(self.tail),
                 )

@@ -51,25 +51,19 @@ class TailResults:
     def of(
         cls,
         matching: Matching,
-        detections: Detections,
-        task: str,
         categories: Categories,
-        max_dets: int,
         most: Detections | None = None,
         boundary_ap: bool = False,
     ) -> "TailResults":
         """Analyse a matching.
 
         Args:
-            matching: of the detections to the dataset's objects, in the task.
-            detections: with boxes.
-            task: "bbox" or "segm".
+            matching: of detections with boxes.
             categories: the dataset's.
-            max_dets: the limit that the matching was made with.
             most: the highest scores of each category, for fixed AP.
             boundary_ap: add boundary AP, for masks.
         """
-        truth = matching.truth
+        truth, detections, task = matching.truth, matching.detections, matching.iou_type
         index, category, hit = matching.outcomes()
         return cls(
             categories=categories,
@@ -80,7 +74,7 @@ class TailResults:
             category=category,
             score=detections.score[index],
             hit=hit,
-            answers=answers(truth, detections, max_dets if truth.federated else -1),
+            answers=answers(truth, detections, matching.max_dets if truth.federated else -1),
         )
 
     @cached_property

@@ -41,17 +41,14 @@ class Outcomes:
     num_classes: int
 
     @classmethod
-    def of(cls, matching: Matching, scores: np.ndarray, image_ids: np.ndarray) -> "Outcomes":
-        """
-        Args:
-            scores, image_ids: of the detections that were matched, as they came.
-        """
-        truth = matching.truth
+    def of(cls, matching: Matching) -> "Outcomes":
+        truth, detections = matching.truth, matching.detections
         index, category, hit = matching.outcomes()
-        image = np.searchsorted(truth.image_ids, image_ids[index])
+        image = np.searchsorted(truth.image_ids, detections.image_id[index])
         counts = ~truth.ignored[:, ALL]
         K = len(truth.category_ids)
-        return cls(category, image, scores[index], hit, truth.category[counts], truth.group[counts] // K, K)
+        objects = truth.category[counts], truth.group[counts] // K
+        return cls(category, image, detections.score[index], hit, *objects, K)
 
     def within(self, images: np.ndarray) -> "Outcomes":
         """Of some images, by index."""

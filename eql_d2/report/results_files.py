@@ -18,7 +18,7 @@ def comparison_of(names: Sequence[str], evaluated: Sequence[Evaluated]) -> Compa
     """
     configurations = [Configuration(name, [_run(each)]) for name, each in zip(names, evaluated, strict=True)]
     first = evaluated[0]
-    return Comparison(first.iou_type, first.dataset.path, configurations, trained=False)
+    return Comparison(first.matching.iou_type, first.dataset.path, configurations, trained=False)
 
 
 def _run(evaluated: Evaluated) -> Run:

@@ -12,8 +12,7 @@ from eql_d2.evaluation.thresholds import Outcomes, halves, precision_recall_f1
 
 def outcomes_of(truth, results):
     truth, detections = GroundTruth.load(truth), Detections.from_results(results, "bbox")
-    matching = match_lvis(truth, detections, "bbox", -1)
-    return Outcomes.of(matching, detections.score, detections.image_id)
+    return Outcomes.of(match_lvis(truth, detections, "bbox", -1))
 
 
 def f1_of(outcomes, category, threshold):
