@@ -39,38 +39,37 @@ def compare_runs(
         InputError: no run is finished; a folder without `config.yaml`, or without results of the task on the
             dataset; or one with several test sets, and none is chosen.
     """
-    runs: dict[str, list[Path]] = {}
+    groups: dict[str, list[tuple[str, dict]]] = {}  # of one configuration the names and scores of its runs
     left_out = []
     for folder in map(Path, folders):
-        config = read_run_config(folder)
-        reason = what_is_unfinished(config, read_lines(folder / "metrics.json"))
+        config, lines = read_run_config(folder), read_lines(folder / "metrics.json")
+        reason = what_is_unfinished(config, lines)
         if reason and not unfinished:
             left_out.append(f"{folder} is left out: {reason}")
         else:
-            runs.setdefault(configuration_key(config), []).append(folder)
-    if not runs:
+            scores = _scores(folder, config, lines, task, dataset)
+            groups.setdefault(configuration_key(config), []).append((folder.name, scores))
+    if not groups:
         raise InputError("; ".join(left_out) or "no run is named")
     rows = []
-    for group in runs.values():
-        scores = [_scores(folder, task, dataset) for folder in group]
-        row = {"run": group[0].name, "seeds": len(group)}
+    for group in groups.values():
+        row = {"run": group[0][0], "seeds": len(group)}
         for metric in METRICS:
-            row[metric] = mean_and_spread([s[metric] for s in scores if metric in s])
+            row[metric] = mean_and_spread([scores[metric] for _, scores in group if metric in scores])
         rows.append(row)
     return "\n".join([tabulate(rows, headers="keys", tablefmt="pipe", floatfmt=".1f"), *left_out])
 
 
-def _scores(folder: Path, task: str, dataset: str | None) -> dict[str, float]:
+def _scores(folder: Path, config: dict, lines: list[dict], task: str, dataset: str | None) -> dict[str, float]:
     """Metrics of the last evaluation, those that are numbers."""
-    tested = datasets_tested(read_run_config(folder))
+    tested = datasets_tested(config)
     if dataset is None and len(tested) > 1:
         raise InputError(f"{folder} was evaluated on {', '.join(tested)}: choose one by --dataset")
     if dataset is not None and tested and dataset not in tested:
         raise InputError(f"{folder} was not evaluated on {dataset}, but on {', '.join(tested)}")
-    path = folder / "metrics.json"
-    scores = last_scores(read_lines(path), task, dataset or (tested[0] if tested else ""))
+    scores = last_scores(lines, task, dataset or (tested[0] if tested else ""))
     if not scores:
-        raise InputError(f"{path} has no {task} results: was the run evaluated to its end?")
+        raise InputError(f"{folder / 'metrics.json'} has no {task} results: was the run evaluated to its end?")
     return {name: value for name, value in scores.items() if math.isfinite(value)}
 
 

@@ -7,11 +7,13 @@ import csv
 import io
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
+from eql_d2.data.json_files import read_json
 from eql_d2.errors import InputError, one_line
 
 GRADIENT_BALANCE_FILE = "gradient_balance.json"  # of a run's folder
@@ -72,7 +74,7 @@ def read_run(folder: Path, task: str, dataset: str | None, unfinished: bool = Fa
     if dataset not in tested:
         raise InputError(f"{folder} was not evaluated on {dataset}, but on {', '.join(tested) or 'nothing'}")
     inference = folder / "inference" / dataset
-    analysis = read_analysis(inference / f"analysis_{task}.json")
+    analysis = read_if_there(inference / f"analysis_{task}.json", ANALYSIS_KEYS)
     categories = read_categories(inference / f"categories_{task}.csv")
     lines = read_lines(folder / "metrics.json")
     reason = what_is_unfinished(config, lines)
@@ -89,26 +91,9 @@ def read_run(folder: Path, task: str, dataset: str | None, unfinished: bool = Fa
     return Run(folder, config, dataset, metrics, curves_of(lines), categories, analysis, gradients)
 
 
-def read_analysis(path: Path) -> dict | None:
-    """analysis_<task>.json, None without a file, or an InputError for one of another format."""
-    analysis = read_json_object(path)
-    missing = [key for key in ANALYSIS_KEYS if key not in analysis] if analysis else []
-    if missing:
-        raise InputError(f"{path} is of another format: it lacks {missing}")
-    return analysis
-
-
-def read_json_object(path: Path) -> dict | None:
-    """The object in the file, None without a file, or an InputError that names it."""
-    if not path.is_file():
-        return None
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path} is half-written or no JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path} holds no JSON object")
-    return content
+def read_if_there(path: Path, required: Sequence[str]) -> dict | None:
+    """The JSON object in the file, None without a file, or an InputError that names it."""
+    return read_json(path, required) if path.is_file() else None
 
 
 def curves_of(lines: list[dict]) -> dict[str, dict[int, float]]:
@@ -154,7 +139,7 @@ def _value(column: str, text: str):
 
 def read_gradients(path: Path) -> list[tuple[float, float]] | None:
     """(positive, negative) of each category, added over stages; None without a file."""
-    content = read_json_object(path)
+    content = read_if_there(path, ["stages"])
     if content is None:
         return None
     try:

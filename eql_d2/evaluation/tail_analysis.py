@@ -3,6 +3,7 @@
 docs/evaluation.md says what the files hold and what the numbers mean.
 """
 
+import json
 import logging
 import os
 from dataclasses import dataclass
@@ -57,16 +58,16 @@ class TailAnalysis:
             PathManager.mkdirs(self.output_dir)
             with written_whole(os.path.join(self.output_dir, f"categories_{task}.csv")) as file:
                 results.write_categories(file)
+            content = results.analysis(
+                metrics,
+                dataset=self.dataset_name,
+                task=task,
+                detections_per_image=matching.max_dets if truth.federated else None,
+                detections_per_image_and_category=None if truth.federated else matching.max_dets,
+                train_counts=categories.source,
+                tail_rule=None if self.tail is None else str(self.tail),
+            )
             with written_whole(os.path.join(self.output_dir, f"analysis_{task}.json")) as file:
-                results.write_analysis(
-                    file,
-                    metrics,
-                    dataset=self.dataset_name,
-                    task=task,
-                    detections_per_image=matching.max_dets if truth.federated else None,
-                    detections_per_image_and_category=None if truth.federated else matching.max_dets,
-                    train_counts=categories.source,
-                    tail_rule=None if self.tail is None else str(self.tail),
-                )
+                json.dump(content, file, allow_nan=False)
         logger.info("%s on %s by category, group and training images:\n%s", task, self.dataset_name, results.tables())
         return metrics

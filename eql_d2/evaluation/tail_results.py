@@ -1,7 +1,6 @@
 """The numbers of :mod:`eql_d2.evaluation.tail_analysis`, as scalars, as files and as tables of the log."""
 
 import csv
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from typing import IO
@@ -9,6 +8,7 @@ from typing import IO
 import numpy as np
 from tabulate import tabulate
 
+from eql_d2.data import letters
 from eql_d2.evaluation.boundary import by_boundary
 from eql_d2.evaluation.calibration_error import MIN_SCORE, calibration
 from eql_d2.evaluation.categories import Categories
@@ -25,7 +25,7 @@ from eql_d2.evaluation.lvis_metrics import (
 FORMAT = 1  # of the JSON file
 NUM_PAIRS = 50  # of confused categories, in the JSON file
 NUM_LOGGED = 10  # worst and best categories, in the log
-GROUP_NAMES = {"all": "all", "r": "rare", "c": "common", "f": "frequent"}
+GROUP_NAMES = {"all": "all", **letters.GROUP_NAMES}
 
 
 def no_formula(text: str) -> str:
@@ -103,8 +103,8 @@ class TailResults:
     @cached_property
     def confusion(self) -> dict:
         """Group -> what its objects are taken for."""
-        letters = self.categories.members()
-        return {group: self.answers.shares(members, letters) for group, members in self.groups.items()}
+        by_letter = self.categories.members()
+        return {group: self.answers.shares(members, by_letter) for group, members in self.groups.items()}
 
     @cached_property
     def frequency_bins(self) -> list:
@@ -163,9 +163,6 @@ class TailResults:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(columns)
         writer.writerows(rows[k] for k in np.argsort(categories.index, kind="stable"))
-
-    def write_analysis(self, file: IO[str], metrics: dict, **header) -> None:
-        json.dump(self.analysis(metrics, **header), file, allow_nan=False)
 
     def analysis(self, metrics: dict, **header) -> dict:
         """Everything but the table of categories, as a JSON value without nan.
