@@ -2,17 +2,15 @@
 """Measure the loading of training images with masks, part by part: Detectron2's loader beside ours.
 
     DETECTRON2_DATASETS=... python -m speed.data_loading
-    DETECTRON2_DATASETS=... python -m speed.data_loading --images 200 --output data_loading.json
+    DETECTRON2_DATASETS=... python -m speed.data_loading --images 200
 
 Images of lvis_v1_train at the sizes of a config (LVIS's: 640 to 800 px, at most 1,333), read in this process, so that
 a second of one core is what a worker takes. CPU milliseconds an image, batches of the two loaders in turn.
 """
 
 import argparse
-import json
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 from detectron2.data import build_detection_train_loader, detection_utils
@@ -78,7 +76,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default=CONFIG, help="default: %(default)s")
     parser.add_argument("--images", type=int, default=160, help="of each side (default: 160)")
-    parser.add_argument("--output", type=Path, help="a JSON file of the figures")
     args = parser.parse_args()
     torch.set_num_threads(1)
     overrides = ["DATASETS.TRAIN", ("lvis_v1_train",), "SOLVER.IMS_PER_BATCH", 4, "MODEL.DEVICE", "cpu"]
@@ -88,9 +85,6 @@ def main() -> None:
     total = [sum(of.values()) for of in (stock, ours)]
     rows.append(["all", *total, total[1] / total[0]])
     print(tabulate(rows, headers=["part, CPU ms an image", *SIDES, "of its time"], floatfmt=".3g", tablefmt="pipe"))
-    if args.output:
-        args.output.write_text(json.dumps(figures, indent=1))
-        print(f"figures: {args.output}")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from eql_d2.losses import EqualizationLoss, EqualizedFocalLoss, SigmoidCrossEntropy, SigmoidFocalLoss, normalised_loss
 from speed.losses import Step, frequencies_of, peak_bytes
+from speed.measuring import alternate
 
 K = 1203
 CASES = {20_000: True, 200_000: False}  # anchors -> whether fvcore is measured, too
@@ -20,8 +21,8 @@ FOREGROUND = 200  # one anchor in so many
 NORMALIZER = 100.0
 
 
-def benchmark_dense(alternate, repeats: int) -> list[dict]:
-    """One row for each loss in each case; arguments as of :func:`speed.losses.benchmark_losses`."""
+def benchmark_dense(repeats: int) -> list[dict]:
+    """One row for each loss in each case."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler prints that there is no GPU
     rows = []
     for R, with_fvcore in CASES.items():

@@ -19,7 +19,6 @@ is wrong: a wait, other detections, a loss that is not finite.
 
 import argparse
 import functools
-import inspect
 import json
 import os
 import platform
@@ -42,8 +41,8 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler prints when it s
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for `python speed/gpu.py`
 
 from eql_d2 import CLS_LOSS_REGISTRY
-from speed.__main__ import inference_variants, random_scores, trained_scores
-from speed.losses import BCE, FLOOR, OURS, frequencies_of, make_steps, peak_bytes
+from speed.cases import inference_variants, random_scores, trained_scores
+from speed.losses import BCE, FLOOR, OURS, frequencies_of, make_loss, make_steps, peak_bytes
 from speed.masks import masks_variants
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -270,8 +269,7 @@ class Classifier(torch.nn.Module):
 
 def gradient_of_layer(loss_class, R: int, K: int, device: torch.device, wrap: bool) -> torch.Tensor:
     torch.manual_seed(0)
-    takes_counts = "frequencies" in inspect.signature(loss_class.__init__).parameters
-    loss = loss_class(K, **({"frequencies": frequencies_of(K)} if takes_counts else {}))
+    loss = make_loss(loss_class, K, frequencies_of(K))
     classifier = Classifier(loss, loss.num_logits).to(device)
     model = DistributedDataParallel(classifier, broadcast_buffers=False) if wrap else classifier
     features = torch.rand(R, 16)

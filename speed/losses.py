@@ -14,6 +14,7 @@ from fvcore.nn import sigmoid_focal_loss
 from torch.nn import functional as F
 
 from eql_d2 import CLS_LOSS_REGISTRY, ClassFrequencies, TailRule
+from speed.measuring import alternate
 
 # R, K, dtype of the logits, and whether all losses are measured or only those that there is another code of.
 CASES = (
@@ -28,13 +29,8 @@ FLOOR, BCE = ("floor", "copy"), ("SigmoidCrossEntropy", "BCE, prebuilt target")
 OURS, COMPILED = "eql_d2", "eql_d2, compiled"
 
 
-def benchmark_losses(alternate, repeats: int) -> list[dict]:
-    """One row for each implementation of each loss in each case.
-
-    Args:
-        alternate: {variant: call}, rounds -> {variant: median seconds}.
-        repeats: a fifth of the rounds, since a step takes milliseconds.
-    """
+def benchmark_losses(repeats: int) -> list[dict]:
+    """One row for each implementation of each loss in each case."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler prints that there is no GPU
     rows = []
     for R, K, dtype, all_losses in CASES:
@@ -43,7 +39,7 @@ def benchmark_losses(alternate, repeats: int) -> list[dict]:
         number = Counter(loss for loss, _ in steps)
         if not all_losses:
             steps = {key: steps[key] for key in steps if key == FLOOR or number[key[0]] > 1}
-        seconds = alternate(steps, 5 * repeats)
+        seconds = alternate(steps, 5 * repeats)  # a step takes milliseconds
         for loss, implementation in steps:
             time = seconds[loss, implementation]
             baseline = next(key for key in steps if key[0] == loss)
@@ -129,8 +125,7 @@ def make_steps(R: int, K: int, dtype: torch.dtype) -> dict:
     }
     others = other_implementations(K, frequencies)
     for name, loss_class in CLS_LOSS_REGISTRY:
-        takes_counts = "frequencies" in inspect.signature(loss_class.__init__).parameters
-        loss = loss_class(K, **({"frequencies": frequencies} if takes_counts else {})).to(gt_classes.device)
+        loss = make_loss(loss_class, K, frequencies).to(gt_classes.device)
         implementations = {**others.get(name, {}), OURS: functools.partial(loss, features=features)}
         if loss.compiled is not None and name in others and dtype is torch.float32:
             compiled = copy.copy(loss)
@@ -139,6 +134,12 @@ def make_steps(R: int, K: int, dtype: torch.dtype) -> dict:
         for implementation, function in implementations.items():
             steps[name, implementation] = Step(function, logits_of(loss.num_logits), gt_classes)
     return steps
+
+
+def make_loss(loss_class, K: int, frequencies: ClassFrequencies):
+    """With its defaults, and counts where it takes them."""
+    takes_counts = "frequencies" in inspect.signature(loss_class.__init__).parameters
+    return loss_class(K, **({"frequencies": frequencies} if takes_counts else {}))
 
 
 def frequencies_of(K: int) -> ClassFrequencies:

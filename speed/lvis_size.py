@@ -2,92 +2,57 @@
 """Measure an evaluation step by step, from 1,000 images to those of LVIS val: 300 detections each of 1,203 categories.
 
     python -m speed.lvis_size
-    python -m speed.lvis_size --images 1000 5000 19809 --masks --output lvis_size.json --plot lvis_size.png
+    python -m speed.lvis_size --images 1000 5000 19809 --masks --plot lvis_size.png
 
 CPU seconds of each step of LVISEvaluator, and the process's peak memory by the end of it. A process for each size, on
 one core. *gather* is what one of 8 processes sends: its pickled message. The annotations have polygons, 12 objects an
-image; masks of detections are the boxes' polygons as RLEs.
+image; masks of detections are boxes as RLEs.
 """
 
 import argparse
 import json
 import pickle
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 import matplotlib
 import numpy as np
-import torch
 from detectron2.data import MetadataCatalog
-from pycocotools.mask import frPyObjects
 from tabulate import tabulate
 
 from eql_d2.data.annotations import read_truth
 from eql_d2.evaluation.lvis_metrics import GroundTruth, match_lvis
 from eql_d2.evaluation.predictions import ImagePredictions, as_detections, save, write_json
 from eql_d2.evaluation.tail_analysis import TailAnalysis
-from speed.__main__ import corners, random_boxes, resident_peak, synthetic_detections
+from speed.measuring import in_own_process, resident_peak
+from speed.synthetic import CATEGORIES, HEIGHT, WIDTH, rles_of, synthetic_images
 
-K, OBJECTS, DETECTIONS, SIZE, PROCESSES = 1203, 12, 300, (480, 640), 8
+DETECTIONS, PROCESSES = 300, 8
 DATASET, MAKING = "speed_lvis_size", "(making the set)"
 
 
-def make_image(number: int, with_masks: bool, draw, rng) -> tuple[list[dict], dict, ImagePredictions]:
-    """Annotations of an image, its dict, and the detections."""
-    boxes, categories = random_boxes(OBJECTS, rng), draw(OBJECTS)
-    objects = [
-        {
-            "id": number * OBJECTS + i + 1,
-            "image_id": number,
-            "category_id": category + 1,
-            "bbox": box,
-            "area": box[2] * box[3],
-            "segmentation": [corners(box)],
-        }
-        for i, (box, category) in enumerate(zip(boxes.tolist(), categories.tolist()))
-    ]
-    image = {
-        "id": number,
-        "height": SIZE[0],
-        "width": SIZE[1],
-        "neg_category_ids": sorted(set(range(1, 13)) - set((categories + 1).tolist())),
-        "not_exhaustive_category_ids": [],
-    }
-    found, classes, scores = synthetic_detections(DETECTIONS, boxes, categories, draw, rng)
-    order = np.argsort(-scores)
-    rles = frPyObjects([corners(box) for box in found[order].tolist()], *SIZE) if with_masks else None
-    predictions = ImagePredictions(
-        number,
-        classes[order],
-        found[order].astype(np.float32),
-        scores[order].astype(np.float32),
-        list(SIZE) if with_masks else None,
-        None if rles is None else [rle["counts"].decode("ascii") for rle in rles],
-    )
-    return objects, image, predictions
-
-
 def make_set(num_images: int, with_masks: bool, path: Path) -> list[ImagePredictions]:
-    """Write the annotations to ``path``; Zipf's law says how frequent a category is."""
-    rng = np.random.default_rng(0)
-    shares = 1 / np.arange(1, K + 1)
-    shares /= shares.sum()
-
-    def draw(n):
-        return rng.choice(K, n, p=shares)
-
-    made = [make_image(number, with_masks, draw, rng) for number in range(1, num_images + 1)]
-    letters = np.repeat(["f", "c", "r"], [405, 461, 337]).tolist()
-    truth = {
-        "images": [image for _, image, _ in made],
-        "annotations": [each for objects, _, _ in made for each in objects],
-        "categories": [{"id": k + 1, "name": f"c{k}", "frequency": letters[k]} for k in range(K)],
-    }
+    """Write the annotations to ``path``."""
+    truth: dict = {"images": [], "annotations": [], "categories": CATEGORIES}
+    predictions = []
+    for image, annotations, (boxes, category_ids, scores) in synthetic_images(num_images, DETECTIONS):
+        truth["images"].append(image)
+        truth["annotations"] += annotations
+        order = np.argsort(-scores)
+        rles = rles_of(boxes[order]) if with_masks else None
+        predictions.append(
+            ImagePredictions(
+                image["id"],
+                category_ids[order] - 1,
+                boxes[order].astype(np.float32),
+                scores[order].astype(np.float32),
+                [HEIGHT, WIDTH] if with_masks else None,
+                None if rles is None else [rle["counts"].decode("ascii") for rle in rles],
+            )
+        )
     path.write_text(json.dumps(truth))
-    return [predictions for _, _, predictions in made]
+    return predictions
 
 
 class Steps:
@@ -100,9 +65,7 @@ class Steps:
         start = time.process_time()
         result = function(*args)
         seconds = time.process_time() - start
-        self.rows.append(
-            {"images": self.num_images, "step": name, "CPU s": seconds, "peak MiB": resident_peak() / 1024}
-        )
+        self.rows.append({"images": self.num_images, "step": name, "CPU s": seconds, "peak MiB": resident_peak()})
         return result
 
 
@@ -126,7 +89,7 @@ def measure(num_images: int, with_masks: bool) -> list[dict]:
         detections = as_detections(predictions)
         matching = steps.run("matching", match_lvis, truth, detections, task)
         standard = steps.run("metrics", lambda: matching.curves.metrics())
-        MetadataCatalog.get(DATASET).thing_classes = [f"c{k}" for k in range(K)]
+        MetadataCatalog.get(DATASET).thing_classes = [category["name"] for category in CATEGORIES]
         analysis = TailAnalysis(DATASET, str(folder))
         steps.run("analysis", analysis.run, matching, standard)
     steps.rows.append(
@@ -134,7 +97,7 @@ def measure(num_images: int, with_masks: bool) -> list[dict]:
             "images": num_images,
             "step": "all",
             "CPU s": sum(row["CPU s"] for row in steps.rows),
-            "peak MiB": resident_peak() / 1024,
+            "peak MiB": resident_peak(),
         }
     )
     return steps.rows
@@ -161,29 +124,18 @@ def parse_args() -> argparse.Namespace:
         "--images", nargs="+", type=int, default=[1000, 5000, 19809], help="sizes (default: 1000 5000 19809)"
     )
     parser.add_argument("--masks", action="store_true", help="detections have masks, and these are evaluated")
-    parser.add_argument("--output", help="JSON file to write the rows to")
     parser.add_argument("--plot", help="file to draw the seconds to")
-    parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)  # measure in this process, print JSON
     return parser.parse_args()
 
 
 def main(args: argparse.Namespace) -> None:
-    torch.set_num_threads(1)
-    if args.one:
-        print(json.dumps(measure(args.images[0], args.masks)))
-        return
     rows = []
     for images in args.images:
-        command = [sys.executable, "-m", "speed.lvis_size", "--one", "--images", str(images)]
-        command += ["--masks"] if args.masks else []
-        output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-        rows_of_size = json.loads(output.splitlines()[-1])
+        rows_of_size = in_own_process(measure, images, args.masks)
         print(tabulate(rows_of_size, headers="keys", floatfmt=".4g"), end="\n\n", flush=True)
         rows += rows_of_size
     if args.plot:
         plot(rows, args.plot)
-    if args.output:
-        Path(args.output).write_text(json.dumps({"rows": rows}, indent=1))
 
 
 if __name__ == "__main__":

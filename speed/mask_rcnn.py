@@ -2,7 +2,7 @@
 """Measure the evaluation of a Mask R-CNN, part by part: Detectron2 with lvis-api beside ours, on the same weights.
 
     DETECTRON2_DATASETS=... python -m speed.mask_rcnn --images 10
-    DETECTRON2_DATASETS=... python -m speed.mask_rcnn --images 39 --size 800 --output mask_rcnn.json
+    DETECTRON2_DATASETS=... python -m speed.mask_rcnn --images 39 --size 480
 
 R-50-FPN of 1,203 categories on images of lvis_v1_val, on one core. No trained weights are needed: random ones, whose
 logits are scaled so that a quarter of the scores passes LVIS's threshold of 1e-4, as of a trained sigmoid model. CPU
@@ -11,9 +11,6 @@ milliseconds an image of each part, and the peak memory that the process reached
 
 import argparse
 import functools
-import json
-import subprocess
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -28,7 +25,7 @@ from tabulate import tabulate
 from eql_d2.engine.checkpoint import LongTailCheckpointer
 from eql_d2.engine.setup import load_config
 from eql_d2.evaluation.lvis_evaluation import LVISEvaluator, numpy_of_lvis_api
-from speed.__main__ import resident_peak
+from speed.measuring import in_own_process, resident_peak
 
 CONFIG = "configs/LVISv1/sigmoid_mask_rcnn_R_50_FPN_1x.yaml"
 SIDES = ("detectron2", "eql_d2")
@@ -121,7 +118,7 @@ def measure(side: str, weights: str, num_images: int, size: int) -> dict:
         with numpy_of_lvis_api():
             evaluate()
     milliseconds = {part: 1e3 * seconds / num_images for part, seconds in parts.seconds.items()}
-    return {"ms": milliseconds, "peak MiB": resident_peak() / 1024, "detections": detections / num_images}
+    return {"ms": milliseconds, "peak MiB": resident_peak(), "detections": detections / num_images}
 
 
 def table(measured: dict) -> list[dict]:
@@ -140,30 +137,17 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=10, help="of lvis_v1_val, from the first (default: 10)")
     parser.add_argument("--size", type=int, default=800, help="short side in pixels (default: 800, LVIS's)")
-    parser.add_argument("--output", help="JSON file to write the figures to")
-    parser.add_argument("--one", nargs=2, metavar=("SIDE", "WEIGHTS"), help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
 def main(args: argparse.Namespace) -> None:
     torch.set_num_threads(1)
-    if args.one:
-        print(json.dumps(measure(*args.one, args.images, args.size)))
-        return
     with tempfile.TemporaryDirectory() as folder:
         weights = Path(folder) / "weights.pth"
         make_weights(weights, args.size)
-        measured = {}
-        for side in SIDES:
-            command = [sys.executable, "-m", "speed.mask_rcnn", "--one", side, str(weights)]
-            command += ["--images", str(args.images), "--size", str(args.size)]
-            output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-            measured[side] = json.loads(output.splitlines()[-1])
-    rows = table(measured)
-    print(tabulate(rows, headers="keys", floatfmt=".4g"))
+        measured = {side: in_own_process(measure, side, str(weights), args.images, args.size) for side in SIDES}
+    print(tabulate(table(measured), headers="keys", floatfmt=".4g"))
     print("detections an image:", *(f"{side} {measured[side]['detections']:.0f}" for side in SIDES))
-    if args.output:
-        Path(args.output).write_text(json.dumps({"rows": rows}, indent=1))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from speed.__main__ import synthetic_lvis
+from speed.synthetic import synthetic_lvis
 
 IMAGES_MADE = 250  # the others repeat them, under ids of their own
 

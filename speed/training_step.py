@@ -11,11 +11,9 @@ number is what a GPU would launch at least.
 """
 
 import argparse
-import json
 import statistics
 import tempfile
 import time
-from pathlib import Path
 
 import torch
 from detectron2.engine import SimpleTrainer
@@ -126,16 +124,12 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--config", default=CONFIG, help=f"of this package (default: {CONFIG})")
     parser.add_argument("--size", type=int, default=0, help="short side in pixels (default: the config's)")
     parser.add_argument("--rounds", type=int, default=20, help="steps of each that count (default: 20)")
-    parser.add_argument("--output", help="JSON file to write the rows to")
     return parser.parse_args()
 
 
 def main(args: argparse.Namespace) -> None:
     torch.set_num_threads(1)
-    rows = measure(args.config, args.size, args.rounds)
-    print(tabulate(rows, headers="keys", floatfmt=".4g"))
-    if args.output:
-        Path(args.output).write_text(json.dumps({"rows": rows}, indent=1))
+    print(tabulate(measure(args.config, args.size, args.rounds), headers="keys", floatfmt=".4g"))
 
 
 if __name__ == "__main__":
