@@ -35,7 +35,7 @@ def count_annotations(json_file, category_order: dict | None = None) -> dict:
     return {
         "image_count": np.bincount(image_class_pairs % K, minlength=K),
         "instance_count": np.bincount(classes, minlength=K),
-        "num_images": int(images.max()) + 1 if len(images) else 0,
+        "num_images": int(images.max()) + 1,
         "fractal_dimension": fractal_dimensions(*_centres(data["images"], annotations), classes, K),
         "groups": "".join(letters) if all(x in ("r", "c", "f") for x in letters) else "",
     }

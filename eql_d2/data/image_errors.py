@@ -1,11 +1,12 @@
 """Images that cannot be read: which one it was, and of which dataset entry."""
 
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 
 from detectron2.data import DatasetMapper, detection_utils
 from PIL import ImageMode
 
 from eql_d2.errors import InputError, one_line
+from eql_d2.replaced import replaced
 
 DETECTRON2_FORMATS = ("BGR", "YUV-BT.601")  # beside the modes of PIL
 
@@ -59,17 +60,12 @@ class ExplainedMapper:
 CONVERT = detection_utils.convert_PIL_to_numpy
 
 
-@contextmanager
 def eight_bits_alone():
     """Within this context Detectron2 refuses to read an image of floats, or of integers beyond 255.
 
     Pillow's conversion to RGB would make all of them white. The error is an InputError.
     """
-    detection_utils.convert_PIL_to_numpy = convert_eight_bits
-    try:
-        yield
-    finally:
-        detection_utils.convert_PIL_to_numpy = CONVERT
+    return replaced(detection_utils, "convert_PIL_to_numpy", convert_eight_bits)
 
 
 def convert_eight_bits(image, format):

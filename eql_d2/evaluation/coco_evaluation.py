@@ -1,7 +1,7 @@
 """COCO's metrics as a Detectron2 evaluator, with the analysis that LVIS's has."""
 
 import io
-from contextlib import contextmanager, redirect_stdout
+from contextlib import redirect_stdout
 from itertools import chain
 
 import detectron2.evaluation.coco_evaluation as detectron2s
@@ -18,6 +18,7 @@ from eql_d2.evaluation.lvis_metrics import COCO_MAX_DETS, GroundTruth, match_lvi
 from eql_d2.evaluation.predictions import ImagePredictions, as_detections, rles_of
 from eql_d2.evaluation.registry import EVALUATOR_REGISTRY
 from eql_d2.evaluation.tail_analysis import TailAnalysis
+from eql_d2.replaced import replaced
 
 
 class LongTailCOCOEvaluator(COCOEvaluator):
@@ -110,17 +111,6 @@ class LongTailCOCOEvaluator(COCOEvaluator):
 @EVALUATOR_REGISTRY.register()
 def coco(dataset_name: str, *, backend: str, **settings) -> LongTailCOCOEvaluator:  # noqa: ARG001 (LVIS's)
     return LongTailCOCOEvaluator(dataset_name, use_fast_impl=False, **settings)
-
-
-@contextmanager
-def replaced(thing, name: str, value):
-    """Within this context ``thing`` has another attribute."""
-    before = getattr(thing, name)
-    setattr(thing, name, value)
-    try:
-        yield
-    finally:
-        setattr(thing, name, before)
 
 
 def evaluated_without_detections(truth: COCO, iou_type: str) -> COCOeval:

@@ -3,7 +3,6 @@
 import logging
 import os
 from collections.abc import Sequence
-from contextlib import contextmanager
 
 import numpy as np
 from detectron2.data import MetadataCatalog
@@ -19,6 +18,7 @@ from eql_d2.evaluation.lvis_metrics import MAX_DETS, METRICS, GroundTruth, match
 from eql_d2.evaluation.predictions import ImagePredictions, as_detections, save, tasks_of, write_json
 from eql_d2.evaluation.registry import EVALUATOR_REGISTRY
 from eql_d2.evaluation.tail_analysis import TailAnalysis
+from eql_d2.replaced import replaced
 
 logger = logging.getLogger(__name__)
 
@@ -192,13 +192,8 @@ class _NumpyWithFloat:
         return getattr(np, name)
 
 
-@contextmanager
 def numpy_of_lvis_api():
     """Within this context the LVIS API's evaluation finds ``np.float``, which numpy removed in 1.24."""
     import lvis.eval  # here, since it imports matplotlib and OpenCV
 
-    lvis.eval.np = _NumpyWithFloat()
-    try:
-        yield
-    finally:
-        lvis.eval.np = np
+    return replaced(lvis.eval, "np", _NumpyWithFloat())

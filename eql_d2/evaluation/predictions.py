@@ -185,11 +185,10 @@ def tasks_of(predictions: list) -> tuple:
 
 def as_detections(predictions: list) -> Detections:
     """Those of all images, as the metrics take them."""
-    has_masks = any(p.mask_counts is not None for p in predictions)
     return Detections(
         image_id=np.repeat([p.image_id for p in predictions], [len(p.score) for p in predictions]),
         category_id=np.concatenate([p.category_id for p in predictions]),
         score=np.concatenate([p.score for p in predictions]),
         box=np.concatenate([p.bbox for p in predictions]),
-        segmentation=Masks(predictions) if has_masks else None,
+        segmentation=Masks(predictions) if "segm" in tasks_of(predictions) else None,
     )

@@ -21,7 +21,7 @@ def ap_by_frequency(comparison: Comparison) -> Section:
         unseen |= set(without_images)
         if not points:
             continue
-        plot.add_trace(_points(comparison, points, look))
+        plot.add_trace(category_points(comparison, points, look, "AP %{y:.1f} %"))
         bins = bin_means(configuration)
         if bins:
             plot.add_trace(_trend(bins, look))
@@ -70,11 +70,12 @@ def bin_means(configuration: Configuration) -> list[tuple[float, float]]:
     return [((low * high) ** 0.5, mean(ap)) for (low, high), ap in sorted(bins.items())]
 
 
-def _points(comparison: Comparison, points: dict[int, tuple], look) -> go.Scatter:
+def category_points(comparison: Comparison, points: dict[int, tuple], look, value: str) -> go.Scatter:
+    """Each of (training images, y), by index; ``value`` says y where the pointer is, in plotly's words."""
     rows = [comparison.categories[index] for index in points]
     return go.Scatter(
         x=[images for images, _ in points.values()],
-        y=[ap for _, ap in points.values()],
+        y=[y for _, y in points.values()],
         mode="markers",
         marker=look.marker,
         cliponaxis=False,  # or of a point at 0 half is seen
@@ -82,7 +83,7 @@ def _points(comparison: Comparison, points: dict[int, tuple], look) -> go.Scatte
         legendgroup=shown(look.label),
         customdata=[[shown(row["name"]), GROUP_NAMES.get(row["group"], "")] for row in rows],
         hovertemplate=(
-            f"<b>%{{customdata[0]}}</b> %{{customdata[1]}}<br>{shown(look.label)}: AP %{{y:.1f}} %"
+            f"<b>%{{customdata[0]}}</b> %{{customdata[1]}}<br>{shown(look.label)}: {value}"
             f"<br>%{{x}} training images<extra></extra>"
         ),
     )

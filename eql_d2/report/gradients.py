@@ -1,12 +1,9 @@
 """Positive against negative gradient of each category, over the whole training."""
 
-from plotly import graph_objects as go
-
-from eql_d2.data.letters import GROUP_NAMES
 from eql_d2.evaluation.run_folder import GRADIENT_BALANCE_FILE
-from eql_d2.report.frequency import why_no_points
+from eql_d2.report.frequency import category_points, why_no_points
 from eql_d2.report.runs import Comparison, Configuration
-from eql_d2.report.style import INK, Figure, Section, looks, new_plot, shown
+from eql_d2.report.style import INK, Figure, Section, looks, new_plot
 
 
 def gradient_ratios(comparison: Comparison) -> Section:
@@ -20,23 +17,8 @@ def gradient_ratios(comparison: Comparison) -> Section:
     for configuration, look in zip(comparison.configurations, looks(comparison.configurations)):
         points = ratio_points(comparison, configuration)
         left_out += len(configuration.gradient_sums()) - len(points)
-        if not points:
-            continue
-        rows = [comparison.categories[index] for index in points]
-        plot.add_trace(
-            go.Scatter(
-                x=[images for images, _ in points.values()],
-                y=[ratio for _, ratio in points.values()],
-                mode="markers",
-                marker=look.marker,
-                name=shown(look.label),
-                customdata=[[shown(row["name"]), GROUP_NAMES.get(row["group"], "")] for row in rows],
-                hovertemplate=(
-                    f"<b>%{{customdata[0]}}</b> %{{customdata[1]}}<br>{shown(look.label)}: ratio %{{y:.3g}}"
-                    f"<br>%{{x}} training images<extra></extra>"
-                ),
-            )
-        )
+        if points:
+            plot.add_trace(category_points(comparison, points, look, "ratio %{y:.3g}"))
     if not plot.data:
         return Section("Gradient balance", text, missing=_why_none(comparison))
     plot.add_hline(y=1, line={"color": INK, "dash": "dash", "width": 1})

@@ -17,8 +17,8 @@ from eql_d2.report.curves import training_curves
 from eql_d2.report.frequency import ap_by_frequency
 from eql_d2.report.gradients import gradient_ratios
 from eql_d2.report.intervals import intervals
-from eql_d2.report.results import config_differences, results_columns
-from eql_d2.report.runs import Comparison
+from eql_d2.report.results import results_columns
+from eql_d2.report.runs import Comparison, differing_keys
 from eql_d2.report.style import Figure, Section, looks, set_log_ticks
 
 SECTIONS = (ap_by_frequency, biggest_changes, gradient_ratios, training_curves, score_calibration, confusions)
@@ -76,7 +76,7 @@ def render(comparison: Comparison, sections: list[Section], examples) -> str:
         comparison=comparison,
         looks=looks(comparison.configurations),
         columns=results_columns(comparison),
-        differences=config_differences(comparison),
+        differences=differing_keys(comparison.configurations),
         sections=sections,
         examples=examples,
         made=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),

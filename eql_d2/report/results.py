@@ -1,10 +1,10 @@
-"""The table of results, and in which config keys the configurations differ."""
+"""The table of results."""
 
 from dataclasses import dataclass
 from statistics import mean
 
 from eql_d2.evaluation.compare import mean_and_spread
-from eql_d2.report.runs import Comparison, differing_keys
+from eql_d2.report.runs import Comparison
 
 # (metric, what it is, whether more is better), in the order of the columns
 METRICS = (
@@ -43,8 +43,3 @@ def results_columns(comparison: Comparison) -> list[Column]:
         cells = [mean_and_spread(v) if v else "–" for v in values]
         columns.append(Column(metric, meaning, cells, best))
     return columns
-
-
-def config_differences(comparison: Comparison) -> dict[str, list[str]]:
-    """Config key -> its value in each configuration, for the keys in which they differ."""
-    return differing_keys(comparison.configurations)
