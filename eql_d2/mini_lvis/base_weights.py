@@ -10,6 +10,7 @@ import logging
 import os
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -61,7 +62,7 @@ def ensure_base_weights() -> Path:
     Training runs in a process of its own: this one may be one of several that wait for the weights.
     """
     config = CfgNode.load_yaml_with_base(get_config_file(CONFIG))
-    made_of = json.dumps([config, SPECS["mini_lvis_base"].fields(), VERSION], sort_keys=True)
+    made_of = json.dumps([config, asdict(SPECS["mini_lvis_base"]), VERSION], sort_keys=True)  # type: ignore[call-overload]
     key = hashlib.sha256(made_of.encode()).hexdigest()[:12]
     path = (datasets_root() / "mini_lvis_weights" / f"base_{key}.pth").absolute()
     if path.is_file():

@@ -103,13 +103,9 @@ class GlyphSpec(ABC):
     def train_image_counts(self) -> np.ndarray:
         """(K,) int64, the training images of each category by rank, falling."""
 
-    def fields(self) -> dict:
-        """Name -> value."""
-        return asdict(self)  # type: ignore[call-overload]  # all specs are dataclasses
-
     def record(self) -> dict:
         """What ``spec.json`` holds; the dataset of another record is another dataset."""
-        return {"version": VERSION, **self.fields()}
+        return {"version": VERSION, **asdict(self)}  # type: ignore[call-overload]  # all specs are dataclasses
 
 
 @dataclass(frozen=True)
@@ -151,20 +147,6 @@ class MiniLVISSpec(GlyphSpec):
     rows: bool = False
 
     def __post_init__(self):
-        self._check_integers()
-        t = self.tail_exponent
-        if not isinstance(t, (int, float)) or not 0 <= t < math.inf:
-            raise InputError(f"tail_exponent must be a number >= 0, got {t!r}: 0 is balanced, 1 the default tail")
-        glyphs_left = len(GLYPHS) - self.first_glyph
-        if self.num_categories > glyphs_left:
-            raise InputError(
-                f"num_categories must be at most {glyphs_left} with first_glyph {self.first_glyph} "
-                f"({len(GLYPHS)} glyphs), got {self.num_categories}: lower one of the two"
-            )
-        self._check_room("num_train_images", MAX_TRAIN_CATEGORIES_PER_IMAGE)
-        self._check_room("num_val_images", MAX_VAL_CATEGORIES_PER_IMAGE)
-
-    def _check_integers(self):
         require_integers(
             self,
             num_categories=(2, len(GLYPHS)),
@@ -176,6 +158,17 @@ class MiniLVISSpec(GlyphSpec):
             image_size=IMAGE_SIZES,
             min_val_images=(1, math.inf),
         )
+        t = self.tail_exponent
+        if not isinstance(t, (int, float)) or not 0 <= t < math.inf:
+            raise InputError(f"tail_exponent must be a number >= 0, got {t!r}: 0 is balanced, 1 the default tail")
+        glyphs_left = len(GLYPHS) - self.first_glyph
+        if self.num_categories > glyphs_left:
+            raise InputError(
+                f"num_categories must be at most {glyphs_left} with first_glyph {self.first_glyph} "
+                f"({len(GLYPHS)} glyphs), got {self.num_categories}: lower one of the two"
+            )
+        self._check_room("num_train_images", MAX_TRAIN_CATEGORIES_PER_IMAGE)
+        self._check_room("num_val_images", MAX_VAL_CATEGORIES_PER_IMAGE)
 
     def _check_room(self, name: str, per_image: float):
         needed = math.ceil(self.num_categories / per_image)
@@ -604,17 +597,14 @@ def _draw_split(spec: GlyphSpec, folder: Path, counts: np.ndarray, stream: int, 
     rng = _rng(spec, _LAYOUT_STREAM, stream)
     images = _assign_categories(spec, counts, num_images, rng)
     negatives = _assign_negatives(images, spec.num_categories, rng)
-    split: dict = {"images": [], "annotations": []}
-    split["images"] = [_image_record(first_image_id + i, folder.name, spec, negatives[i]) for i in range(num_images)]
-    files = [folder / image["file_name"] for image in split["images"]]
+    records = [_image_record(first_image_id + i, folder.name, spec, negatives[i]) for i in range(num_images)]
+    files = [folder / record["file_name"] for record in records]
     drawn = _map(partial(_write_image, spec, stream), zip(range(num_images), images, files), num_images, spec)
-    for image, objects in zip(
-        split["images"], tqdm(drawn, f"MiniLVIS {folder.name}", num_images, unit="image"), strict=True
-    ):
+    annotations: list[dict] = []
+    for record, objects in zip(records, tqdm(drawn, f"MiniLVIS {folder.name}", num_images, unit="image"), strict=True):
         for category, polygons in objects:
-            annotation_id = len(split["annotations"]) + 1
-            split["annotations"].append(_annotation_record(annotation_id, image["id"], category, polygons))
-    return split
+            annotations.append(_annotation_record(len(annotations) + 1, record["id"], category, polygons))
+    return {"images": records, "annotations": annotations}
 
 
 def _map(function: Callable, jobs: Iterable, num_jobs: int, spec: GlyphSpec) -> Iterator:

@@ -51,18 +51,15 @@ def _reliability(comparison: Comparison, group: str, name: str):
                 ),
             )
         )
-        errors.append(f"{look.label} {_error_text(configuration, group)}")
+        of_runs = calibration_errors(configuration, group)
+        error = f"{mean_and_spread(of_runs)} %" if of_runs else "none (no detection scores high enough to count)"
+        errors.append(f"{look.label} {error}")
     if not errors:
         return None
     plot.add_shape(type="line", x0=0, y0=0, x1=1, y1=1, line={"color": INK, "dash": "dash", "width": 1}, layer="below")
     plot.update_xaxes(range=[-0.02, 1.02], dtick=0.2)
     plot.update_yaxes(range=[-0.02, 1.02], dtick=0.2)
     return Figure(f"{name[0].upper()}{name[1:]}", plot, f"Expected calibration error: {'; '.join(errors)}.")
-
-
-def _error_text(configuration: Configuration, group: str) -> str:
-    errors = calibration_errors(configuration, group)
-    return f"{mean_and_spread(errors)} %" if errors else "none (no detection scores high enough to count)"
 
 
 def _of_group(configuration: Configuration, group: str) -> list[dict]:

@@ -47,12 +47,9 @@ def _bars(comparison: Comparison, group: str, name: str) -> Figure | None:
         )
     plot.update_yaxes(tickvals=list(range(len(rows))), ticktext=[shown(label) for label in rows], autorange="reversed")
     plot.update_xaxes(range=[0, 100])
-    return Figure(f"Objects of {name} categories", plot, f"At IoU 0.5{comparison.over_seeds}. {_summary(rows, name)}")
-
-
-def _summary(rows: dict[str, dict], name: str) -> str:
     best = max(rows, key=lambda label: rows[label]["right"])
-    return f"Most {name} objects named right: {best}, {100 * rows[best]['right']:.1f} %."
+    most = f"Most {name} objects named right: {best}, {100 * rows[best]['right']:.1f} %."
+    return Figure(f"Objects of {name} categories", plot, f"At IoU 0.5{comparison.over_seeds}. {most}")
 
 
 def outcome_shares(configuration: Configuration, group: str) -> dict[str, float] | None:
