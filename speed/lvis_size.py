@@ -16,9 +16,9 @@ import tempfile
 import time
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 from detectron2.data import MetadataCatalog
+from matplotlib.figure import Figure
 from tabulate import tabulate
 
 from eql_d2.data.annotations import read_truth
@@ -98,10 +98,8 @@ def measure(num_images: int, with_masks: bool) -> list[dict]:
 
 def plot(rows: list[dict], path: str) -> None:
     """Seconds of each step over images, on logarithmic axes, where linear growth is a straight line of slope 1."""
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(7.5, 4.5), layout="constrained")
+    figure = Figure(figsize=(7.5, 4.5), layout="constrained")
+    axes = figure.subplots()
     for step in dict.fromkeys(row["step"] for row in rows if row["step"] != MAKING):
         mine = [(row["images"], row["CPU s"]) for row in rows if row["step"] == step]
         axes.loglog(*zip(*mine), marker="o", label=step)

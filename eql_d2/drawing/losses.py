@@ -159,37 +159,41 @@ def plot_loss(name: str, path, opts: Sequence = ()) -> None:
         path: PNG to write.
         opts: config overrides for the loss.
     """
+    from matplotlib.figure import Figure
+
     frequencies = lvis_frequencies()
     probe = Probe(build_loss(name, opts), frequencies)
     baseline = Probe(build_loss(baseline_of(probe.loss)), frequencies)
     typical = typical_categories(frequencies)
-    with agg() as plt:
-        figure, axes = plt.subplots(1, 3, figsize=(10.5, 3.6), sharey=True)
-        for axis, (role, title) in zip(axes, ROLES.items()):
-            # Thick below thin, so that curves that coincide are all seen.
-            for (letter, category), width in zip(reversed(typical.items()), (5.5, 3.5, 1.5)):
-                curve = probe.pushes(role, category, LOGITS)
-                label = category_label(GROUP_NAMES[letter], category, frequencies)
-                axis.plot(LOGITS, curve, color=GROUP_COLORS[letter], linewidth=width, label=label)
-            curve = baseline.pushes(role, typical["f"], LOGITS)
-            label = f"{type(baseline.loss).__name__}, any category"
-            axis.plot(LOGITS, curve, "k:", linewidth=1.2, label=label)
-            axis.set_title(title, fontsize=9)
-            axis.set_xlabel("logit z of the category", fontsize=9)
-            style(axis)
-        axes[0].set_yscale("symlog", linthresh=LINEAR_BELOW, linscale=0.4)
-        axes[0].set_ylabel("pushes z down:  R ∂L/∂z", fontsize=9)
-        axes[2].set_ylabel("pushes z up:  −R ∂L/∂z", fontsize=9)
-        draws = f"  (random: mean of {NUM_DRAWS} draws)" if probe.random else ""
-        figure.suptitle(name + draws, fontsize=11, fontweight="bold", x=0.01, ha="left")
-        lines = axes[0].get_legend_handles_labels()
-        figure.legend(*lines, loc="lower center", ncols=4, frameon=False, fontsize=8)
-        figure.tight_layout(rect=(0, 0.06, 1, 1))
-        save(figure, path)
+    figure = Figure(figsize=(10.5, 3.6))
+    axes = figure.subplots(1, 3, sharey=True)
+    for axis, (role, title) in zip(axes, ROLES.items()):
+        # Thick below thin, so that curves that coincide are all seen.
+        for (letter, category), width in zip(reversed(typical.items()), (5.5, 3.5, 1.5)):
+            curve = probe.pushes(role, category, LOGITS)
+            label = category_label(GROUP_NAMES[letter], category, frequencies)
+            axis.plot(LOGITS, curve, color=GROUP_COLORS[letter], linewidth=width, label=label)
+        curve = baseline.pushes(role, typical["f"], LOGITS)
+        label = f"{type(baseline.loss).__name__}, any category"
+        axis.plot(LOGITS, curve, "k:", linewidth=1.2, label=label)
+        axis.set_title(title, fontsize=9)
+        axis.set_xlabel("logit z of the category", fontsize=9)
+        style(axis)
+    axes[0].set_yscale("symlog", linthresh=LINEAR_BELOW, linscale=0.4)
+    axes[0].set_ylabel("pushes z down:  R ∂L/∂z", fontsize=9)
+    axes[2].set_ylabel("pushes z up:  −R ∂L/∂z", fontsize=9)
+    draws = f"  (random: mean of {NUM_DRAWS} draws)" if probe.random else ""
+    figure.suptitle(name + draws, fontsize=11, fontweight="bold", x=0.01, ha="left")
+    lines = axes[0].get_legend_handles_labels()
+    figure.legend(*lines, loc="lower center", ncols=4, frameon=False, fontsize=8)
+    figure.tight_layout(rect=(0, 0.06, 1, 1))
+    save(figure, path)
 
 
 def plot_overview(names: Sequence[str], path) -> None:
     """Draw all losses beside each other, the push on a rare and a frequent category at one logit, to ``path``."""
+    from matplotlib.figure import Figure
+
     frequencies = lvis_frequencies()
     typical = typical_categories(frequencies)
     probes = sorted(
@@ -197,26 +201,26 @@ def plot_overview(names: Sequence[str], path) -> None:
         key=lambda probe: (baseline_of(probe.loss), not is_baseline(probe.loss)),
     )
     rows = range(len(probes))
-    with agg() as plt:
-        figure, axes = plt.subplots(1, 3, figsize=(10.5, 1.7 + 0.26 * len(probes)), sharey=True)
-        for axis, (role, title) in zip(axes, ROLES.items()):
-            logit = LABEL_LOGIT if role == "label" else NEGATIVE_LOGIT
-            for letter, size in (("f", 90), ("r", 26)):
-                pushes = [probe.pushes(role, typical[letter], torch.tensor([logit]))[0] for probe in probes]
-                label = category_label(GROUP_NAMES[letter], typical[letter], frequencies)
-                axis.scatter(pushes, rows, s=size, color=GROUP_COLORS[letter], zorder=3, label=label)
-            axis.set_title(title, fontsize=9)
-            axis.set_xscale("symlog", linthresh=LINEAR_BELOW, linscale=0.4)
-            axis.set_xlabel(f"{'−' if role == 'label' else ''}R ∂L/∂z at z = {logit:g}", fontsize=9)
-            style(axis)
-        axes[0].set_yticks(rows, [type(probe.loss).__name__ for probe in probes])
-        for row, probe in enumerate(probes):
-            axes[0].get_yticklabels()[row].set_fontweight("bold" if is_baseline(probe.loss) else "normal")
-        axes[0].invert_yaxis()
-        dots = axes[0].get_legend_handles_labels()
-        figure.legend(*dots, loc="lower center", ncols=2, frameon=False, fontsize=8)
-        figure.tight_layout(rect=(0, 0.25 / figure.get_figheight(), 1, 1))
-        save(figure, path)
+    figure = Figure(figsize=(10.5, 1.7 + 0.26 * len(probes)))
+    axes = figure.subplots(1, 3, sharey=True)
+    for axis, (role, title) in zip(axes, ROLES.items()):
+        logit = LABEL_LOGIT if role == "label" else NEGATIVE_LOGIT
+        for letter, size in (("f", 90), ("r", 26)):
+            pushes = [probe.pushes(role, typical[letter], torch.tensor([logit]))[0] for probe in probes]
+            label = category_label(GROUP_NAMES[letter], typical[letter], frequencies)
+            axis.scatter(pushes, rows, s=size, color=GROUP_COLORS[letter], zorder=3, label=label)
+        axis.set_title(title, fontsize=9)
+        axis.set_xscale("symlog", linthresh=LINEAR_BELOW, linscale=0.4)
+        axis.set_xlabel(f"{'−' if role == 'label' else ''}R ∂L/∂z at z = {logit:g}", fontsize=9)
+        style(axis)
+    axes[0].set_yticks(rows, [type(probe.loss).__name__ for probe in probes])
+    for row, probe in enumerate(probes):
+        axes[0].get_yticklabels()[row].set_fontweight("bold" if is_baseline(probe.loss) else "normal")
+    axes[0].invert_yaxis()
+    dots = axes[0].get_legend_handles_labels()
+    figure.legend(*dots, loc="lower center", ncols=2, frameon=False, fontsize=8)
+    figure.tight_layout(rect=(0, 0.25 / figure.get_figheight(), 1, 1))
+    save(figure, path)
 
 
 def baseline_of(loss: ClassificationLoss) -> str:
@@ -242,28 +246,16 @@ def style(axis) -> None:
 
 def save(figure, path) -> None:
     """Write a PNG of 64 colours, a third of its size in full colour."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from PIL import Image
 
     make_folder(Path(path).parent)
     figure.set_dpi(110)
-    figure.canvas.draw()
-    pixels = Image.fromarray(np.asarray(figure.canvas.buffer_rgba())).convert("RGB")
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    pixels = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
     with naming(path):
         pixels.quantize(64, dither=Image.Dither.NONE).save(path, optimize=True)
-
-
-@contextmanager
-def agg():
-    """pyplot without a display; the figures made under it are closed."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot as plt
-
-    try:
-        yield plt
-    finally:
-        plt.close("all")
 
 
 @contextmanager

@@ -53,16 +53,14 @@ class PredictionPicture(DatasetEvaluator):
             logger.info("Ground truth beside predictions: %s", self._path)
 
     def _draw(self, instances: dict) -> None:
-        import matplotlib
-
-        matplotlib.use("agg")
-        from matplotlib import pyplot as plt
+        from matplotlib.figure import Figure
         from matplotlib.patches import Patch
 
         # In the order of rarity, whatever order they were predicted in.
         drawn = [image_id for image_id in self._images if image_id in instances]
         rows = -(-len(drawn) // 2)
-        figure, axes = plt.subplots(rows, 4, figsize=(17, 4.5 * rows), squeeze=False)
+        figure = Figure(figsize=(17, 4.5 * rows))
+        axes = figure.subplots(rows, 4, squeeze=False)
         for axis in axes.flat:
             axis.set_axis_off()
         for (left, right), image_id in zip(axes.reshape(-1, 2), drawn):
@@ -74,7 +72,6 @@ class PredictionPicture(DatasetEvaluator):
         make_folder(self._path.parent)
         with written_whole(self._path, "wb") as file:
             figure.savefig(file, format="png", dpi=80)
-        plt.close(figure)
 
     def _draw_truth(self, axis, image: dict) -> None:
         axis.imshow(self._panels.truth(image))

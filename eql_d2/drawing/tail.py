@@ -63,12 +63,10 @@ def _number(n) -> str:
 
 def plot_data(frequencies: ClassFrequencies, rules: Sequence[TailRule], path) -> None:
     """Draw sorted counts beside TR(lambda), as in Fig. 2 and Eq. 5 of the EQL paper, to a PNG."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("agg")
-    from matplotlib import pyplot as plt
-
-    figure, (left, right) = plt.subplots(1, 2, figsize=(13, 4.8), layout="constrained")
+    figure = Figure(figsize=(13, 4.8), layout="constrained")
+    left, right = figure.subplots(1, 2)
     _draw_counts(left, frequencies)
     if frequencies.num_images is None:
         right.set_axis_off()
@@ -78,7 +76,6 @@ def plot_data(frequencies: ClassFrequencies, rules: Sequence[TailRule], path) ->
     make_folder(Path(path).parent)
     with written_whole(path, "wb") as file:
         figure.savefig(file, format="png", dpi=110)
-    plt.close(figure)
 
 
 def _draw_counts(axis, frequencies: ClassFrequencies) -> None:

@@ -21,7 +21,6 @@ A, T, R: 4 area ranges, 10 IoU thresholds, 101 recall thresholds
 group: an image and a category as one number, image * K + category
 """
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -32,6 +31,7 @@ from typing import TypeVar
 import numpy as np
 import pycocotools.mask as mask_utils
 
+from eql_d2.data.json_files import read_json
 from eql_d2.errors import InputError
 from eql_d2.evaluation.packed_masks import PackedMasks
 
@@ -126,11 +126,10 @@ class GroundTruth:
             federated: whether it is in LVIS's format; otherwise it is in COCO's.
 
         Raises:
-            InputError: federated, but images without LVIS's fields.
+            InputError: federated, but images without LVIS's fields; no such file, or another content.
         """
         if isinstance(source, (str, os.PathLike)):
-            with open(source, encoding="utf-8") as file:
-                source = json.load(file)
+            source = read_json(source, required=("images", "annotations", "categories"))
         image_of = {image["id"]: image for image in source["images"]}
         images = [image_of[image_id] for image_id in sorted(image_of)]
         categories = {category["id"]: category for category in source["categories"]}
