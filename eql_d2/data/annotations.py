@@ -77,7 +77,7 @@ def read_truth(json_file) -> Annotations:
         for annotation in raw.get("annotations", ()):
             problem = object_problem(annotation) if isinstance(annotation, dict) and "bbox" in annotation else None
             if problem:
-                raise InputError(f"{json_file}: annotation {_shown(annotation.get('id'))} {problem}") from None
+                raise InputError(f"{json_file}: annotation {shown(annotation.get('id'))} {problem}") from None
         return Annotations({"annotations": [], **raw}, [f"{json_file}: {note}" for note in notes])
 
 
@@ -120,7 +120,7 @@ def _read(json_file: str) -> Annotations:
     data = {"annotations": [], **raw}
     for part in PARTS:
         if not isinstance(data[part], list):
-            raise InputError(f"{json_file}: `{part}` must be a list, got {_shown(data[part])}")
+            raise InputError(f"{json_file}: `{part}` must be a list, got {shown(data[part])}")
     categories = _checked(json_file, "category", data["categories"], category_problem)
     if not categories:
         raise InputError(f"{json_file}: `categories` is empty; at least one category is expected")
@@ -193,9 +193,9 @@ def _checked(json_file, kind: str, entries: list, problem_of: Callable) -> dict[
 
 def _id_problem(entry, by_id: dict) -> str | None:
     if not isinstance(entry, dict):
-        return f"must be an object with an `id`, got {_shown(entry)}"
+        return f"must be an object with an `id`, got {shown(entry)}"
     if not is_id(entry.get("id")):
-        return f"must have a whole number as its `id`, got {_shown(entry.get('id'))}"
+        return f"must have a whole number as its `id`, got {shown(entry.get('id'))}"
     return "is there twice: give each an `id` of its own" if entry["id"] in by_id else None
 
 
@@ -204,25 +204,25 @@ def _id_problem(entry, by_id: dict) -> str | None:
 
 def category_problem(category: dict) -> str | None:
     if not isinstance(category.get("name"), str):
-        return f"must have a text as its `name`, got {_shown(category.get('name'))}"
+        return f"must have a text as its `name`, got {shown(category.get('name'))}"
     if category.get("frequency", "r") not in ("r", "c", "f"):
-        return f"must have a `frequency` of 'r', 'c' or 'f', got {_shown(category['frequency'])}"
+        return f"must have a `frequency` of 'r', 'c' or 'f', got {shown(category['frequency'])}"
     return None
 
 
 def image_problem(image: dict) -> str | None:
     for side in ("height", "width"):
         if type(image.get(side)) is not int or image[side] < 1:
-            return f"must have a whole number of pixels as its `{side}`, got {_shown(image.get(side))}"
+            return f"must have a whole number of pixels as its `{side}`, got {shown(image.get(side))}"
     if image["height"] * image["width"] > most_pixels():
         return f"has {image['height']} x {image['width']} pixels, more than the {most_pixels()} that can be opened"
     names = [image[key] for key in ("file_name", "coco_url") if key in image]
     if not names or not all(isinstance(name, str) and name for name in names):
-        return f"must have a text as its `file_name` or `coco_url`, got {_shown(names)}"
+        return f"must have a text as its `file_name` or `coco_url`, got {shown(names)}"
     for key in ("neg_category_ids", "not_exhaustive_category_ids"):
         ids = image.get(key, [])
         if not isinstance(ids, list) or not all(map(is_id, ids)):
-            return f"must have a list of category ids as its `{key}`, got {_shown(ids)}"
+            return f"must have a list of category ids as its `{key}`, got {shown(ids)}"
     return None
 
 
@@ -233,7 +233,7 @@ def annotation_problem(annotation: dict, images: dict, categories: dict) -> str 
     if annotation["category_id"] not in categories:
         return _without_category(annotation)
     if annotation.get("iscrowd", 0) not in (0, 1):
-        return f"must have an `iscrowd` of 0 or 1, got {_shown(annotation['iscrowd'])}"
+        return f"must have an `iscrowd` of 0 or 1, got {shown(annotation['iscrowd'])}"
     image = images.get(annotation["image_id"])
     if image is None:  # it will be left out
         return None
@@ -243,20 +243,20 @@ def annotation_problem(annotation: dict, images: dict, categories: dict) -> str 
 def object_problem(annotation: dict) -> str | None:
     """Of what every evaluation needs."""
     if type(annotation.get("image_id")) is not int:
-        return f"must have a whole number as its `image_id`, got {_shown(annotation.get('image_id'))}"
+        return f"must have a whole number as its `image_id`, got {shown(annotation.get('image_id'))}"
     if type(annotation.get("category_id")) is not int:
         return _without_category(annotation)
     box = annotation.get("bbox")
     if not (type(box) is list and len(box) == 4 and are_numbers(box) and box[2] >= 0 and box[3] >= 0):
-        return f"must have a `bbox` of four finite numbers x, y, width, height (>= 0), got {_shown(box)}"
+        return f"must have a `bbox` of four finite numbers x, y, width, height (>= 0), got {shown(box)}"
     area = annotation.get("area", 0)
     if type(area) not in NUMBERS or not 0 <= area <= sys.float_info.max:
-        return f"must have a finite number of at least 0 as its `area`, got {_shown(area)}"
+        return f"must have a finite number of at least 0 as its `area`, got {shown(area)}"
     return None
 
 
 def _without_category(annotation: dict) -> str:
-    return f"has the category id {_shown(annotation.get('category_id'))}, which `categories` does not list"
+    return f"has the category id {shown(annotation.get('category_id'))}, which `categories` does not list"
 
 
 def segmentation_problem(segmentation, image: dict) -> str | None:
@@ -350,7 +350,7 @@ def is_valid(polygon: list) -> bool:
     return len(polygon) >= 6 and len(polygon) % 2 == 0
 
 
-def _shown(value) -> str:
+def shown(value) -> str:
     """A value in a message, not all of it if it is long."""
     text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    return text if len(text) <= 120 else f"{text[:117]}..."

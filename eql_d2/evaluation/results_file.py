@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import orjson
 
+from eql_d2.data.annotations import are_numbers, shown
 from eql_d2.data.json_files import GZIP, without_garbage_collection
 from eql_d2.errors import InputError
 from eql_d2.evaluation.lvis_metrics import Detections
@@ -87,7 +88,7 @@ def _is_line(text: bytes) -> bool:
 
 def _no_list(path, text: bytes) -> str:
     cure = "; write the list of the detections alone" if text.startswith(b"{") else ""
-    return f"{path} must hold a JSON list of detections, and starts with {_start(text)}{cure}"
+    return f"{path} must hold a JSON list of detections, and starts with {text[:20].decode(errors='replace')!r}{cure}"
 
 
 def _complete_lines(text: bytes) -> tuple[list, bytes]:
@@ -151,44 +152,31 @@ def _is_finite(detections: Detections) -> bool:
 def _first_problem(results: list, iou_type: str) -> str | None:
     for result in results:
         if not isinstance(result, dict):
-            return f"a detection must be an object, got {_short(result)}"
+            return f"a detection must be an object, got {shown(result)}"
         for name in ("image_id", "category_id"):
             value: Any = result.get(name)
-            if not (isinstance(value, str) or (_are_numbers([value]) and float(value).is_integer())):
-                return f"a detection must have a whole number as its `{name}`: {_short(result)}"
-        if not _are_numbers([result.get("score")]):
-            return f"a detection must have a finite number as its `score`: {_short(result)}"
+            if not (isinstance(value, str) or (are_numbers([value]) and float(value).is_integer())):
+                return f"a detection must have a whole number as its `{name}`: {shown(result)}"
+        if not are_numbers([result.get("score")]):
+            return f"a detection must have a finite number as its `score`: {shown(result)}"
         field = FIELD[iou_type]
         if result.get(field) is None:
             other = "segm" if iou_type == "bbox" else "bbox"
             cure = f"; it has what '{other}' needs (--iou-type {other})" if result.get(FIELD[other]) else ""
-            return f"iou_type '{iou_type}' needs '{field}' in every detection: {_short(result)}{cure}"
+            return f"iou_type '{iou_type}' needs '{field}' in every detection: {shown(result)}{cure}"
         mask = result.get("segmentation")
         if iou_type == "segm" and not isinstance(mask, list) and not _is_rle(mask):
-            return f"a `segmentation` must be polygons, or an RLE with size and counts: {_short(result)}"
+            return f"a `segmentation` must be polygons, or an RLE with size and counts: {shown(result)}"
         box = result.get("bbox")
-        if box is not None and not (isinstance(box, list) and len(box) == 4 and _are_numbers(box)):
-            return f"a detection must have a `bbox` of four finite numbers x, y, width, height: {_short(result)}"
+        if box is not None and not (isinstance(box, list) and len(box) == 4 and are_numbers(box)):
+            return f"a detection must have a `bbox` of four finite numbers x, y, width, height: {shown(result)}"
     return None
 
 
 def _is_rle(mask) -> bool:
     size = mask.get("size") if isinstance(mask, dict) else None
-    is_size = isinstance(size, list) and len(size) == 2 and _are_numbers(size)
+    is_size = isinstance(size, list) and len(size) == 2 and are_numbers(size)
     return is_size and isinstance(mask.get("counts"), str | list)
-
-
-def _are_numbers(values: list) -> bool:
-    return all(type(v) in (int, float) and abs(v) < float("inf") for v in values)
-
-
-def _short(value) -> str:
-    text = repr(value)
-    return text if len(text) <= 120 else f"{text[:117]}..."
-
-
-def _start(text: bytes) -> str:
-    return repr(text[:20].decode(errors="replace"))
 
 
 def _joined(parts: list[Detections]) -> Detections:
