@@ -171,7 +171,7 @@ class Evaluated:
         if self.fixed_ap:
             detections = self.matching.detections
             most = detections.select(best_of_each(detections.category_id, detections.score, DETECTIONS_PER_CATEGORY))
-        return TailResults.of(self.matching, self.dataset.categories, most, self.boundary)
+        return TailResults(self.matching, self.dataset.categories, most, self.boundary)
 
     @cached_property
     def metrics(self) -> dict:

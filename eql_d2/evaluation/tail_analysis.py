@@ -51,7 +51,7 @@ class TailAnalysis:
         """
         truth, task, metadata = matching.truth, matching.iou_type, MetadataCatalog.get(self.dataset_name)
         categories = Categories.of(truth, metadata, self.frequencies, self.tail)
-        results = TailResults.of(matching, categories, most, self.boundary_ap)
+        results = TailResults(matching, categories, most, self.boundary_ap)
         metrics = results.scalars() | {name: value for name, value in standard.items() if value == value}
         metrics = {**standard, **metrics}  # in the order of the standard ones
         if self.output_dir:

@@ -17,7 +17,6 @@ from eql_d2.evaluation.lvis_metrics import (
     IOU_THRESHOLDS,
     RECALL_THRESHOLDS,
     Detections,
-    LVISCurves,
     Matching,
     evaluate_lvis,
 )
@@ -35,59 +34,46 @@ def no_formula(text: str) -> str:
 
 @dataclass(frozen=True)
 class TailResults:
-    """One task of one dataset with K categories; AP and AR of a category are in [0, 1], and -1 without an object."""
+    """One task of one dataset with K categories; AP and AR of a category are in [0, 1], and -1 without an object.
 
+    Args:
+        matching: of detections with boxes.
+        categories: the dataset's.
+        most: the highest scores of each category, for fixed AP.
+        boundary_ap: add boundary AP, for masks.
+    """
+
+    matching: Matching
     categories: Categories
-    num_objects: np.ndarray  # (K,) that count
-    curves: LVISCurves
-    fixed_ap: np.ndarray | None  # (K,)
-    boundary_ap: np.ndarray | None  # (K,)
-    category: np.ndarray  # (n,) in [0, K), of the detections that count
-    score: np.ndarray  # (n,)
-    hit: np.ndarray  # (n,) bool, at IoU 0.5
-    answers: Answers
+    most: Detections | None = None
+    boundary_ap: bool = False
 
-    @classmethod
-    def of(
-        cls,
-        matching: Matching,
-        categories: Categories,
-        most: Detections | None = None,
-        boundary_ap: bool = False,
-    ) -> "TailResults":
-        """Analyse a matching.
+    @cached_property
+    def num_objects(self) -> np.ndarray:
+        """(K,) that count."""
+        return self.matching.truth.num_objects()[:, 0]
 
-        Args:
-            matching: of detections with boxes.
-            categories: the dataset's.
-            most: the highest scores of each category, for fixed AP.
-            boundary_ap: add boundary AP, for masks.
-        """
-        truth, detections, task = matching.truth, matching.detections, matching.iou_type
-        index, category, hit = matching.outcomes()
-        return cls(
-            categories=categories,
-            num_objects=truth.num_objects()[:, 0],
-            curves=matching.curves,
-            fixed_ap=None if most is None else evaluate_lvis(truth, most, task, -1).category_ap(),
-            boundary_ap=by_boundary(matching).curves.category_ap() if boundary_ap and task == "segm" else None,
-            category=category,
-            score=detections.score[index],
-            hit=hit,
-            answers=answers(truth, detections, matching.max_dets if truth.federated else -1),
-        )
+    @cached_property
+    def answers(self) -> Answers:
+        truth = self.matching.truth
+        return answers(truth, self.matching.detections, self.matching.max_dets if truth.federated else -1)
+
+    @cached_property
+    def outcomes(self) -> tuple:
+        """(n,) category in [0, K), score, and hit at IoU 0.5, of the detections that count."""
+        index, category, hit = self.matching.outcomes()
+        return category, self.matching.detections.score[index], hit
 
     @cached_property
     def columns(self) -> dict:
         """Name -> (K,) AP or AR, of those that there are."""
-        columns = {
-            "AP": self.curves.category_ap(),
-            "AP50": self.curves.category_ap(iou=0.5),
-            "AR": self.curves.category_ar(),
-            "AP-fixed": self.fixed_ap,
-            "AP-boundary": self.boundary_ap,
-        }
-        return {name: values for name, values in columns.items() if values is not None}
+        truth, task, curves = self.matching.truth, self.matching.iou_type, self.matching.curves
+        columns = {"AP": curves.category_ap(), "AP50": curves.category_ap(iou=0.5), "AR": curves.category_ar()}
+        if self.most is not None:
+            columns["AP-fixed"] = evaluate_lvis(truth, self.most, task, -1).category_ap()
+        if self.boundary_ap and task == "segm":
+            columns["AP-boundary"] = by_boundary(self.matching).curves.category_ap()
+        return columns
 
     @cached_property
     def groups(self) -> dict:
@@ -97,8 +83,9 @@ class TailResults:
     @cached_property
     def calibration(self) -> dict:
         """Group -> reliability of its detections' scores."""
-        mine = {group: members[self.category] for group, members in self.groups.items()}
-        return {group: calibration(self.score[of], self.hit[of]) for group, of in mine.items()}
+        category, score, hit = self.outcomes
+        mine = {group: members[category] for group, members in self.groups.items()}
+        return {group: calibration(score[of], hit[of]) for group, of in mine.items()}
 
     @cached_property
     def confusion(self) -> dict:
@@ -154,7 +141,7 @@ class TailResults:
             "train_images": images,
             "train_instances": instances,
             "objects": self.num_objects.tolist(),
-            "detections": np.bincount(self.category, minlength=len(categories.ids)).tolist(),
+            "detections": np.bincount(self.outcomes[0], minlength=len(categories.ids)).tolist(),
         }
         for name in ("AP", "AP50", "AR", "AP-fixed", "AP-boundary"):
             values = self.columns.get(name, np.full(len(categories.ids), -1.0))
@@ -200,7 +187,7 @@ class TailResults:
     def _precision(self, members: np.ndarray) -> list:
         """(R,) precision at IoU 0.5 at each recall, mean over the categories with objects; nan without one."""
         evaluated = members & (self.num_objects > 0)
-        at_half = self.curves.precision[np.isclose(IOU_THRESHOLDS, 0.5), :, :, 0][0]
+        at_half = self.matching.curves.precision[np.isclose(IOU_THRESHOLDS, 0.5), :, :, 0][0]
         return at_half[:, evaluated].mean(axis=1).tolist() if evaluated.any() else [np.nan] * len(at_half)
 
     def _pairs(self) -> list:
