@@ -3,7 +3,7 @@
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -117,11 +117,9 @@ class Evaluated:
 
     path: str
     dataset: Dataset
-    matching: Matching
+    analysis: TailResults
     notes: list[str]  # what was left out, and what looks like a mistake
-    fixed_ap: bool = False
-    boundary: bool = False
-    unknown: dict = field(default_factory=dict)  # of ids: how many detections
+    unknown: dict  # of ids: how many detections
 
     @classmethod
     def load(
@@ -157,21 +155,19 @@ class Evaluated:
         if detections.box is None:
             detections = _with_boxes(dataset.truth, detections)
         matching = match_lvis(dataset.truth, detections, iou_type, limit)
-        evaluated = cls(str(path), dataset, matching, notes, fixed_ap, boundary, unknown)
-        if not unknown["category_id"]:
-            answers = evaluated.analysis.answers
-            line = indices_for_ids(dataset.truth.category_ids, answers)
-            line = line or hardly_found(dataset.truth, detections, answers, limit)
-            notes += [line] if line else []
-        return evaluated
-
-    @cached_property
-    def analysis(self) -> TailResults:
         most = None
-        if self.fixed_ap:
-            detections = self.matching.detections
+        if fixed_ap:
             most = detections.select(best_of_each(detections.category_id, detections.score, DETECTIONS_PER_CATEGORY))
-        return TailResults(self.matching, self.dataset.categories, most, self.boundary)
+        analysis = TailResults(matching, dataset.categories, most, boundary)
+        if not unknown["category_id"]:
+            line = indices_for_ids(dataset.truth.category_ids, analysis.answers)
+            line = line or hardly_found(dataset.truth, detections, analysis.answers, limit)
+            notes += [line] if line else []
+        return cls(str(path), dataset, analysis, notes, unknown)
+
+    @property
+    def matching(self) -> Matching:
+        return self.analysis.matching
 
     @cached_property
     def metrics(self) -> dict:
