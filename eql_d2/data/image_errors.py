@@ -1,12 +1,12 @@
 """Images that cannot be read: which one it was, and of which dataset entry."""
 
 from contextlib import nullcontext
+from unittest.mock import patch
 
 from detectron2.data import DatasetMapper, detection_utils
 from PIL import ImageMode
 
 from eql_d2.errors import InputError, one_line
-from eql_d2.replaced import replaced
 
 DETECTRON2_FORMATS = ("BGR", "YUV-BT.601")  # beside the modes of PIL
 
@@ -65,7 +65,7 @@ def eight_bits_alone():
 
     Pillow's conversion to RGB would make all of them white. The error is an InputError.
     """
-    return replaced(detection_utils, "convert_PIL_to_numpy", convert_eight_bits)
+    return patch.object(detection_utils, "convert_PIL_to_numpy", convert_eight_bits)
 
 
 def convert_eight_bits(image, format):

@@ -3,6 +3,7 @@
 import ctypes
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from unittest.mock import patch
 
 from detectron2.data import MetadataCatalog, build, get_detection_dataset_dicts
 from detectron2.data.detection_utils import check_metadata_consistency
@@ -13,7 +14,6 @@ from eql_d2.data.json_files import without_garbage_collection
 from eql_d2.data.packed_list import Disposable
 from eql_d2.data.samplers import SOURCE
 from eql_d2.errors import InputError
-from eql_d2.replaced import replaced
 
 
 def load_training_dicts(cfg) -> list[dict]:
@@ -51,7 +51,7 @@ def histogram_at_once():
     def of_all(dataset_dicts, class_names):
         of_detectron2([{"annotations": [a for image in dataset_dicts for a in image["annotations"]]}], class_names)
 
-    return replaced(build, "print_instances_class_histogram", of_all)
+    return patch.object(build, "print_instances_class_histogram", of_all)
 
 
 def forget_files(names: Iterable[str], kept: Iterable[str]) -> None:

@@ -2,8 +2,9 @@
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 from detectron2.modeling import GeneralizedRCNN
@@ -55,11 +56,7 @@ def logit_statistics(model: GeneralizedRCNN, batches) -> LogitStatistics:
     rois, total, squares = 0, torch.zeros(()), torch.zeros(())
     with EventStorage(), sampling_rois(model, predictors) as logits:
         for batch in batches:
-            images = model.preprocess_image(batch)
-            objects = [image["instances"].to(model.device) for image in batch]
-            features = model.backbone(images.tensor)
-            proposals, _ = model.proposal_generator(images, features, None)
-            model.roi_heads(images, features, proposals, objects)
+            model(batch)
             for z in map(torch.Tensor.double, logits):
                 rois, total, squares = rois + len(z), total + z.sum(0), squares + (z**2).sum(0)
             logits.clear()
@@ -71,22 +68,17 @@ def logit_statistics(model: GeneralizedRCNN, batches) -> LogitStatistics:
 
 @contextmanager
 def sampling_rois(model: GeneralizedRCNN, predictors: list):
-    """The ROI heads match and sample proposals as in training, and nothing else; yields the list of the logits."""
+    """The model matches and samples proposals as in training, and nothing else; yields the list of the logits."""
     heads, logits = model.roi_heads, []
-    hooks = [p.register_forward_hook(lambda _module, _args, out: logits.append(out[0])) for p in predictors]
-    before = {name: getattr(heads, name) for name in ("mask_on", "keypoint_on") if hasattr(heads, name)}
-    for name in before:
-        setattr(heads, name, False)
-    for predictor in predictors:
-        predictor.losses = lambda *_args: {}  # a loss would count and accumulate
-    heads.training = True  # its own methods look at it, not its layers
-    try:
-        yield logits
-    finally:
-        heads.training = False
+    # The model's and the heads' own methods look at `training`, not their layers, which stay as for evaluation.
+    changes: list[tuple] = [(model, "training", True), (heads, "training", True), (model, "vis_period", 0)]
+    changes += [(heads, name, False) for name in ("mask_on", "keypoint_on") if hasattr(heads, name)]
+    # A loss would count and accumulate.
+    changes += [(predictor, "losses", lambda *_args: {}) for predictor in predictors]
+    with ExitStack() as stack:
+        for change in changes:
+            stack.enter_context(patch.object(*change))
         for predictor in predictors:
-            del predictor.losses
-        for name, value in before.items():
-            setattr(heads, name, value)
-        for hook in hooks:
-            hook.remove()
+            hook = predictor.register_forward_hook(lambda _module, _args, out: logits.append(out[0]))
+            stack.callback(hook.remove)
+        yield logits

@@ -3,6 +3,7 @@
 import io
 from contextlib import redirect_stdout
 from itertools import chain
+from unittest.mock import patch
 
 import detectron2.evaluation.coco_evaluation as detectron2s
 from detectron2.evaluation import COCOEvaluator
@@ -18,7 +19,6 @@ from eql_d2.evaluation.lvis_metrics import COCO_MAX_DETS, GroundTruth, match_lvi
 from eql_d2.evaluation.predictions import ImagePredictions, as_detections, rles_of
 from eql_d2.evaluation.registry import EVALUATOR_REGISTRY
 from eql_d2.evaluation.tail_analysis import TailAnalysis
-from eql_d2.replaced import replaced
 
 
 class LongTailCOCOEvaluator(COCOEvaluator):
@@ -44,7 +44,7 @@ class LongTailCOCOEvaluator(COCOEvaluator):
         max_dets_per_image: int = -1,
         **kwargs,
     ):
-        with replaced(detectron2s, "COCO", coco_api):  # which it reads its annotation file by
+        with patch.object(detectron2s, "COCO", coco_api):  # which it reads its annotation file by
             super().__init__(dataset_name, **kwargs)
         self._analysis, self._fixed_ap, self._limit = analysis, fixed_ap, max_dets_per_image
 
@@ -79,7 +79,7 @@ class LongTailCOCOEvaluator(COCOEvaluator):
         self._gathered = best_of_all(comm.gather(best, dst=0) if self._distributed else [best])
         if not self._output_dir or not comm.is_main_process():
             return super().evaluate(img_ids)
-        with folder_written_whole(self._output_dir) as unfinished, replaced(self, "_output_dir", unfinished):
+        with folder_written_whole(self._output_dir) as unfinished, patch.object(self, "_output_dir", unfinished):
             return super().evaluate(img_ids)
 
     def _derive_coco_results(self, coco_eval, iou_type, class_names=None):

@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Sequence
+from unittest.mock import patch
 
 import numpy as np
 from detectron2.data import MetadataCatalog
@@ -18,7 +19,6 @@ from eql_d2.evaluation.lvis_metrics import MAX_DETS, METRICS, GroundTruth, match
 from eql_d2.evaluation.predictions import ImagePredictions, as_detections, save, tasks_of, write_json
 from eql_d2.evaluation.registry import EVALUATOR_REGISTRY
 from eql_d2.evaluation.tail_analysis import TailAnalysis
-from eql_d2.replaced import replaced
 
 logger = logging.getLogger(__name__)
 
@@ -196,4 +196,4 @@ def numpy_of_lvis_api():
     """Within this context the LVIS API's evaluation finds ``np.float``, which numpy removed in 1.24."""
     import lvis.eval  # here, since it imports matplotlib and OpenCV
 
-    return replaced(lvis.eval, "np", _NumpyWithFloat())
+    return patch.object(lvis.eval, "np", _NumpyWithFloat())

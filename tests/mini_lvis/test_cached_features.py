@@ -11,6 +11,7 @@ from detectron2.structures import Boxes, BoxMode, Instances
 from detectron2.utils.events import EventStorage
 from PIL import Image
 
+from eql_d2.engine.logit_statistics import logit_statistics
 from eql_d2.engine.yaml_parts import training_mapper
 from eql_d2.errors import InputError
 from eql_d2.mini_lvis import cached_features
@@ -74,6 +75,19 @@ def test_losses_and_detections_are_those_of_the_whole_model(tiny_cfg, inputs):
         a, b = a["instances"], b["instances"]
         assert len(a) == len(b) > 10 and a.image_size == b.image_size
         torch.testing.assert_close(a.scores, b.scores, rtol=1e-2, atol=1e-4)
+
+
+def test_logn_takes_its_statistics_without_pictures(tiny_cfg, inputs):
+    whole, cached = built(tiny_cfg, *FROZEN).eval(), built(tiny_cfg, *CACHED).eval()
+    cached.load_state_dict(whole.state_dict())
+    objects = [{key: value for key, value in x.items() if key != "image"} for x in inputs]
+    found = []
+    for model, batch in ((whole, inputs), (cached, objects)):
+        torch.manual_seed(1)  # of the sampling of proposals
+        found.append(logit_statistics(model, [batch]))
+    torch.testing.assert_close(found[1].mean, found[0].mean, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(found[1].deviation, found[0].deviation, rtol=1e-2, atol=1e-5)
+    assert not cached.training and not cached.roi_heads.training
 
 
 def test_the_frozen_part_runs_once_an_image_and_again_for_other_weights_or_pictures(tiny_cfg, inputs, monkeypatch):
