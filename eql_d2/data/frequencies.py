@@ -77,7 +77,7 @@ class ClassFrequencies:
 
     def _validate(self):
         K = len(self)
-        if K == 0 or self.image_count.dim() != 1 or (self.image_count < 0).any():
+        if K == 0 or self.image_count.dim() != 1:
             raise InputError(
                 f"image_count must hold one number >= 0 for each category; "
                 f"{self.source} gives shape {tuple(self.image_count.shape)}"
@@ -87,6 +87,13 @@ class ClassFrequencies:
                 f"image_count has {K} categories but instance_count has shape "
                 f"{tuple(self.instance_count.shape)} in {self.source}"
             )
+        for name in ("image_count", "instance_count"):
+            counts = getattr(self, name)
+            if counts is not None and (counts < 0).any():
+                category = int(counts.argmin())
+                raise InputError(
+                    f"{name} must be >= 0, but is {counts[category]} of category {category} in {self.source}"
+                )
         dimension = self.fractal_dimension
         if dimension is not None and not (dimension.shape == (K,) and ((dimension >= 1) & (dimension <= 2)).all()):
             raise InputError(

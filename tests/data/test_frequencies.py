@@ -193,7 +193,8 @@ def test_sum_of_datasets(frequencies):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ({"image_count": [-1, 2]}, ">= 0"),
+        ({"image_count": [2, -1]}, "image_count must be >= 0, but is -1 of category 1"),
+        ({"image_count": [2, 2], "instance_count": [-3, 2]}, "instance_count must be >= 0, but is -3 of category 0"),
         ({"image_count": []}, "each category"),
         ({"image_count": [1, 2], "instance_count": [1]}, "instance_count"),
         ({"image_count": [0, 0], "num_images": 0}, "empty training set"),

@@ -254,7 +254,9 @@ def test_the_predictor_is_as_wide_as_the_loss_says(make):
     if loss.prior_prob is not None:
         bias = predictor.cls_score.bias[:K].sigmoid()
         torch.testing.assert_close(bias, torch.full_like(bias, loss.prior_prob))
-    with pytest.raises(ValueError, match=f"{loss.num_logits} logits per RoI, got"):
+    with pytest.raises(
+        ValueError, match=f"^{type(loss).__name__} of {K} classes takes {loss.num_logits} logits per RoI, got"
+    ):
         loss(torch.zeros(1, loss.num_logits + 1), torch.tensor([0]), torch.zeros(1, D))
 
 
