@@ -83,22 +83,26 @@ def load(results: Path) -> list[dict]:
 
 
 def calibration_table(results: Path) -> str:
-    """A row for each run and calibration."""
-    rows = []
+    """A row for each variant and calibration, the seeds in their order in each cell."""
+    of: dict[tuple[str, str], list[dict]] = {}
     for line in load(results):
-        gain = f"{line['gain']:+.1f} [{line['low']:+.1f}, {line['high']:+.1f}]"
-        rows.append(
-            {
-                "run": f"`{line['variant']}`, seed {line['seed']}",
-                "calibration": f"`{line['calibration']}`",
-                "tuned by": line["metric"],
-                "strength": line["strength"],
-                "without": f"{line['none']:.1f}",
-                "with": f"{line['tuned']:.1f}",
-                "gain": gain if line["verdict"] == "within chance" else f"**{gain}**",
-            }
-        )
+        of.setdefault((line["variant"], line["calibration"]), []).append(line)
+    rows = []
+    for (variant, calibration), lines in of.items():
+        row = {"run": f"`{variant}`", "calibration": f"`{calibration}`"}
+        for metric in METRICS:
+            chosen = [line for line in lines if line["metric"] == metric]
+            row[f"{metric}, without"] = ", ".join(f"{line['none']:.1f}" for line in chosen)
+            row[f"strength by {metric}"] = ", ".join(f"{line['strength']:g}" for line in chosen)
+            row[f"{metric}, gain"] = ", ".join(map(shown_gain, chosen))
+        rows.append(row)
     return tabulate(rows, headers="keys", tablefmt="pipe", disable_numparse=True)
+
+
+def shown_gain(line: dict) -> str:
+    """Bold where the interval leaves out 0."""
+    gain = f"{line['gain']:+.1f} [{line['low']:+.1f}, {line['high']:+.1f}]"
+    return gain if line["verdict"] == "within chance" else f"**{gain}**"
 
 
 if __name__ == "__main__":

@@ -30,10 +30,12 @@ STEPS = (
     ("**2.** correct the scores of that by NorCal", "NorCal-RFS", "no training"),
     ("**3.** or train with sampling and a loss for the tail, ECM", "ECM-RFS", "1.77 times the iterations"),
     ("or with sampling and a cosine classifier", "cosine-RFS", "1.77 times the iterations"),
+    ("or with sampling and EQL v2", "EQLv2-RFS", "1.77 times the iterations"),
     ("without a longer training: Seesaw", "Seesaw", ""),
     ("without a longer training: EQL v2", "EQLv2", ""),
     ("softmax is trained: BAGS in a second stage", "BAGS", "its classifier once more"),
     ("softmax is trained: cRT in a second stage", "cRT", "its classifier once more"),
+    ("softmax with sampling is trained: cRT in a second stage", "cRT-on-RFS", "its classifier once more"),
 )
 # Methods of the 90-category benchmark (docs/benchmark.md) with published figures.
 SMALL_NAMES = {
