@@ -11,7 +11,7 @@ from eql_d2.engine import load_config
 from eql_d2.engine.settings import loss_name
 
 ROOT = Path(__file__).parents[2]
-from study import documents, plan, record, runs, seeds
+from study import calibrations, documents, plan, record, runs, seeds
 
 RESULTS = ROOT / "docs" / "benchmark"
 TINY = {"num_categories": 6, "num_train_images": 12, "num_val_images": 6, "max_image_count": 8, "min_val_images": 2}
@@ -95,3 +95,25 @@ def test_the_documents_show_the_results_that_are_committed():
         assert places, f"{name} shows no results"
         for place in places:
             assert documents.table(place[2], records, RESULTS) in place[0], f"{name}, {place[2]}: run make benchmark"
+
+
+def test_corrected_scores_have_a_row_for_each_run_and_calibration(tmp_path):
+    line = {"variant": "softmax", "seed": 1, "calibration": "NorCal", "metric": "AP", "strength": 0.6}
+    line |= {"none": 50.04, "tuned": 52.04, "gain": 2.0, "low": 1.5, "high": 2.5, "verdict": "gain"}
+    chance = {
+        "seed": 2,
+        "strength": 1,
+        "none": 51.0,
+        "gain": -0.1,
+        "low": -0.5,
+        "high": 0.3,
+        "verdict": "within chance",
+    }
+    lines = [line, line | chance, line | {"metric": "APr"}, line | {"calibration": "LogN"}]
+    (tmp_path / calibrations.FILE).write_text("".join(json.dumps(x) + "\n" for x in lines))
+    cells = [[c.strip() for c in row.split("|")] for row in calibrations.calibration_table(tmp_path).splitlines()]
+    first = dict(zip(cells[0], cells[2]))
+    assert first["run"] == "`softmax`" and first["calibration"] == "`NorCal`"
+    assert first["AP, without"] == "50.0, 51.0" and first["strength by AP"] == "0.6, 1"
+    assert first["AP, gain"] == "**+2.0 [+1.5, +2.5]**, -0.1 [-0.5, +0.3]"
+    assert first["APr, gain"] == "**+2.0 [+1.5, +2.5]**" and len(cells) == 4
