@@ -132,16 +132,21 @@ class ClassificationLoss(nn.Module):
         losses = self.compute(logits, rois)
         if losses.shape != logits.shape[:1]:
             raise InputError(
-                f"{type(self).__name__}.compute must return the loss of each of {len(logits)} RoIs, got the shape "
+                f"{self._name}.compute must return the loss of each of {len(logits)} RoIs, got the shape "
                 f"{tuple(losses.shape)}"
             )
         return reduced(losses, reduction)
+
+    @property
+    def _name(self) -> str:
+        """What its errors call it: as the one who chose it does."""
+        return type(self).__name__
 
     def checked(self, logits, rois: RoIs, reduction: str) -> tuple[torch.Tensor, RoIs]:
         """What a call is given, as :meth:`compute` takes it, or an InputError; see :meth:`forward`."""
         if reduction not in ("mean", "sum", "none"):
             raise InputError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}")
-        name, K = type(self).__name__, self.num_classes
+        name, K = self._name, self.num_classes
         if not isinstance(logits, torch.Tensor) or logits.dim() != 2 or not logits.is_floating_point():
             raise InputError(
                 f"{name} takes logits as a tensor (R, {self.num_logits}) of a float type, got {_kind(logits)}"
@@ -167,12 +172,10 @@ class ClassificationLoss(nn.Module):
         """(R,) int64 labels of (R, C) logits, or an InputError."""
         K = self.num_classes
         if not isinstance(gt_classes, torch.Tensor) or gt_classes.dtype not in INTEGERS:
-            raise InputError(
-                f"{type(self).__name__} takes gt_classes as a tensor of an integer type, got {_kind(gt_classes)}"
-            )
+            raise InputError(f"{self._name} takes gt_classes as a tensor of an integer type, got {_kind(gt_classes)}")
         if gt_classes.shape != logits.shape[:1]:
             raise InputError(
-                f"{type(self).__name__} takes one label for each row of logits: logits are {tuple(logits.shape)}, "
+                f"{self._name} takes one label for each row of logits: logits are {tuple(logits.shape)}, "
                 f"gt_classes {tuple(gt_classes.shape)}"
             )
         gt_classes = gt_classes.long()
@@ -183,10 +186,10 @@ class ClassificationLoss(nn.Module):
         low, high = gt_classes.aminmax()
         if device == "cuda":  # asked without a wait
             in_range = (low >= 0) & (high < K + background)
-            torch._assert_async(in_range, f"{type(self).__name__}: gt_classes must be in [0, {K + background})")
+            torch._assert_async(in_range, f"{self._name}: gt_classes must be in [0, {K + background})")
         elif int(low) < 0 or int(high) >= K + background:
             raise InputError(
-                f"{type(self).__name__} of {K} classes takes labels in [0, {K - 1 + background}]"
+                f"{self._name} of {K} classes takes labels in [0, {K - 1 + background}]"
                 f"{f' ({K}: background)' * background}, got {int(low)} to {int(high)}"
             )
         return gt_classes
@@ -208,7 +211,7 @@ class ClassificationLoss(nn.Module):
             InputError: no plain cross-entropy has such logits.
         """
         raise InputError(
-            f"{type(self).__name__} cannot start later: its {self.num_logits} logits for {self.num_classes} classes "
+            f"{self._name} cannot start later: its {self.num_logits} logits for {self.num_classes} classes "
             f"are none that plain cross-entropy could train. Start it at once (CLS_LOSS.START_ITER 0)"
         )
 
@@ -216,7 +219,7 @@ class ClassificationLoss(nn.Module):
         """Logits as :meth:`compute` takes them: of width :attr:`num_logits`, or an InputError."""
         if logits.shape[1] != self.num_logits:
             raise InputError(
-                f"{type(self).__name__} of {self.num_classes} classes takes {self.num_logits} logits per RoI, got "
+                f"{self._name} of {self.num_classes} classes takes {self.num_logits} logits per RoI, got "
                 f"{logits.shape[1]}: cls_score must be as wide as the loss says"
             )
         return logits
@@ -253,8 +256,7 @@ class ClassificationLoss(nn.Module):
         frequencies = ClassFrequencies.of(frequencies)
         if len(frequencies) != self.num_classes:
             raise InputError(
-                f"{type(self).__name__} has {self.num_classes} classes, but {frequencies.source} counts "
-                f"{len(frequencies)}"
+                f"{self._name} has {self.num_classes} classes, but {frequencies.source} counts {len(frequencies)}"
             )
         with torch.device("cpu"):  # so that a model without data (meta) is built, too
             value = derive(frequencies)
@@ -286,7 +288,7 @@ class ClassificationLoss(nn.Module):
         """Raise if this loss needs class frequencies to train and was built without."""
         if self._no_frequencies is not None:
             raise InputError(
-                f"{type(self).__name__} needs class frequencies to train: {self._no_frequencies}"
+                f"{self._name} needs class frequencies to train: {self._no_frequencies}"
             ) from self._no_frequencies
 
 

@@ -120,6 +120,10 @@ class LateStart(ScoredByAnother, CountsSteps):
     def scoring(self) -> ClassificationLoss:  # type: ignore[override]  # an attribute elsewhere
         return self.then
 
+    @property
+    def _name(self):  # START_ITER, not a name, makes this one
+        return self.then._name
+
     def require_frequencies(self):
         self.first.require_frequencies()
         self.then.require_frequencies()

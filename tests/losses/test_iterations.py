@@ -12,6 +12,7 @@ from eql_d2 import CLS_LOSS_REGISTRY, build_cls_loss
 from eql_d2.errors import InputError
 from eql_d2.losses import (
     BalancedGroupSoftmaxLoss,
+    EqualizationLoss,
     EqualizationLossV2,
     InfluenceBalancedLoss,
     LateStart,
@@ -77,6 +78,13 @@ def test_losses_of_logits_that_plain_cross_entropy_cannot_train(frequencies):
             loss.plain()
     with pytest.raises(InputError, match="SigmoidCrossEntropy has 7 for 7 classes, SoftmaxCrossEntropy 8 for 7"):
         LateStart(SigmoidCrossEntropy(K), SoftmaxCrossEntropy(K), start_iter=1)
+
+
+def test_its_errors_name_the_loss_that_was_chosen():
+    late = LateStart(SigmoidCrossEntropy(K), EqualizationLoss(K, frequencies=[1] * K), start_iter=1)
+    for logits, label in ((torch.zeros(1, K + 3), 0), (torch.zeros(1, K), -1), (torch.zeros(1, K), 0.5)):
+        with pytest.raises(ValueError, match="^EqualizationLoss "):
+            late(logits, torch.tensor([label]))
 
 
 @pytest.mark.parametrize("transformed", [False, True])

@@ -234,8 +234,11 @@ def test_missing_counts_are_told_when_it_is_made(name):
     loss_class = CLS_LOSS_REGISTRY.get(name)
     with pytest.raises(InputError, match=r"no instance counts: give ClassFrequencies\(instance_count=\.\.\.\)"):
         loss_class(2, frequencies=ClassFrequencies([1, 2]))
-    with pytest.raises(InputError, match=r"frequencies must be whole numbers, got \[1\.5, 2\.0\]"):
-        loss_class(2, frequencies=[1.5, 2.0])
+    with pytest.raises(InputError, match=r"frequencies must be whole numbers, got 1\.5 of category 1"):
+        loss_class(2, frequencies=[2.0, 1.5])
+    for value in (float("nan"), float("inf"), 1j):
+        with pytest.raises(InputError, match="frequencies must be whole numbers, got .* of category 1"):
+            loss_class(3, frequencies=[2, value, 1])
     for wrong in ({"cat": 1}, ["3", "4"], [[3], [4]], 5):
         with pytest.raises(InputError, match="ClassFrequencies, the path of a counts file, or a sequence"):
             loss_class(2, frequencies=wrong)
