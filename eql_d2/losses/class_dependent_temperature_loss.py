@@ -19,8 +19,8 @@ class ClassDependentTemperatureLoss(SoftmaxLoss):
     From "Identifying and Compensating for Feature Deviation in Imbalanced Deep Learning" (Ye et al., arXiv:2001.01385).
     Scores are softmax(z), undivided.
 
-    Background, column K, has no count: its temperature is 1, like that of the most frequent category. n_j counts
-    objects: the paper's samples have one label each, as RoIs have. A category without any counts as one.
+    Deviations: background, column K, which the paper has not, has temperature 1, like the most frequent category, and a
+    category without any sample counts as one. n_j counts objects: the paper's samples have one label each, as RoIs do.
 
     Args:
         num_classes: K.

@@ -26,6 +26,7 @@ class ClassWeightedLoss(ScoredByAnother):
       arXiv:1708.02002).
 
     The weights are taken as they are, without normalising: with weights of mean 10 the loss is ten times as large.
+    Deviations: divided by R, where PyTorch's mean is over the labels' weights (softmax) or over R K numbers (sigmoid).
 
     Args:
         num_classes: K.

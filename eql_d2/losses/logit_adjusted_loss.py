@@ -19,10 +19,11 @@ class LogitAdjustedLoss(SoftmaxLoss):
     From "Long-Tail Learning via Logit Adjustment" (Menon et al., ICLR 2021, arXiv:2007.07314). Scores are softmax(z).
     For the post-hoc form, which corrects a model trained by cross-entropy, see ``MODEL.ROI_BOX_HEAD.CALIBRATION``.
 
-    The paper has no background, and pi is defined up to a factor that matters only against it. Column K is adjusted by
-    0, and log pi is shifted so that the most frequent category has 0 too: no category then scores lower against
-    background than it would without adjustment, uniform counts are plain cross-entropy, and one rare category more does
-    not move the others (as a mean of 0 would). Without a shift every category would train e^-7 below background.
+    Deviations: the paper has no background, and pi is defined up to a factor that matters only against it. Here column
+    K is adjusted by 0, and log pi is shifted so that the most frequent category has 0 too: no category then scores
+    lower against background than it would without adjustment, uniform counts are plain cross-entropy, and one rare
+    category more does not move the others (as a mean of 0 would). Without a shift every category would train e^-7 below
+    background.
 
     pi_j counts objects: the paper's samples have one label each, as RoIs have. A category without any counts as one
     (the authors' code adds 1e-12 to the prior: 27 below in the logit).

@@ -21,8 +21,8 @@ class VectorScalingLoss(SoftmaxLoss):
     zero. ``tau`` 0 is :class:`ClassDependentTemperatureLoss`, ``gamma`` 0 is :class:`LogitAdjustedLoss`. Scores are
     softmax(z).
 
-    Background, column K, has no count: temperature 1 and offset 0, like the most frequent category; see these two. n_j
-    counts objects; a category without any counts as one.
+    Deviations, as of these two: background, column K, which the paper has not, has temperature 1 and offset 0, like the
+    most frequent category, and a category without any sample counts as one. n_j counts objects.
 
     Args:
         num_classes: K.

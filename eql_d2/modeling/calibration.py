@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from eql_d2.data.frequencies import ClassFrequencies, FrequenciesNotFound
+from eql_d2.data.frequencies import ClassFrequencies, Counts, FrequenciesNotFound
 from eql_d2.data.json_files import read_json
 from eql_d2.errors import InputError
 from eql_d2.losses import ClassificationLoss, functional
@@ -96,7 +96,7 @@ class PriorCalibration(Calibration):
 
     Args:
         cls_loss: the loss whose scores are corrected; K categories.
-        frequencies: counts of the training set, K categories.
+        frequencies: counts of the training set, K categories, or what a loss takes for them.
         strength: >= 0, a factor of the offsets; 0 changes nothing. None: :attr:`default_strength`.
     """
 
@@ -105,9 +105,10 @@ class PriorCalibration(Calibration):
     def __init__(
         self,
         cls_loss: ClassificationLoss,
-        frequencies: ClassFrequencies,
+        frequencies: Counts,
         strength: float | None = None,
     ):
+        frequencies = ClassFrequencies.of(frequencies)
         super().__init__(cls_loss, frequencies, strength)
         if len(frequencies) != cls_loss.num_classes:
             raise InputError(

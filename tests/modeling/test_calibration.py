@@ -217,6 +217,17 @@ def test_defaults_are_documented(tiny_cfg, calibration_class):
     assert build_calibration(tiny_cfg(), SoftmaxCrossEntropy(K)) is None
 
 
+def test_counts_are_what_losses_take_for_them(frequencies, counts_file, calibration_class):
+    loss = SoftmaxCrossEntropy(K)
+    of_file = calibration_class(loss, counts_file).offset
+    assert torch.equal(of_file, calibration_class(loss, frequencies).offset)
+    samples = calibration_class(loss, OBJECTS).offset
+    assert torch.equal(samples, calibration_class(loss, ClassFrequencies(OBJECTS, OBJECTS)).offset)
+    for wrong, message in ((["a"] * K, "a sequence of the number"), ("none.json", "there is no file")):
+        with pytest.raises(ValueError, match=message):
+            calibration_class(loss, wrong)
+
+
 def test_wrong_arguments_are_refused(tiny_cfg, frequencies):
     loss = SoftmaxCrossEntropy(K)
     with pytest.raises(ValueError, match=r"CALIBRATION.NAME is 'Platt'.*'LogitAdjustment', 'NorCal'"):
