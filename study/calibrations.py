@@ -17,6 +17,7 @@ from tabulate import tabulate
 
 from eql_d2.engine.sweep import Sweep
 from study.plan import studies
+from study.seeds import with_interval
 
 DOCS = Path(__file__).parents[1] / "docs"
 FOLDERS = {90: "benchmark", 1203: "benchmark_1203"}  # categories -> of the results, and of the runs
@@ -92,17 +93,11 @@ def calibration_table(results: Path) -> str:
         row = {"run": f"`{variant}`", "calibration": f"`{calibration}`"}
         for metric in METRICS:
             chosen = [line for line in lines if line["metric"] == metric]
-            row[f"{metric}, without"] = ", ".join(f"{line['none']:.1f}" for line in chosen)
-            row[f"strength by {metric}"] = ", ".join(f"{line['strength']:g}" for line in chosen)
-            row[f"{metric}, gain"] = ", ".join(map(shown_gain, chosen))
+            row[f"{metric}, without"] = ", ".join(f"{c['none']:.1f}" for c in chosen)
+            row[f"strength by {metric}"] = ", ".join(f"{c['strength']:g}" for c in chosen)
+            row[f"{metric}, gain"] = ", ".join(with_interval(c["gain"], c["low"], c["high"]) for c in chosen)
         rows.append(row)
     return tabulate(rows, headers="keys", tablefmt="pipe", disable_numparse=True)
-
-
-def shown_gain(line: dict) -> str:
-    """Bold where the interval leaves out 0."""
-    gain = f"{line['gain']:+.1f} [{line['low']:+.1f}, {line['high']:+.1f}]"
-    return gain if line["verdict"] == "within chance" else f"**{gain}**"
 
 
 if __name__ == "__main__":

@@ -39,8 +39,11 @@ def difference(by_seed: dict[int, float], baseline: dict[int, float]) -> str:
     differences = paired_differences(by_seed, baseline)
     if not differences:
         return ""
-    text, limits = f"{mean(differences):+.1f}", interval(differences)
-    if limits is None:
-        return text
-    text += f" [{limits[0]:+.1f}, {limits[1]:+.1f}]"
-    return f"**{text}**" if limits[0] > 0 or limits[1] < 0 else text
+    limits = interval(differences)
+    return f"{mean(differences):+.1f}" if limits is None else with_interval(mean(differences), *limits)
+
+
+def with_interval(value: float, low: float, high: float) -> str:
+    """`+value [low, high]`, bold where the interval leaves out 0."""
+    text = f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
+    return f"**{text}**" if low > 0 or high < 0 else text

@@ -29,7 +29,7 @@ DEFAULT_MAX_IMAGE_COUNT = 100  # LVIS's rare and common categories
 def whole_numbers(values, name: str) -> torch.Tensor:
     """int64 of a sequence of whole numbers; floats must be whole."""
     tensor = torch.as_tensor(values)
-    wrong = ~tensor.isfinite() | (tensor.frac() != 0) if tensor.is_floating_point() else tensor.isreal().logical_not()
+    wrong = tensor.frac() != 0 if tensor.is_floating_point() else ~tensor.isreal()  # that of inf is NaN, too
     if wrong.any():
         category = int(wrong.flatten().int().argmax())
         raise InputError(f"{name} must be whole numbers, got {tensor.flatten()[category]} of category {category}")
